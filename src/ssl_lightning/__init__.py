@@ -1,0 +1,124 @@
+"""Structured sparsity learning (group lasso, Wen et al., NIPS 2016) for PyTorch Lightning.
+
+All public names, imported when they are first used: ``import ssl_lightning`` itself loads nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_lightning import zoo
+    from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
+    from ssl_lightning.benchmark import BenchmarkResult, benchmark, count_macs
+    from ssl_lightning.callbacks import (
+        DepthCollapse,
+        FilterPictures,
+        SaveCompact,
+        SparsityMonitor,
+        ThresholdPruning,
+    )
+    from ssl_lightning.checkpoints import load_backbone
+    from ssl_lightning.compaction import (
+        Plan,
+        apply_plan,
+        compact,
+        load_compact,
+        make_plan,
+        save_compact,
+    )
+    from ssl_lightning.data import (
+        CIFAR10DataModule,
+        FashionMNISTDataModule,
+        ImageFolderDataModule,
+        ImageNetDataModule,
+        ImagenetteDataModule,
+        MNISTDataModule,
+    )
+    from ssl_lightning.groups import (
+        GroupSet,
+        Member,
+        Selector,
+        group_norms,
+        kept_groups,
+        resolve_groups,
+    )
+    from ssl_lightning.module import SSLLightningModule
+    from ssl_lightning.penalties import (
+        L1,
+        GroupLasso,
+        Regularizer,
+        group_lasso,
+        group_lasso_subgradient,
+        prox_group_lasso,
+        prox_group_lasso_metric,
+        prox_l1,
+    )
+    from ssl_lightning.prune import PruneReport, prune_
+    from ssl_lightning.report import RunReport, bar_chart, comparison_table, filter_picture
+    from ssl_lightning.schedules import Constant, Cosine, Ramp, StageLR, Window
+
+_ROOMS: dict[str, tuple[str, ...]] = {
+    "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
+    "benchmark": ("BenchmarkResult", "benchmark", "count_macs"),
+    "callbacks": (
+        "DepthCollapse",
+        "FilterPictures",
+        "SaveCompact",
+        "SparsityMonitor",
+        "ThresholdPruning",
+    ),
+    "checkpoints": ("load_backbone",),
+    "compaction": ("Plan", "apply_plan", "compact", "load_compact", "make_plan", "save_compact"),
+    "data": (
+        "CIFAR10DataModule",
+        "FashionMNISTDataModule",
+        "ImageFolderDataModule",
+        "ImageNetDataModule",
+        "ImagenetteDataModule",
+        "MNISTDataModule",
+    ),
+    "groups": (
+        "GroupSet",
+        "Member",
+        "Selector",
+        "group_norms",
+        "kept_groups",
+        "resolve_groups",
+    ),
+    "module": ("SSLLightningModule",),
+    "penalties": (
+        "L1",
+        "GroupLasso",
+        "Regularizer",
+        "group_lasso",
+        "group_lasso_subgradient",
+        "prox_group_lasso",
+        "prox_group_lasso_metric",
+        "prox_l1",
+    ),
+    "prune": ("PruneReport", "prune_"),
+    "report": ("RunReport", "bar_chart", "comparison_table", "filter_picture"),
+    "schedules": ("Constant", "Cosine", "Ramp", "StageLR", "Window"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULES = ("zoo",)
+"""Rooms that are public names themselves."""
+
+__version__ = "0.1.0"
+__all__ = sorted([*_HOME, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,22 @@
+"""Networks to make sparse: the paper's own, and any of timm and torchvision by name."""
+
+from ssl_lightning.backbones.alexnet import AlexNet
+from ssl_lightning.backbones.convnet import ConvNet, SpatialResponseNorm
+from ssl_lightning.backbones.lenet import LeNet
+from ssl_lightning.backbones.mlp import MLP
+from ssl_lightning.backbones.resnet_cifar import BasicBlock, PadShortcut, ResNetCIFAR
+from ssl_lightning.backbones.table import BACKBONES, create_backbone, list_backbones
+
+__all__ = [
+    "BACKBONES",
+    "MLP",
+    "AlexNet",
+    "BasicBlock",
+    "ConvNet",
+    "LeNet",
+    "PadShortcut",
+    "ResNetCIFAR",
+    "SpatialResponseNorm",
+    "create_backbone",
+    "list_backbones",
+]

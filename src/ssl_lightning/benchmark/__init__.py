@@ -1,0 +1,47 @@
+"""Latency, multiply-adds, parameters and bytes, measured side by side.
+
+The records (:class:`BenchmarkResult` and its parts) need no torch; what measures is imported when
+it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ssl_lightning.benchmark.record import (
+    BenchmarkResult,
+    Machine,
+    ModelSize,
+    Run,
+    Timing,
+)
+
+if TYPE_CHECKING:
+    from ssl_lightning.benchmark.latency import benchmark, interleave
+    from ssl_lightning.benchmark.macs import count_macs, num_bytes, num_parameters
+
+__all__ = [
+    "BenchmarkResult",
+    "Machine",
+    "ModelSize",
+    "Run",
+    "Timing",
+    "benchmark",
+    "count_macs",
+    "interleave",
+    "num_bytes",
+    "num_parameters",
+]
+
+_LAZY = {
+    "benchmark": "latency",
+    "interleave": "latency",
+    "count_macs": "macs",
+    "num_bytes": "macs",
+    "num_parameters": "macs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""What a measurement depends on besides the model: the machine, the versions, the layout."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.benchmark.record import Machine
+
+CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere the platform's own name is taken
+
+
+def machine(device: torch.device) -> Machine:
+    """Describe the machine and the versions in use.
+
+    Example:
+        >>> machine(torch.device("cpu")).device
+        'cpu'
+    """
+    return Machine(
+        processor=_processor(device),
+        num_cores=os.cpu_count() or 1,
+        device=device.type,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+    )
+
+
+def memory_format(x: Tensor) -> str:
+    """Return ``"channels_last"`` if only that format describes the tensor, else ``"contiguous"``.
+
+    Example:
+        >>> memory_format(torch.zeros(1, 3, 4, 4).to(memory_format=torch.channels_last))
+        'channels_last'
+    """
+    if x.dim() == 4 and not x.is_contiguous():
+        return "channels_last" if x.is_contiguous(memory_format=torch.channels_last) else "strided"
+    return "contiguous" if x.is_contiguous() else "strided"
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown"

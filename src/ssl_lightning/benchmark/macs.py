@@ -1,0 +1,130 @@
+"""Multiply-adds, parameters and bytes of a model."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
+
+
+@overload
+def count_macs(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], per_layer: Literal[False] = False
+) -> int: ...
+@overload
+def count_macs(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], per_layer: Literal[True]
+) -> dict[str, int]: ...
+def count_macs(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], per_layer: bool = False
+) -> int | dict[str, int]:
+    """Count the multiply-adds of one forward pass in evaluation mode.
+
+    Half of what :class:`torch.utils.flop_counter.FlopCounterMode` counts: convolutions and
+    matrix products (linear layers and both products of attention); element-wise work, pooling and
+    normalisation count nothing. FLOPs are twice this number. An operator that torch does not know
+    counts nothing either, unless its formula was registered with
+    :func:`torch.utils.flop_counter.register_flop_formula`.
+
+    The model is left as it was: mode, gradients and buffers.
+
+    Args:
+        model: any module.
+        example_input: batch ``(N, ...)``, or a tuple of all inputs; the whole batch is counted.
+        per_layer: return each module's own count instead of the total.
+
+    Returns:
+        The total, or a dict from module name (``""`` is the model itself) to the multiply-adds
+        done in that module and not in its children. Zeros are left out; the sum is the total.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10))
+        >>> count_macs(model, torch.zeros(1, 1, 4, 4))
+        152
+        >>> count_macs(model, torch.zeros(1, 1, 4, 4), per_layer=True)
+        {'0': 72, '2': 80}
+    """
+    counter = FlopCounterMode(display=False)
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_countable_attention())
+        stack.enter_context(torch.no_grad())
+        own = stack.enter_context(_own_flops(model, counter)) if per_layer else {}
+        stack.enter_context(counter)
+        functional_call(model, buffers, example_input)
+    if per_layer:
+        return {name: int(flops // 2) for name, flops in own.items() if flops}
+    return int(counter.get_total_flops() // 2)
+
+
+@contextmanager
+def _own_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
+    """Charge what the counter gained since the last change of module to the innermost module."""
+    own = {name: 0 for name, _ in model.named_modules()}
+    running: list[str] = []
+    charged = 0
+
+    def charge() -> None:
+        nonlocal charged
+        if running:
+            own[running[-1]] += counter.get_total_flops() - charged
+        charged = counter.get_total_flops()
+
+    def leave(*_: Any) -> None:
+        charge()
+        running.pop()
+
+    def enter(name: str) -> None:
+        charge()
+        running.append(name)
+
+    handles: list[RemovableHandle] = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield own
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode and give each module its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Make attention run as matrix products: the counter does not know its fused operators."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of elements of all parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def num_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,110 @@
+"""Dataclasses to JSON and back, with errors that name the field. Imports no torch."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssl_lightning.files import replacing
+
+T = TypeVar("T")
+
+
+def decode(cls: type[T], data: Any, where: str) -> T:
+    """Build the dataclass ``cls`` from plain JSON values.
+
+    Args:
+        cls: dataclass whose fields are str, int, float, optional ones, dicts, tuples, lists,
+            dataclasses again, or Any, which is taken as it is.
+        data: what :func:`dataclasses.asdict` gave, before or after a trip through JSON.
+        where: name of the record in error messages.
+
+    Raises:
+        ValueError: if a field is missing, unknown or of another type.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass
+        ... class Point:
+        ...     x: float
+        >>> decode(Point, {"x": 1}, "point")
+        Point(x=1.0)
+        >>> decode(Point, {"y": 1}, "point")
+        Traceback (most recent call last):
+        ...
+        ValueError: point: expected the fields x; missing: x; unknown: y...
+    """
+    value: T = _decode(cls, data, where)
+    return value
+
+
+def _decode(hint: Any, data: Any, where: str) -> Any:
+    """Convert ``data`` to the type ``hint``, recursively."""
+    if hint is Any:
+        return data
+    if dataclasses.is_dataclass(hint):
+        return _decode_dataclass(hint, data, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        kind = next(kind for kind in arguments if kind is not type(None))
+        return None if data is None else _decode(kind, data, where)
+    if origin is dict:
+        items = _expect(dict, data, where).items()
+        return {str(key): _decode(arguments[1], value, f"{where}.{key}") for key, value in items}
+    if origin in (tuple, list):
+        items = _expect((list, tuple), data, where)
+        return origin(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if hint is float:
+        return float(_expect((int, float), data, where))
+    return _expect(hint, data, where)
+
+
+def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
+    _expect(dict, data, where)
+    fields = dataclasses.fields(cls)
+    names = {field.name for field in fields}
+    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    missing, unknown = sorted(required - set(data)), sorted(set(data) - names)
+    if missing or unknown:
+        problems = [("missing", missing), ("unknown", unknown)]
+        told = "; ".join(f"{what}: {', '.join(found)}" for what, found in problems if found)
+        raise ValueError(
+            f"{where}: expected the fields {', '.join(f.name for f in fields)}; {told}. "
+            "The file may come from another version; write it again."
+        )
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _decode(hints[name], data[name], f"{where}.{name}") for name in data})
+
+
+def _expect(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise ValueError(
+            f"{where}: expected {' or '.join(k.__name__ for k in kinds)}, got {data!r}. "
+            "Correct the value or write the file again."
+        )
+    return data
+
+
+def save_json(data: Any, path: str | Path) -> None:
+    """Write ``data`` as JSON so that ``path`` is either the old or the whole new file."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: expected JSON, got an error: {error}. Write it again."
+        ) from error

@@ -1,0 +1,22 @@
+"""Callbacks: when to prune, to collapse, to report and to compact."""
+
+from lightning.pytorch.callbacks import Callback
+
+from ssl_lightning.callbacks.compact import SaveCompact
+from ssl_lightning.callbacks.depth import DepthCollapse
+from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
+from ssl_lightning.callbacks.pruning import ThresholdPruning
+
+CALLBACKS: dict[str, type[Callback]] = {
+    cls.__name__: cls
+    for cls in (ThresholdPruning, DepthCollapse, SparsityMonitor, FilterPictures, SaveCompact)
+}
+
+__all__ = [
+    "CALLBACKS",
+    "DepthCollapse",
+    "FilterPictures",
+    "SaveCompact",
+    "SparsityMonitor",
+    "ThresholdPruning",
+]

@@ -1,0 +1,68 @@
+"""SaveCompact: the compact network, written when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from ssl_lightning.callbacks.when import require_module
+from ssl_lightning.compaction import compact, make_plan, save_compact
+
+
+class SaveCompact(Callback):
+    """At the end of training, compact the network and write it to ``folder``.
+
+    Where Weights & Biases logs the run, the folder also becomes an artifact of type ``model``.
+
+    Args:
+        folder: where to write (default: ``compact`` in the trainer's ``default_root_dir``).
+
+    Raises:
+        ValueError: at the start of training, if the backbone was not given by name, or does not
+            tell its input shape.
+
+    Example:
+        >>> SaveCompact("runs/lenet/compact").folder
+        'runs/lenet/compact'
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reject a run whose compact network could not be stored."""
+        module = require_module(pl_module, self)
+        if "backbone" not in module.hparams or module.example_input() is None:
+            raise ValueError(
+                "SaveCompact: the backbone must be given by name, so that the stored network can "
+                "be created again, and its input shape be known (`input_shape`). For other "
+                "modules, call make_plan and compact yourself."
+            )
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compact and write."""
+        module = require_module(pl_module, self)
+        example = module.example_input()
+        assert example is not None
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "compact")
+        plan = make_plan(module.backbone, example)
+        small = compact(module.backbone, plan)
+        save_compact(folder, small, plan, module.hparams["backbone"], module.backbone_arguments)
+        rank_zero_info(f"SaveCompact: wrote {folder}.")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                log_artifact(logger, folder)
+
+
+def log_artifact(logger: WandbLogger, folder: Path) -> None:
+    """Log a folder as an artifact of the run."""
+    import wandb
+
+    artifact = wandb.Artifact(f"compact-{logger.experiment.id}", type="model")
+    artifact.add_dir(str(folder))
+    logger.experiment.log_artifact(artifact)

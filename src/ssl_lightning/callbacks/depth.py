@@ -1,0 +1,149 @@
+"""DepthCollapse: a residual block whose branch became zero is not computed any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from ssl_lightning.callbacks.when import Occasions, require_module
+from ssl_lightning.compaction.modules import zero_like_layer
+from ssl_lightning.graph import ResidualBranch, residual_branches, trace
+from ssl_lightning.groups import resolve_groups
+from ssl_lightning.module import SSLLightningModule
+
+
+class DepthCollapse(Callback):
+    """Collapse residual blocks whose branch is zero: they become their shortcut.
+
+    A branch whose function no longer depends on its input, because the weights of one of its
+    layers are all zero, still adds the shift of its last batch norm. At the start of chosen
+    epochs this callback zeroes such a branch as a whole, locks it there, and stops computing it:
+    its layers return zeros at once. Keys and shapes of the state dict stay as they are; ``compact``
+    removes the branch for good.
+
+    Args:
+        start: first epoch (counted from 0) at whose start to look for zero branches.
+        every_n_epochs: look again every so many epochs; 0 looks once.
+
+    Raises:
+        ValueError: for a negative occasion, a start after the last epoch, or a network without
+            residual branches.
+
+    Reference:
+        Wen et al., 2016, section 3.1, "depth-wise".
+
+    Example:
+        >>> DepthCollapse(start=10).occasions.at(11)
+        True
+    """
+
+    def __init__(self, start: int = 0, every_n_epochs: int = 1) -> None:
+        self.occasions = Occasions("DepthCollapse", start, every_n_epochs)
+        self.collapsed: list[str] = []
+        self._branches: list[ResidualBranch] | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the branches; on a resumed run, collapse again those that were."""
+        module = require_module(pl_module, self)
+        self.occasions.check(trainer)
+        for branch in self.branches(module):
+            if branch.addition in self.collapsed:
+                skip_branch(module.backbone, branch)
+
+    def branches(self, module: SSLLightningModule) -> list[ResidualBranch]:
+        """Return the residual branches of the backbone (traced once)."""
+        if self._branches is None:
+            example = module.example_input()
+            if example is None:
+                raise ValueError(
+                    "DepthCollapse: the shape of the backbone's input is not known. Pass "
+                    "`input_shape`, such as [3, 32, 32], to SSLLightningModule."
+                )
+            self._branches = residual_branches(trace(module.backbone, example))
+        if not self._branches:
+            raise ValueError(
+                f"DepthCollapse: {type(module.backbone).__name__} has no residual additions, so no "
+                "block can be collapsed. Remove the callback."
+            )
+        return self._branches
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collapse the branches that became zero."""
+        if not self.occasions.at(trainer.current_epoch):
+            return
+        module = require_module(pl_module, self)
+        for branch in self.branches(module):
+            if branch.addition not in self.collapsed and has_zero_layer(module.backbone, branch):
+                self.collapsed.append(branch.addition)
+                lock_branch_(module, branch)
+                skip_branch(module.backbone, branch)
+                rank_zero_info(
+                    f"DepthCollapse: {', '.join(branch.weighted)} removed in epoch "
+                    f"{trainer.current_epoch}."
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which branches are collapsed."""
+        return {"collapsed": list(self.collapsed)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore which branches are collapsed."""
+        self.collapsed = list(state_dict["collapsed"])
+
+
+def has_zero_layer(backbone: nn.Module, branch: ResidualBranch) -> bool:
+    """Whether some layer of the branch has only zero weights."""
+    weights = [backbone.get_submodule(name).weight for name in branch.weighted]
+    return any(isinstance(w, Tensor) and not bool(w.any()) for w in weights)
+
+
+def lock_branch_(module: SSLLightningModule, branch: ResidualBranch) -> None:
+    """Zero and lock everything that the branch's layers and their norms hold."""
+    selector = {"kind": "depth", "layers": list(branch.weighted)}
+    for group_set in resolve_groups(module.backbone, [selector], module.example_input()):
+        module.prune_groups_(group_set, torch.ones(1, dtype=torch.bool), lock=True)
+
+
+def skip_branch(backbone: nn.Module, branch: ResidualBranch) -> None:
+    """Let the modules of a zero branch return zeros without computing.
+
+    The first of them adds 0 times one element of each of the branch's parameters, so that all of
+    them still get a (zero) gradient, as distributed training expects.
+    """
+    layers = [m for name in branch.modules if is_skipped(m := backbone.get_submodule(name))]
+    parameters = [p for layer in layers for p in layer.parameters(recurse=False)]
+    for layer in layers:
+        layer.forward = Skip(layer, parameters)
+        parameters = []
+    torch.compiler.reset()
+
+
+def is_skipped(module: nn.Module) -> bool:
+    """Whether a module of a zero branch returns zeros without computing."""
+    return zero_like_layer(module) is not None
+
+
+class Skip:
+    """The ``forward`` of a layer in a collapsed branch: zeros of the right shape."""
+
+    equivalent = (
+        True  # to the layer's own forward: the analysis of the graph may see the layer itself
+    )
+
+    def __init__(self, layer: nn.Module, parameters: list[nn.Parameter]) -> None:
+        zero = zero_like_layer(layer)
+        assert zero is not None
+        self.zero = zero
+        self.parameters = parameters
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return zeros; all parameters of the branch get zero gradients through it."""
+        zeros: Tensor = self.zero(x)
+        if self.parameters and torch.is_grad_enabled():
+            zeros = zeros + sum(p.reshape(-1)[0] for p in self.parameters) * 0.0
+        return zeros

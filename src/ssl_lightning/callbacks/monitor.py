@@ -1,0 +1,159 @@
+"""SparsityMonitor and FilterPictures: what is left, as figures, a table and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from ssl_lightning.callbacks.when import require_module
+from ssl_lightning.groups import kept_groups
+from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.report import filter_grid, filter_picture
+
+
+class SparsityMonitor(Callback):
+    """Log the groups left and the effective strength of every layer; print a table at the end.
+
+    Per epoch and layer it logs ``sparsity/<layer>/<filters|channels|columns>`` (percent that is
+    zero) and ``strength/<layer>:<kind>`` to whatever loggers the trainer has.
+
+    Args:
+        every_n_epochs: log every so many epochs.
+        table: print a table of all layers at the end of training.
+
+    Raises:
+        ValueError: if ``every_n_epochs`` is not positive.
+
+    Example:
+        >>> SparsityMonitor(every_n_epochs=5).table
+        True
+    """
+
+    def __init__(self, every_n_epochs: int = 1, table: bool = True) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(
+                f"SparsityMonitor: expected every_n_epochs >= 1, got {every_n_epochs}. To log "
+                "nothing, take the callback out."
+            )
+        self.every_n_epochs = every_n_epochs
+        self.table = table
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the figures of this epoch."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            module = require_module(pl_module, self)
+            pl_module.log_dict(sparsity_figures(module))
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the table."""
+        if self.table:
+            Console().print(sparsity_table(require_module(pl_module, self).backbone))
+
+
+def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
+    """Return the sparsity in percent per layer and kind, and the effective strengths."""
+    figures = {
+        f"sparsity/{layer}/{kind}": 100.0 * (1.0 - kept / total)
+        for layer, kinds in kept_groups(module.backbone).items()
+        for kind, (kept, total) in kinds.items()
+    }
+    strengths = module.regularizer.strengths(module.epoch)
+    return {**figures, **{f"strength/{name}": value for name, value in strengths.items()}}
+
+
+def sparsity_table(model: nn.Module) -> Table:
+    """Return a table of the groups left in every layer."""
+    table = Table(
+        title="Groups left", caption="kept of all; columns are filter shapes W[:, c, h, w]"
+    )
+    table.add_column("layer")
+    kinds = ("filters", "channels", "columns")
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    for layer, counts in kept_groups(model).items():
+        cells = ["{} of {}".format(*counts[kind]) if kind in counts else "" for kind in kinds]
+        table.add_row(layer, *cells)
+    return table
+
+
+class FilterPictures(Callback):
+    """Show the filters of one convolution as a picture, as in the paper's figures.
+
+    The picture goes to Weights & Biases or TensorBoard where one of them logs the run, and always
+    to ``filters.png`` in ``folder`` (default: the trainer's ``default_root_dir``).
+
+    Args:
+        layer: name of the convolution; None takes the first one.
+        every_n_epochs: epochs between pictures for loggers; the last epoch always has one.
+        folder: where to write the file.
+
+    Raises:
+        ValueError: at the start of training, if there is no such convolution.
+
+    Example:
+        >>> FilterPictures(layer="conv1").every_n_epochs
+        10
+    """
+
+    def __init__(
+        self, layer: str | None = None, every_n_epochs: int = 10, folder: str | None = None
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(
+                f"FilterPictures: expected every_n_epochs >= 1, got {every_n_epochs}. To draw "
+                "nothing, take the callback out."
+            )
+        self.layer = layer
+        self.every_n_epochs = every_n_epochs
+        self.folder = folder
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the convolution, so that a misspelt name shows before training."""
+        self.weights(require_module(pl_module, self))
+
+    def weights(self, module: SSLLightningModule) -> npt.NDArray[np.floating[Any]]:
+        """Return the convolution's weight, shape ``(O, C, H, W)``."""
+        convs = {n: m for n, m in module.backbone.named_modules() if isinstance(m, nn.Conv2d)}
+        name = self.layer if self.layer is not None else next(iter(convs), None)
+        if name not in convs:
+            raise ValueError(
+                f"FilterPictures: no convolution {name!r} in {type(module.backbone).__name__}. "
+                f"Convolutions: {', '.join(convs) or 'none'}."
+            )
+        return convs[name].weight.detach().float().cpu().numpy()
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Send a picture to the loggers."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if not last and trainer.current_epoch % self.every_n_epochs:
+            return
+        weights = self.weights(require_module(pl_module, self))
+        for logger in trainer.loggers:
+            log_picture(logger, filter_grid(weights), trainer.global_step)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file."""
+        folder = Path(self.folder or trainer.default_root_dir)
+        filter_picture(self.weights(require_module(pl_module, self)), folder / "filters.png")
+
+
+def log_picture(logger: Logger, pixels: npt.NDArray[np.uint8], step: int) -> None:
+    """Send a picture to a logger that takes pictures; others are passed over."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image("filters", [pixels])
+    elif isinstance(logger, TensorBoardLogger):
+        layout = "HWC" if pixels.ndim == 3 else "HW"
+        logger.experiment.add_image("filters", pixels, step, dataformats=layout)

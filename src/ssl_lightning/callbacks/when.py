@@ -1,0 +1,61 @@
+"""At which epochs a callback acts, and on what kind of module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+from ssl_lightning.module import SSLLightningModule
+
+
+@dataclass(frozen=True)
+class Occasions:
+    """The epochs ``start``, ``start + every``, ... (only ``start`` if ``every`` is 0).
+
+    Example:
+        >>> [epoch for epoch in range(8) if Occasions("Callback", 2, 3).at(epoch)]
+        [2, 5]
+    """
+
+    owner: str
+    start: int
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.every < 0:
+            raise ValueError(
+                f"{self.owner}: expected start >= 0 and every_n_epochs >= 0, got {self.start} and "
+                f"{self.every}. Epochs are counted from 0."
+            )
+
+    def at(self, epoch: int) -> bool:
+        """Whether to act in ``epoch``."""
+        since = epoch - self.start
+        return since == 0 or (since > 0 and self.every > 0 and since % self.every == 0)
+
+    def check(self, trainer: pl.Trainer) -> None:
+        """Reject a start that the run does not reach."""
+        last = trainer.max_epochs
+        smoke_test = getattr(trainer, "fast_dev_run", False)
+        if not smoke_test and last is not None and 0 <= last <= self.start:
+            raise ValueError(
+                f"{self.owner}: start={self.start} is never reached: the run has the epochs 0 to "
+                f"{last - 1}. Lower `start` or raise `trainer.max_epochs`."
+            )
+
+
+def require_module(module: pl.LightningModule, callback: Callback) -> SSLLightningModule:
+    """Return the module as an SSLLightningModule.
+
+    Raises:
+        MisconfigurationException: if it is another kind of module.
+    """
+    if not isinstance(module, SSLLightningModule):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} needs an SSLLightningModule, got {type(module).__name__}. "
+            "Wrap your network: SSLLightningModule(backbone=network, penalties=[...])."
+        )
+    return module

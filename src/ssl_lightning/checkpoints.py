@@ -1,0 +1,93 @@
+"""Reading the checkpoints that training wrote, safely and with errors that name the culprit."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.backbones import create_backbone
+
+
+@dataclass(frozen=True)
+class TrainedBackbone:
+    """A backbone with trained weights, and how to create it again."""
+
+    model: nn.Module
+    name: str
+    arguments: dict[str, Any]
+    epoch: int
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint's content; only tensors and plain values are ever unpickled.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, damaged or no checkpoint of this library.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"No checkpoint at {path}. `fit` writes them where its ModelCheckpoint callback says."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is truncated or damaged, or no checkpoint "
+            "of tensors and plain values. Take another one, or train again."
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{path} is no Lightning checkpoint: it holds no `state_dict`.")
+    check_state(content["state_dict"], str(path))
+    return content
+
+
+def check_state(state: Mapping[str, Any], where: str) -> None:
+    """Reject weights that are NaN or infinite.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"`{name}` in {where} holds NaN or infinite values: that training diverged. Take "
+                "an earlier checkpoint, or train again with a lower learning rate."
+            )
+
+
+def load_backbone(path: str | Path) -> TrainedBackbone:
+    """Return the trained backbone of a checkpoint, in eval mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_checkpoint`, and if the backbone was given to
+            the module as an object, so that its name is unknown.
+    """
+    content = read_checkpoint(path)
+    settings = content.get("hyper_parameters", {})
+    name = settings.get("backbone")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{path} does not name its backbone: it was trained from a module given as an object. "
+            "Load it with SSLLightningModule.load_from_checkpoint(path, backbone=...) and call "
+            "make_plan and compact yourself."
+        )
+    arguments = dict(settings.get("backbone_args") or {})
+    if settings.get("num_classes") is not None:
+        arguments.setdefault("num_classes", settings["num_classes"])
+    model = create_backbone(name, **arguments)
+    prefix = "backbone."
+    state = {
+        k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
+    }
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the backbone {name!r}: {error}") from error
+    return TrainedBackbone(model.eval(), name, arguments, int(content.get("epoch", 0)))

@@ -1,0 +1,80 @@
+"""The command line. Nothing heavy is imported before the command is known."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("training", "train a backbone with penalties (LightningCLI)"),
+    "validate": ("training", "measure a checkpoint on the validation split"),
+    "test": ("training", "measure a checkpoint on the test split"),
+    "predict": ("training", "class probabilities of a checkpoint"),
+    "compact": ("compact", "write the smaller network that computes the same as a checkpoint"),
+    "benchmark": ("benchmark", "measure dense, masked and compact networks side by side"),
+    "report": ("report", "tables and figures of a benchmark"),
+    "zoo": ("zoo", "list, show, verify and publish compact networks"),
+}
+"""Command -> module of this package whose ``run(arguments)`` carries it out, and what it does."""
+
+USAGE = """usage: {program} COMMAND [ARGUMENTS]
+
+Structured sparsity learning: train sparse, compact exactly, measure.
+
+commands:
+{commands}
+
+`{program} COMMAND --help` says more. SSL_TRACEBACK=1 shows where an error came from.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 failed, 2 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from ssl_lightning import __version__
+
+        sys.stdout.write(f"ssl-lightning {__version__}\n")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        from ssl_lightning.suggest import nearest
+
+        sys.stderr.write(f"error: unknown command {name!r}. {nearest(name, COMMANDS)}\n")
+        return 2
+    return carry_out(name, arguments[1:])
+
+
+def carry_out(name: str, arguments: list[str]) -> int:
+    """Run a command; a mistake of the user becomes one paragraph on stderr, without traceback."""
+    try:
+        import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
+    except Exception as error:
+        if not is_users(error) or os.environ.get("SSL_TRACEBACK"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def is_users(error: Exception) -> bool:
+    """Whether an error is about what the user gave, not a bug."""
+    kinds = (
+        ValueError,
+        FileExistsError,
+        FileNotFoundError,
+        NotADirectoryError,
+        PermissionError,
+    )
+    return isinstance(error, kinds) or type(error).__name__ == "MisconfigurationException"
+
+
+def usage() -> str:
+    """Return the overview of all commands."""
+    program = sys.argv[0].rpartition(os.sep)[2] or "ssl-lightning"
+    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    return USAGE.format(program=program, commands=rows)

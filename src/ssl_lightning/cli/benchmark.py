@@ -1,0 +1,117 @@
+"""benchmark: dense, masked and compact networks side by side, and their errors."""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from torch import nn
+
+from ssl_lightning.benchmark import benchmark
+from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.cli.parse import call
+from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.groups import kept_groups
+from ssl_lightning.report import RunReport, print_report
+from ssl_lightning.zoo.measuring import measure_error
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Carry out the command."""
+    call(benchmark_checkpoint, name, arguments)
+
+
+def benchmark_checkpoint(
+    checkpoint: str,
+    dense: str | None = None,
+    compacted: str | None = None,
+    data: str | None = None,
+    batch_size: int = 1,
+    threads: int | list[int] | None = None,
+    repeats: int = 30,
+    title: str | None = None,
+    output: str | None = None,
+) -> None:
+    """Measure the dense, masked and compact network of a run side by side.
+
+    Args:
+        checkpoint: file that ``fit`` wrote: the masked network.
+        dense: checkpoint of the dense baseline; default: the same backbone, untrained, whose error
+            is then not measured.
+        compacted: folder of the compact network; default: it is made from the checkpoint.
+        data: config whose ``data`` section names the test split to measure errors on, or ``none``;
+            default: ``config.yaml`` in the folder above the checkpoint's, if there is one.
+        batch_size: images per forward pass.
+        threads: number of threads to measure with, or a list of several; default: torch's own.
+        repeats: interleaved samples per network.
+        title: heading of the report.
+        output: report to write; default: ``report.json`` in the folder above the checkpoint's.
+    """
+    trained = load_backbone(checkpoint)
+    folder = Path(checkpoint).parent.parent
+    shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
+    models = {
+        "dense": dense_baseline(trained.model, dense),
+        "masked": trained.model,
+        "compact": compact_network(trained.model, compacted, shape),
+    }
+    known = {k: m for k, m in models.items() if k != "dense" or dense is not None}
+    errors = measure_errors(known, data_section(data, folder))
+    example = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    result = benchmark(models, example, repeats=repeats, threads=threads)
+    content = RunReport(title or trained.name, errors, kept_groups(trained.model), result)
+    path = Path(output) if output else folder / "report.json"
+    content.save(path)
+    print_report(path)
+    Console().print(f"Wrote {path}")
+
+
+def dense_baseline(model: nn.Module, checkpoint: str | None) -> nn.Module:
+    """Return the dense network: from its checkpoint, or the same layers with random weights."""
+    if checkpoint is not None:
+        return load_backbone(checkpoint).model
+    dense = copy.deepcopy(model)
+    for parameter in dense.parameters():
+        nn.init.normal_(parameter, std=0.01)
+    return dense
+
+
+def compact_network(model: nn.Module, folder: str | None, shape: tuple[int, ...]) -> nn.Module:
+    """Return the compact network: from its folder, or made now."""
+    if folder is not None:
+        return load_compact(folder)
+    return compact(model, make_plan(model, torch.zeros(1, *shape)))
+
+
+def data_section(config: str | None, folder: Path) -> dict[str, Any] | None:
+    """Return the ``data`` section of a config, or None if errors are not to be measured."""
+    path = Path(config) if config else folder / "config.yaml"
+    if config == "none" or (config is None and not path.is_file()):
+        return None
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or "class_path" not in (content.get("data") or {}):
+        raise ValueError(
+            f"{path} has no `data: {{class_path: ...}}` section. Give a config that `fit` takes, "
+            "or `--data none`."
+        )
+    section: dict[str, Any] = content["data"]
+    return section
+
+
+def measure_errors(
+    models: dict[str, nn.Module], section: dict[str, Any] | None
+) -> dict[str, float]:
+    """Return the error in percent of every network on the test split."""
+    if section is None:
+        return {}
+    room, _, name = section["class_path"].rpartition(".")
+    module = import_module(room or "ssl_lightning.data")
+    data = getattr(module, name)(**section.get("init_args", {}))
+    data.prepare_data()
+    data.setup("test")
+    return {key: measure_error(model, data.test_dataloader()) for key, model in models.items()}

@@ -1,0 +1,43 @@
+"""compact: from a checkpoint to a smaller network on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ssl_lightning.benchmark import count_macs, num_parameters
+from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.cli.parse import call
+from ssl_lightning.compaction import compact, make_plan, save_compact
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Carry out the command."""
+    call(compact_checkpoint, name, arguments)
+
+
+def compact_checkpoint(checkpoint: str, output: str | None = None) -> None:
+    """Write the smaller network that computes the same function as a checkpoint.
+
+    Args:
+        checkpoint: file that ``fit`` wrote.
+        output: folder to write to; default: ``compact`` beside the checkpoint's folder.
+    """
+    console = Console()
+    trained = load_backbone(checkpoint)
+    example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
+    plan = make_plan(trained.model, example)
+    small = compact(trained.model, plan)
+    folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
+    save_compact(folder, small, plan, trained.name, trained.arguments)
+    for what, count in (
+        ("parameters", num_parameters),
+        ("MACs", lambda model: count_macs(model, example)),
+    ):
+        before, after = count(trained.model), count(small)
+        console.print(f"{what}: {before:,} -> {after:,} ({100 * after / before:.1f} %)")
+    for note in plan.notes:
+        console.print(f"note: {note}")
+    console.print(f"The outputs of both networks agree. Wrote {folder}")

@@ -1,0 +1,35 @@
+"""report: tables and figures of what ``benchmark`` measured. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ssl_lightning.cli.parse import call
+from ssl_lightning.report import RunReport, bar_chart, print_report
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Carry out the command."""
+    call(report, name, arguments)
+
+
+def report(path: str, figure: bool = True) -> None:
+    """Print the comparison table of a run and draw its bar chart.
+
+    Args:
+        path: ``report.json`` that ``benchmark`` wrote, or the folder that holds it.
+        figure: also write ``report.png`` beside it.
+    """
+    file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"No report at {file}. `ssl-lightning benchmark CHECKPOINT` writes one."
+        )
+    content = RunReport.load(file)
+    print_report(file)
+    if figure:
+        picture = file.with_suffix(".png")
+        bar_chart(content, picture)
+        Console().print(f"Wrote {picture}")

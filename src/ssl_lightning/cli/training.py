@@ -1,0 +1,107 @@
+"""fit, validate, test and predict: LightningCLI with this library's module."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+import ssl_lightning.callbacks
+import ssl_lightning.data.datamodule
+import ssl_lightning.schedules  # noqa: F401
+from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.files import replacing
+from ssl_lightning.module import SSLLightningModule
+
+DEFAULT_FOLDER = "runs/default"
+USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
+
+
+class RunFolderConfig(SaveConfigCallback):
+    """Store the resolved config as ``config.yaml`` in the run's folder, and in the loggers."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{**settings, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file (whole or not at all) and tell Weights & Biases."""
+        text = self.parser.dump(self.config)
+        if stage == "fit":
+            with replacing(Path(trainer.default_root_dir) / "config.yaml") as temporary:
+                temporary.write_text(text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams({"config": yaml.safe_load(text)})
+
+
+class SSLCLI(LightningCLI):
+    """LightningCLI that builds only the asked subcommand's parser and checks ``ckpt_path``."""
+
+    asked: str = "fit"
+    given: Sequence[str] = ()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the asked subcommand only: building all four takes four times as long."""
+        return {SSLCLI.asked: LightningCLI.subcommands()[SSLCLI.asked]}
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; take the model's settings from it only if none were given.
+
+        LightningCLI lets a checkpoint's settings replace those of configs and command line, so
+        that ``fit --ckpt_path X --model.penalties ...`` would silently train with the old ones.
+        """
+        path = self.config.get(self.asked, {}).get("ckpt_path")
+        if path and Path(path).suffix == ".ckpt":
+            read_checkpoint(path)
+        given = (argument.partition("=")[0] for argument in self.given)
+        if not any(name in ("-c", "--config") or name.startswith("--model") for name in given):
+            super()._parse_ckpt_path()
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Run one of LightningCLI's subcommands."""
+    quieten()
+    keep_wandb_offline_without_key()
+    SSLCLI.asked = name
+    SSLCLI.given = arguments
+    program, sys.argv = sys.argv, [sys.argv[0], name, *arguments]
+    try:
+        SSLCLI(
+            SSLLightningModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=RunFolderConfig,
+            trainer_defaults={"default_root_dir": DEFAULT_FOLDER},
+            parser_kwargs={name: {"usage": USAGE}},
+        )
+    finally:
+        sys.argv = program
+
+
+def quieten() -> None:
+    """Drop advertisements and third-party deprecation notes from the output."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*")
+
+
+def keep_wandb_offline_without_key() -> None:
+    """Let Weights & Biases log to files where it has no key, so that it never asks for one."""
+    known = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+    if not known:
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+__all__ = ["SSLCLI", "run"]

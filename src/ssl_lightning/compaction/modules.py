@@ -1,0 +1,194 @@
+"""Modules that stand where a layer lost everything, or its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.graph import LeafOperation
+
+
+class ZeroConv(LeafOperation):
+    """Return the constant that a convolution with zero weights returns, without computing it.
+
+    Args:
+        out_channels: number of output channels, possibly 0.
+        kernel_size, stride, padding, dilation: of the convolution replaced; they give the size.
+        bias: ``(out_channels,)`` constant per channel, or None for zero; trainable if it needs
+            gradients or is no parameter.
+
+    Example:
+        >>> ZeroConv(4, (3, 3), (2, 2), (1, 1), (1, 1))(torch.ones(1, 0, 8, 8)).shape
+        torch.Size([1, 4, 4, 4])
+    """
+
+    reads_input = False
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] | str,
+        dilation: Sequence[int],
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.kernel_size = tuple(kernel_size)
+        self.stride = tuple(stride)
+        self.padding = padding if isinstance(padding, str) else tuple(padding)
+        self.dilation = tuple(dilation)
+        self.bias = as_parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, *spatial)`` without reading the values of ``x``."""
+        shape = (x.shape[0], self.out_channels, *self.output_size(x.shape[2:]))
+        zeros = zeros_in_layout(x, shape)
+        if self.bias is None:
+            return zeros
+        return zeros + self.bias.to(zeros.dtype).view(1, -1, *[1] * (x.dim() - 2))
+
+    def output_size(self, size: Sequence[int]) -> list[int]:
+        """Spatial size of the result for an input of spatial ``size``."""
+        if self.padding == "same":
+            return list(size)
+        padding = [0] * len(size) if isinstance(self.padding, str) else self.padding
+        sides = zip(size, self.kernel_size, self.stride, padding, self.dilation, strict=True)
+        return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+def zeros_in_layout(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return zeros like ``x`` in another shape, channels-last if ``x`` is."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+    return torch.empty(shape, dtype=layer_dtype(x), device=x.device, memory_format=layout).zero_()
+
+
+def layer_dtype(x: Tensor) -> torch.dtype:
+    """Return the type that a layer would give its result: autocast's, or that of ``x``."""
+    if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def as_parameter(bias: Tensor | None) -> nn.Parameter | None:
+    """Return a copy as a parameter that needs gradients unless ``bias`` is a frozen one."""
+    if bias is None:
+        return None
+    frozen = isinstance(bias, nn.Parameter) and not bias.requires_grad
+    return nn.Parameter(bias.detach().clone(), requires_grad=not frozen)
+
+
+class ZeroLinear(LeafOperation):
+    """Return the constant that a linear layer with zero weights returns.
+
+    Example:
+        >>> ZeroLinear(3)(torch.ones(2, 0))
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]])
+    """
+
+    reads_input = False
+    channel_dim = -1
+
+    def __init__(self, out_features: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.bias = as_parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(*, out_features)`` without reading the values of ``x``."""
+        zeros = x.new_zeros((*x.shape[:-1], self.out_features), dtype=layer_dtype(x))
+        return zeros if self.bias is None else zeros + self.bias.to(zeros.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the size."""
+        return f"{self.out_features}"
+
+
+class ZeroLike(LeafOperation):
+    """Return zeros of the input's shape: a normalisation whose scale and shift are zero.
+
+    Example:
+        >>> ZeroLike()(torch.ones(2))
+        tensor([0., 0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros of the shape, type and layout of ``x``."""
+        return torch.zeros_like(x)
+
+
+class SparseResponseNorm(nn.LocalResponseNorm):
+    """Local response normalisation among channels of which some were removed.
+
+    The channels that are left keep their old positions, so that each is divided by the energy of
+    the same neighbours as before; the removed ones were zero and add nothing.
+
+    Args:
+        norm: the normalisation over all channels.
+        positions: old position of each channel that is left, ascending.
+        width: old number of channels.
+        device: of the positions.
+
+    Example:
+        >>> norm = nn.LocalResponseNorm(3)
+        >>> x = torch.tensor([1.0, 0.0, 2.0]).view(1, 3, 1, 1)
+        >>> small = SparseResponseNorm(norm, positions=[0, 2], width=3)
+        >>> torch.equal(small(x[:, [0, 2]]), norm(x)[:, [0, 2]])
+        True
+    """
+
+    index: Tensor
+
+    def __init__(
+        self,
+        norm: nn.LocalResponseNorm,
+        positions: Sequence[int],
+        width: int,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(norm.size, norm.alpha, norm.beta, norm.k)
+        self.width = width
+        index = torch.tensor(list(positions), dtype=torch.long, device=device)
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised ``x``, same shape ``(N, C, *)``."""
+        energy = x.new_zeros((x.shape[0], self.width, *x.shape[2:]))
+        energy = energy.index_copy(1, self.index, x.square()).flatten(2).unsqueeze(1)
+        padding = (0, 0, self.size // 2, (self.size - 1) // 2)
+        mean = F.avg_pool2d(F.pad(energy, padding), (self.size, 1), stride=1).squeeze(1)
+        mean = mean.index_select(1, self.index).view(x.shape)
+        return x / (self.k + self.alpha * mean).pow(self.beta)
+
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def zero_like_layer(
+    module: nn.Module, bias: Tensor | None = None, width: int | None = None
+) -> nn.Module | None:
+    """Return the module that returns what ``module`` returns once its weights are zero.
+
+    Args:
+        module: a convolution, linear layer or batch norm. Anything else gives None, and so do
+            their subclasses, which may do more than the layer itself.
+        bias: what is left of a layer's bias; None for zero.
+        width: number of output channels, if it is another.
+    """
+    if isinstance(module, CONVS) and type(module) in CONVS:
+        sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+        return ZeroConv(module.out_channels if width is None else width, *sizes, bias)
+    if isinstance(module, nn.Linear) and type(module) is nn.Linear:
+        return ZeroLinear(module.out_features if width is None else width, bias)
+    return ZeroLike() if type(module) in NORMS else None

@@ -1,0 +1,137 @@
+"""The plan: which channels of which modules are kept. Data, JSON, independent of any weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.graph import SiteSlices
+from ssl_lightning.suggest import check_keys
+
+SCHEMA = 1
+HEADER = ("module", "inputs", "outputs", "what stays, and why")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`compact` keeps of each module.
+
+    Attributes:
+        modules: module name -> kept input and output channels.
+        input_shapes: shapes of the inputs the plan was made with, batch first.
+        input_types: their types, such as ``"float32"``.
+        notes: sentences about what could not be removed and why.
+    """
+
+    modules: dict[str, SiteSlices]
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_types: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def removed(self) -> dict[str, SiteSlices]:
+        """Return the modules that lose something."""
+        return {name: slices for name, slices in self.modules.items() if slices.shrinks()}
+
+    def explain(self) -> str:
+        """Return a table: what is kept of each module, and why zeros in it stay.
+
+        Example:
+            >>> slices = SiteSlices((0, 1), (0, 1, 2), (3, 4), False, idle=1, reason="it is tied")
+            >>> print(Plan({"conv1": slices}, ((1, 3, 8, 8),), ("float32",)).explain())
+            module  inputs  outputs  what stays, and why
+            conv1   2/3     3/4      1 zero or unread output: it is tied
+        """
+        rows = [HEADER, *(explain_row(name, slices) for name, slices in self.modules.items())]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def example_inputs(self, device: torch.device | None = None) -> tuple[Tensor, ...]:
+        """Return zeros of the shapes and types of the inputs the plan was made with."""
+        types = [getattr(torch, name) for name in self.input_types]
+        pairs = zip(self.input_shapes, types, strict=True)
+        return tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in pairs)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON; :meth:`from_json` reads it back."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan written by :meth:`to_json`.
+
+        Raises:
+            ValueError: if the text is no plan, or one of an unknown schema version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Plan: expected JSON, got {text[:40]!r}...: {error}.") from error
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ValueError(
+                f"Plan: expected an object with schema {SCHEMA}. It was written by another version "
+                "of this library, or is no plan; make it again with `make_plan`."
+            )
+        check_keys("Plan", data, ["modules", "input_shapes", "input_types", "notes"])
+        try:
+            modules = {name: read_slices(name, given) for name, given in data["modules"].items()}
+            shapes = tuple(tuple(int(n) for n in shape) for shape in data["input_shapes"])
+            types = tuple(read_type(name) for name in data["input_types"])
+            notes = tuple(str(note) for note in data.get("notes", ()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
+        return cls(modules, shapes, types, notes)
+
+
+def explain_row(name: str, slices: SiteSlices) -> tuple[str, str, str, str]:
+    """Return one module's cells of the table."""
+    kept_in, kept_out = len(slices.inputs), len(slices.outputs)
+    what = ""
+    if slices.idle:
+        plural = "s" if slices.idle > 1 else ""
+        what = f"{slices.idle} zero or unread output{plural}: {slices.reason}"
+    if slices.zero:
+        what = f"not computed any more; {what}" if what else "not computed any more"
+    elif slices.constant:
+        what = f"only its constant; {what}" if what else "only its constant"
+    return name, f"{kept_in}/{slices.of[0]}", f"{kept_out}/{slices.of[1]}", what
+
+
+def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
+    """Return one module's slices from their JSON form."""
+    check_keys(f"Plan of `{name}`", given, list(SiteSlices.__dataclass_fields__))
+    old = given["of"]
+    sides = (given["inputs"], given["outputs"])
+    if len(old) != 2 or not all(type(n) is int for n in (*old, *sides[0], *sides[1])):
+        raise ValueError(f"Plan of `{name}`: expected channel numbers, got {given}.")
+    for kept, count in zip(sides, old, strict=True):
+        if any(not 0 <= i < count for i in kept) or sorted(set(kept)) != list(kept):
+            raise ValueError(
+                f"Plan of `{name}`: expected ascending channels below {count}, got {kept}."
+            )
+    return SiteSlices(
+        tuple(sides[0]),
+        tuple(sides[1]),
+        (old[0], old[1]),
+        bool(given["zero"]),
+        bool(given.get("constant", False)),
+        int(given.get("idle", 0)),
+        str(given.get("reason", "")),
+    )
+
+
+def read_type(name: str) -> str:
+    """Return the name of a torch type, or raise ValueError."""
+    if not isinstance(getattr(torch, str(name), None), torch.dtype):
+        raise ValueError(
+            f"Plan: expected the name of a torch type such as 'float32', got {name!r}."
+        )
+    return name

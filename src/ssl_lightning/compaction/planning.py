@@ -1,0 +1,154 @@
+"""make_plan, compact and apply_plan: from a network with zeros to a smaller one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.compaction.equality import Problem, difference
+from ssl_lightning.compaction.plan import Plan
+from ssl_lightning.compaction.rewrite import apply_slices
+from ssl_lightning.graph import SIZED, Trace, analyse, trace
+
+ATTEMPTS = 6
+
+
+def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Plan:
+    """Find what can be removed from ``model`` without changing the function it computes in eval.
+
+    The model is run with ``torch.export`` once and its operations are analysed; what the analysis
+    cannot prove removable stays. Before the plan is returned, it is carried out on a copy and both
+    networks are compared in float64. If the copy fails, because code of the model holds sizes as
+    fixed numbers, nothing is removed through the operations that come into question.
+
+    Args:
+        model: any module that ``torch.export`` captures, with its zeros; it is not changed.
+        example_input: its inputs, shapes such as ``(1, C, H, W)``; the values do not matter, and
+            a batch of one is enough.
+
+    Raises:
+        ValueError: if the model cannot be captured, or its weights are not finite.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net = create_backbone("lenet")
+        >>> with torch.no_grad():
+        ...     net.conv1.weight[3:] = 0
+        ...     net.conv1.bias[3:] = 0
+        >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+        >>> plan.modules["conv1"].outputs, len(plan.modules["conv2"].inputs)
+        ((0, 1, 2), 3)
+    """
+    example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    check_finite(model)
+    traced = trace(model, example)
+    shapes = tuple(tuple(x.shape) for x in example)
+    types = tuple(str(x.dtype).removeprefix("torch.") for x in example)
+    blocked: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    for _ in range(ATTEMPTS):
+        modules = analyse(model, traced, blocked)
+        problem = difference(model, modules, example)
+        if problem is None:
+            return Plan(modules, shapes, types, notes)
+        more = suspects(model, traced, problem, blocked)
+        if not more:
+            break
+        blocked |= more
+        notes = (*notes, blocked_note(traced, more, problem))
+    assert problem is not None
+    note = f"nothing was removed: the compact network would not do ({problem.text})"
+    return Plan({}, shapes, types, (note,))
+
+
+def suspects(
+    model: nn.Module, traced: Trace, problem: Problem, blocked: frozenset[str]
+) -> frozenset[str]:
+    """Return operations whose sizes may be the reason for a problem, the likeliest only.
+
+    First those of all modules of the type that raised, then those of the types it was called
+    from, then all.
+    """
+    sized = {op.name: op.module for op in traced.ops if op.kind in SIZED}
+    types = {name: type(module) for name, module in model.named_modules()}
+    running = [types.get(name) for name in problem.modules]
+    for suspected in (set(running[-1:]), set(running), set(types.values())):
+        found = {name for name, module in sized.items() if types.get(module) in suspected}
+        if found - blocked:
+            return frozenset(found)
+    return frozenset()
+
+
+def blocked_note(traced: Trace, blocked: frozenset[str], problem: Problem) -> str:
+    """Say through which operations nothing was removed, and why."""
+    kinds = dict.fromkeys(op.kind for op in traced.ops if op.name in blocked)
+    inside = dict.fromkeys(op.module or "the model" for op in traced.ops if op.name in blocked)
+    named = ", ".join(list(inside)[:3]) + (", ..." if len(inside) > 3 else "")
+    return (
+        f"nothing was removed through {', '.join(kinds)} in {named}: sizes are fixed by the code "
+        f"({problem.text})"
+    )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Reject weights that are NaN or infinite.
+
+    Raises:
+        ValueError: naming the first such parameter.
+    """
+    statistics = [(n, b) for n, b in model.named_buffers() if ".running_" in f".{n}"]
+    for name, tensor in (*model.named_parameters(), *statistics):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"`{name}` of {type(model).__name__} holds NaN or infinite values: the training "
+                "diverged. Take an earlier checkpoint, or train again with a lower learning rate."
+            )
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
+    """Shrink ``model`` in place as the plan says, whatever its weights; return it.
+
+    Used on a freshly created backbone it rebuilds the small architecture, into which the compact
+    network's tensors can be loaded.
+
+    Raises:
+        ValueError: if the model's layers are not those that the plan was made for. The model is
+            unchanged then.
+    """
+    return apply_slices(model, plan.modules)
+
+
+def compact(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a smaller network that computes the same function in eval mode.
+
+    In train mode it is the same function too unless a batch norm lost channels whose statistics
+    differ. The result is a plain trainable module; ``model`` is unchanged.
+
+    Args:
+        model: the network the plan was made for, with the same weights.
+        plan: from :func:`make_plan`.
+
+    Raises:
+        ValueError: if the plan belongs to other layers or other weights, so that the outputs of
+            both networks, which are compared in float64, differ.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net = create_backbone("mlp")
+        >>> with torch.no_grad():
+        ...     net.fc1.weight[100:] = 0
+        ...     net.fc1.bias[100:] = 0
+        >>> small = compact(net, make_plan(net, torch.zeros(1, 1, 28, 28)))
+        >>> small.fc2
+        Linear(in_features=100, out_features=300, bias=True)
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    problem = difference(model, plan.modules, plan.example_inputs(device))
+    if problem is not None:
+        raise ValueError(
+            f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
+            "weights changed since the plan was made; make the plan again."
+        )
+    return apply_slices(copy.deepcopy(model), plan.modules)

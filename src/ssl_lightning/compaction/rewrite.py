@@ -1,0 +1,215 @@
+"""Shrinking modules in place: one function per kind of layer, one table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.backbones import PadShortcut
+from ssl_lightning.compaction.modules import (
+    SparseResponseNorm,
+    ZeroConv,
+    ZeroLinear,
+    zero_like_layer,
+)
+from ssl_lightning.graph import SiteSlices, has_equivalent_forward
+
+
+def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Module:
+    """Shrink every named module of ``model`` in place and return ``model``.
+
+    Modules of which everything is kept are not touched. Where a module has a ``forward`` of its
+    own that computes the same by a shorter way, the class's takes its place.
+
+    Raises:
+        ValueError: if a module is missing or has other sizes; nothing is changed then.
+    """
+    check_modules(model, modules)
+    known = dict(model.named_modules(remove_duplicate=False))
+    for name, slices in modules.items():
+        module = known[name]
+        if has_equivalent_forward(module):
+            del module.forward
+        if not slices.shrinks():
+            continue
+        shrunk = shrink(module, slices)
+        if shrunk is not module:
+            shrunk.train(module.training)
+            for alias in [n for n, other in known.items() if other is module]:
+                model.set_submodule(alias, shrunk)
+    return model
+
+
+def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
+    """Compare a model with what a plan expects.
+
+    Raises:
+        ValueError: if a module is missing or has other sizes.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    for name, slices in modules.items():
+        check_module(model, name, known.get(name), slices)
+
+
+def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
+    """Compare a module with what the plan expects there."""
+    sizes = None if module is None else channels(module)
+    if sizes is None or any(a not in (None, b) for a, b in zip(sizes, slices.of, strict=True)):
+        found = "no such layer" if module is None else f"{module}"
+        raise ValueError(
+            f"The plan expects `{name}` with {slices.of[0]} input and {slices.of[1]} output "
+            f"channels, {type(model).__name__} has {found}. Use the plan with the backbone and "
+            "arguments it was made for."
+        )
+    if isinstance(module, CONVS) and module.groups > 1:
+        check_groups(name, module.groups, slices)
+
+
+def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
+    """Make sure that all groups of a convolution that stay keep equally many channels."""
+    sides = zip((slices.inputs, slices.outputs), slices.of, strict=True)
+    left = [Counter(i // (of // groups) for i in kept) for kept, of in sides]
+    counts = {tuple(side[g] for side in left) for g in range(groups)} - {(0, 0)}
+    if len(counts) > 1 or any(0 in pair for pair in counts):
+        raise ValueError(
+            f"The plan keeps different numbers of channels in the groups of `{name}`, which no "
+            "convolution has. Make the plan again."
+        )
+
+
+def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
+    """Return a layer's (input, output) channels, None where it works for any number."""
+    if isinstance(module, (*CONVS, PadShortcut)):
+        return module.in_channels, module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, NORMS):
+        return module.num_features, module.num_features
+    if isinstance(module, ZeroConv):
+        return None, module.out_channels
+    if isinstance(module, ZeroLinear):
+        return None, module.out_features
+    if isinstance(module, SparseResponseNorm):
+        return (len(module.index),) * 2
+    return (None, None) if isinstance(module, nn.LocalResponseNorm) else None
+
+
+def shrink(module: nn.Module, slices: SiteSlices) -> nn.Module:
+    """Return the module with only the kept channels: itself, changed in place, or another one."""
+    if slices.zero or slices.constant:
+        bias = None if slices.zero else slice_bias(module, slices)
+        constant = zero_like_layer(module, bias, len(slices.outputs))
+        if constant is not None and (slices.zero or not isinstance(module, NORMS)):
+            return constant
+    for kind, function in SHRINKERS:
+        if isinstance(module, kind):
+            return function(module, slices)
+    raise AssertionError(f"{type(module).__name__} has channels() but no shrinker")
+
+
+def shrink_conv(module: nn.Conv2d, slices: SiteSlices) -> nn.Module:
+    """Slice filters, channels and groups of a convolution."""
+    weight, module.groups = slice_groups(module.weight, module.groups, slices)
+    module.weight = replace_parameter(module.weight, weight)
+    module.bias = replace_parameter(module.bias, slice_bias(module, slices))
+    module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
+    return module
+
+
+def shrink_constant(module: ZeroConv | ZeroLinear, slices: SiteSlices) -> nn.Module:
+    """Slice the bias of a layer that has nothing else."""
+    bias = None if slices.zero else slice_bias(module, slices)
+    module.bias = replace_parameter(module.bias, bias)
+    if isinstance(module, ZeroConv):
+        module.out_channels = len(slices.outputs)
+    else:
+        module.out_features = len(slices.outputs)
+    return module
+
+
+def slice_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
+    """Return the kept part of a layer's bias."""
+    bias = getattr(module, "bias", None)
+    if bias is None:
+        return None
+    return nn.Parameter(select(bias, slices.outputs), requires_grad=bias.requires_grad)
+
+
+def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tensor, int]:
+    """Return the kept part of a grouped convolution's weight and the number of groups left."""
+    per_in, per_out = weight.shape[1], weight.shape[0] // groups
+    parts = []
+    for group in range(groups):
+        rows = [o for o in slices.outputs if o // per_out == group]
+        columns = [i - group * per_in for i in slices.inputs if i // per_in == group]
+        if rows:
+            parts.append(select(select(weight, rows), columns, dim=1))
+    return torch.cat(parts), len(parts)
+
+
+def shrink_linear(module: nn.Linear, slices: SiteSlices) -> nn.Module:
+    """Slice rows and columns of a linear layer."""
+    weight = select(select(module.weight, slices.outputs), slices.inputs, dim=1)
+    module.weight = replace_parameter(module.weight, weight)
+    module.bias = replace_parameter(module.bias, slice_bias(module, slices))
+    module.in_features, module.out_features = len(slices.inputs), len(slices.outputs)
+    return module
+
+
+def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
+    """Slice scale, shift and statistics of a batch norm."""
+    for name in ("weight", "bias"):
+        if (parameter := getattr(module, name)) is not None:
+            setattr(module, name, replace_parameter(parameter, select(parameter, slices.outputs)))
+    for name in ("running_mean", "running_var"):
+        if (buffer := getattr(module, name)) is not None:
+            setattr(module, name, select(buffer, slices.outputs))
+    module.num_features = len(slices.outputs)
+    return module
+
+
+def shrink_response_norm(module: nn.LocalResponseNorm, slices: SiteSlices) -> nn.Module:
+    """Tell the normalisation the old positions of the channels that are left."""
+    positions, width, device = list(slices.outputs), slices.of[1], None
+    if isinstance(module, SparseResponseNorm):
+        positions, width = [int(module.index[i]) for i in positions], module.width
+        device = module.index.device
+    return SparseResponseNorm(module, positions, width, device)
+
+
+def shrink_shortcut(module: PadShortcut, slices: SiteSlices) -> nn.Module:
+    """Renumber the source channels of a padded shortcut."""
+    new = {old: position for position, old in enumerate(slices.inputs)}
+    source = [new.get(module.source[j], -1) for j in slices.outputs]
+    module.in_channels = len(slices.inputs)
+    module.source = tuple(source)
+    return module
+
+
+def select(tensor: Tensor, kept: tuple[int, ...] | list[int], dim: int = 0) -> Tensor:
+    """Return a copy with only the kept indices along ``dim``."""
+    index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
+    return tensor.detach().index_select(dim, index)
+
+
+def replace_parameter(old: Tensor | None, new: Tensor | None) -> Any:
+    """Return a parameter with new values that needs gradients if the old one did; None stays."""
+    if old is None or new is None:
+        return None
+    return nn.Parameter(new, requires_grad=old.requires_grad)
+
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] = (
+    ((ZeroConv, ZeroLinear), shrink_constant),
+    (CONVS, shrink_conv),
+    (nn.Linear, shrink_linear),
+    (NORMS, shrink_norm),
+    (nn.LocalResponseNorm, shrink_response_norm),
+    (PadShortcut, shrink_shortcut),
+)

@@ -1,0 +1,101 @@
+"""Compact networks on disk: a plan, the backbone's name and arguments, and tensors. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import nn
+
+from ssl_lightning.backbones import create_backbone
+from ssl_lightning.compaction.plan import Plan
+from ssl_lightning.compaction.planning import apply_plan
+from ssl_lightning.files import replacing
+
+WEIGHTS = "model.safetensors"
+RECIPE = "plan.json"
+OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
+"""Arguments of a backbone that load weights, which the stored ones would replace."""
+
+
+def save_compact(
+    folder: str | Path, model: nn.Module, plan: Plan, backbone: str, arguments: Mapping[str, Any]
+) -> Path:
+    """Write a compact network to ``folder``; :func:`load_compact` reads it.
+
+    Args:
+        folder: made if missing. It gets ``model.safetensors`` and ``plan.json``, each replaced
+            only once it is complete.
+        model: the compact network.
+        plan: the plan it was made with.
+        backbone: name of the backbone it was made from.
+        arguments: arguments of that backbone.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    recipe = {
+        "backbone": backbone,
+        "arguments": dict(arguments),
+        "plan": json.loads(plan.to_json()),
+    }
+    with replacing(folder / WEIGHTS) as weights, replacing(folder / RECIPE) as text:
+        save_model(model, str(weights))
+        text.write_text(json.dumps(recipe, indent=1) + "\n")
+    return folder
+
+
+def load_compact(folder: str | Path) -> nn.Module:
+    """Return the compact network that :func:`save_compact` wrote, in eval mode.
+
+    The backbone is created, shrunk by the plan, and then gets the stored tensors: the weights it
+    was compacted from are not needed, and nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged, or tensors and plan do not fit each other.
+    """
+    folder = Path(folder)
+    model = create_small(folder)
+    try:
+        stored = load_file(folder / WEIGHTS).values()
+        types = {tensor.dtype for tensor in stored if tensor.is_floating_point()}
+        if len(types) == 1:
+            model.to(types.pop())
+        load_model(model, folder / WEIGHTS)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} is damaged or does not belong to {RECIPE}: {error}"
+        ) from error
+    return model.eval()
+
+
+def create_small(folder: str | Path) -> nn.Module:
+    """Return the architecture that :func:`save_compact` stored, with fresh weights.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the plan is damaged, or does not fit the backbone.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, RECIPE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"No {name} in {folder}: a compact network is a folder with {WEIGHTS} and "
+                f"{RECIPE}. Write one with `ssl-lightning compact CHECKPOINT`."
+            )
+    try:
+        recipe = json.loads((folder / RECIPE).read_text())
+        plan = Plan.from_json(json.dumps(recipe["plan"]))
+        arguments = {k: v for k, v in recipe["arguments"].items() if k not in OTHER_WEIGHTS}
+        model = create_backbone(recipe["backbone"], **arguments)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{folder / RECIPE} is damaged: {type(error).__name__}: {error}."
+        ) from error
+    return apply_plan(model, plan)

@@ -1,0 +1,203 @@
+"""Random crops and flips as pure functions of (seed, epoch, sample index), a batch at a time.
+
+The random numbers come from a counter-based hash instead of a generator with a state. So what
+happens to a sample does not depend on which batch, process or worker it is in, nor on where a run
+was interrupted, nor on the version of torch or numpy.
+
+Reference:
+    Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014 (splitmix64).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+UInt64Array = npt.NDArray[np.uint64]
+Float64Array = npt.NDArray[np.float64]
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# What a random number is for; each purpose draws from a stream of its own.
+ORDER, SPLIT, TOP, LEFT, FLIP, AREA, ASPECT, TORCH = range(8)
+
+
+def hash_uint64(seed: int, epoch: Int64Array | int, index: Int64Array, stream: int) -> UInt64Array:
+    """Hash (seed, stream, epoch, index) to 64 uniform bits.
+
+    Args:
+        seed: any integer; taken modulo 2**64.
+        epoch: one epoch, or one for each index.
+        index: sample indices ``(N,)``.
+        stream: what the number is for, e.g. :data:`FLIP`.
+
+    Returns:
+        uint64 ``(N,)``.
+
+    Example:
+        >>> hash_uint64(0, 3, np.arange(2), FLIP) == hash_uint64(0, 3, np.array([0, 7]), FLIP)
+        array([ True, False])
+    """
+    state = np.zeros(np.shape(index), np.uint64)
+    for value in (np.uint64(seed % 2**64), stream, epoch, index):
+        state = _mix(state + GOLDEN * (np.atleast_1d(value).astype(np.uint64) + np.uint64(1)))
+    return state
+
+
+def uniform(seed: int, epoch: Int64Array | int, index: Int64Array, stream: int) -> Float64Array:
+    """Uniform numbers in [0, 1), one for each index; see :func:`hash_uint64`."""
+    bits = hash_uint64(seed, epoch, index, stream) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, number: int, stream: int = ORDER) -> Int64Array:
+    """Shuffle ``0 .. number - 1``: a function of the seed and the epoch only.
+
+    Example:
+        >>> sorted(permutation(seed=0, epoch=1, number=5).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    keys = hash_uint64(seed, epoch, np.arange(number), stream)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def _mix(state: UInt64Array) -> UInt64Array:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def crop_and_flip(
+    images: UInt8Array, top: Int64Array, left: Int64Array, flip: npt.NDArray[np.bool_], pad: int
+) -> UInt8Array:
+    """Pad images with black, cut windows of the old size out of them, and mirror some.
+
+    Args:
+        images: uint8 ``(B, C, H, W)``.
+        top: first row of each window in the padded image, 0 .. ``2 * pad``.
+        left: first column, likewise.
+        flip: which to mirror left to right, after the crop.
+        pad: pixels added on each side.
+
+    Returns:
+        New array, same shape.
+
+    Example:
+        >>> image = np.array([[[[1, 2], [3, 4]]]], np.uint8)
+        >>> crop_and_flip(image, np.array([2]), np.array([1]), np.array([True]), pad=1)[0, 0]
+        array([[4, 3],
+               [0, 0]], dtype=uint8)
+    """
+    number, channels, height, width = images.shape
+    if pad:
+        padded = np.zeros((number, channels, height + 2 * pad, width + 2 * pad), np.uint8)
+        padded[:, :, pad : pad + height, pad : pad + width] = images
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+        images = windows[np.arange(number), :, top, left]
+    return np.where(flip[:, None, None, None], images[..., ::-1], images)
+
+
+class BatchTransform(Protocol):
+    """Maps a uint8 batch ``(B, C, H, W)`` and its samples' epochs and indices to another one."""
+
+    def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
+        """Return the transformed batch; the input is left as it is."""
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Shift each image by up to ``pad`` pixels (black comes in), then mirror half of them.
+
+    Args:
+        pad: largest shift in pixels, in either direction.
+        flip: whether to mirror at all.
+        seed: makes the choice repeatable, together with epoch and sample index.
+    """
+
+    pad: int
+    flip: bool
+    seed: int = 0
+
+    def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
+        """Transform a batch; shape and dtype stay."""
+        top, left = (
+            (uniform(self.seed, epoch, index, stream) * (2 * self.pad + 1)).astype(np.int64)
+            for stream in (TOP, LEFT)
+        )
+        flip = uniform(self.seed, epoch, index, FLIP) < (0.5 if self.flip else 0.0)
+        return crop_and_flip(images, top, left, flip, self.pad)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cut a random box out of each image, scale it to ``size`` pixels, mirror half of them.
+
+    The box has 35 % to 100 % of the image's area and a side ratio of 3/4 to 4/3, clipped to the
+    image. Scaling is bilinear with antialiasing.
+
+    Args:
+        size: side of the result in pixels.
+        seed: makes the choice repeatable, together with epoch and sample index.
+
+    Reference:
+        Szegedy et al., Going deeper with convolutions, 2015; 35 % instead of 8 % as is usual for
+        small subsets of ImageNet.
+    """
+
+    size: int
+    seed: int = 0
+
+    def boxes(
+        self, height: int, width: int, epoch: Int64Array, index: Int64Array
+    ) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
+        """Top, left, height and width of each sample's box, in pixels."""
+        draw = {s: uniform(self.seed, epoch, index, s) for s in (AREA, ASPECT, TOP, LEFT)}
+        area = height * width * (0.35 + 0.65 * draw[AREA])
+        aspect = np.exp((2 * draw[ASPECT] - 1) * np.log(4 / 3))
+        rows = np.clip(np.rint(np.sqrt(area / aspect)), 1, height).astype(np.int64)
+        columns = np.clip(np.rint(np.sqrt(area * aspect)), 1, width).astype(np.int64)
+        top = (draw[TOP] * (height - rows + 1)).astype(np.int64)
+        left = (draw[LEFT] * (width - columns + 1)).astype(np.int64)
+        return top, left, rows, columns
+
+    def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
+        """Transform a batch to uint8 ``(B, C, size, size)``."""
+        boxes = np.stack(
+            self.boxes(images.shape[2], images.shape[3], epoch, index), axis=1
+        ).tolist()
+        crops = [
+            resize(image[None, :, top : top + rows, left : left + columns], self.size)
+            for image, (top, left, rows, columns) in zip(images, boxes, strict=True)
+        ]
+        flip = uniform(self.seed, epoch, index, FLIP) < 0.5
+        batch = np.concatenate(crops)
+        return np.where(flip[:, None, None, None], batch[..., ::-1], batch)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Scale each image to ``size`` x ``size`` pixels; nothing is random."""
+
+    size: int
+
+    def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
+        """Transform a batch to uint8 ``(B, C, size, size)``."""
+        del epoch, index
+        return resize(images, self.size)
+
+
+def resize(images: UInt8Array, size: int) -> UInt8Array:
+    """Scale uint8 images ``(B, C, H, W)`` bilinearly with antialiasing to ``size`` x ``size``."""
+    if images.shape[2:] == (size, size):
+        return images
+    batch = torch.from_numpy(np.ascontiguousarray(images))
+    scaled: UInt8Array = F.interpolate(
+        batch, (size, size), mode="bilinear", antialias=True, align_corners=False
+    ).numpy()
+    return scaled

@@ -1,0 +1,172 @@
+"""Lightning data modules: fixed splits, repeatable augmentation, resumable order.
+
+What all of them have in common:
+
+* The validation images are held out of the training images by the seed alone; everything is
+  selected on them. The official test split is read for ``test`` and ``predict`` only.
+* Order and augmentation are functions of (seed, epoch, sample), the same for any number of
+  processes and workers and for an interrupted run that is resumed.
+* A training epoch leaves out the samples that do not fill the last batch, unless there is no full
+  batch at all; the evaluation loaders leave out none.
+* Batches are float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``; ``predict`` gives the same
+  batches as ``test``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssl_lightning.data.augment import SPLIT, Int64Array, permutation
+from ssl_lightning.data.loading import EpochSampler, ResumableLoader
+from ssl_lightning.data.sets import default_root
+
+Batch = tuple[Tensor, Tensor]
+Loader = DataLoader[Batch]
+Split = Literal["train", "validation", "test"]
+SPLITS_OF_STAGE: dict[str | None, tuple[Split, ...]] = {
+    None: ("train", "validation", "test"),
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+class ImageDataModule(LightningDataModule):
+    """Loaders over a training, a validation and a test dataset; subclasses make the datasets.
+
+    Args:
+        root: folder of the data; see :func:`ssl_lightning.data.sets.default_root`.
+        batch_size: training samples per step and process.
+        num_validation: training images held out for validation.
+        seed: of split, order and augmentation.
+        augment: whether training images are cropped and mirrored at random.
+        normalize: whether pixels are normalised by mean and standard deviation, or just in [0, 1].
+        eval_batch_size: samples per evaluation step and process.
+        num_workers: processes that load batches; 0 loads in the training process.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    collate: ClassVar[Any] = None
+
+    def __init__(
+        self,
+        root: str | None,
+        batch_size: int,
+        num_validation: int,
+        seed: int,
+        augment: bool,
+        normalize: bool,
+        eval_batch_size: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        self._require("batch_size", batch_size, 1)
+        self._require("eval_batch_size", eval_batch_size, 1)
+        self._require("num_workers", num_workers, 0)
+        self._require("seed", seed, 0)
+        self.root = default_root(root)
+        self.batch_size = batch_size
+        self.num_validation = num_validation
+        self.seed = seed
+        self.augment = augment
+        self.normalize = normalize
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self._datasets: dict[Split, Dataset[Any]] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image in a batch."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what a stage needs; what is loaded already is kept.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None for all.
+        """
+        for split in SPLITS_OF_STAGE[stage]:
+            self.dataset(split)
+
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """The dataset of one split, loaded when it is first asked for."""
+        if split not in self._datasets:
+            self._datasets[split] = self._make_dataset(split)
+        return self._datasets[split]
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled, augmented training batches of this process."""
+        dataset = self.dataset("train")
+        world_size, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
+        sampler = EpochSampler(dataset, self.seed, world_size, rank)
+        full_batches = len(sampler) // self.batch_size
+        return ResumableLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=full_batches > 0,
+            **self._loader_options(),
+        )
+
+    def val_dataloader(self) -> Loader:
+        """Batches of the held-out training images, in a fixed order."""
+        return self._eval_loader("validation")
+
+    def test_dataloader(self) -> Loader:
+        """Batches of the official test split, in the order of the file."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> Loader:
+        """The same batches as :meth:`test_dataloader`."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: Split) -> Loader:
+        dataset = self.dataset(split)  # the rest by keyword: Lightning rebuilds loaders from them
+        return DataLoader(dataset, batch_size=self.eval_batch_size, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": self.collate,
+            "generator": torch.Generator(),  # else each epoch draws from the training's own
+        }
+
+    def _make_dataset(self, split: Split) -> Dataset[Any]:
+        raise NotImplementedError
+
+    def _split_train(self, number: int) -> dict[Split, Int64Array]:
+        self._require("num_validation", self.num_validation, 0, number - 1)
+        shuffled = permutation(self.seed, 0, number, SPLIT)
+        held_out, rest = np.split(shuffled, [self.num_validation])
+        return {"train": np.sort(rest), "validation": np.sort(held_out)}
+
+    def _require(self, name: str, value: int, low: int, high: int | None = None) -> None:
+        if value < low or (high is not None and value > high):
+            expected = f"at least {low}" if high is None else f"{low} .. {high}"
+            raise ValueError(
+                f"{type(self).__name__}: expected `{name}` to be {expected}, got {value}. "
+                "Change it in the call or in the config's `data` section."
+            )

@@ -1,0 +1,24 @@
+"""Which tensor slices belong together and which of them are provably zero or never read."""
+
+from ssl_lightning.graph.analysis import analyse
+from ssl_lightning.graph.branches import ResidualBranch, norm_followers, residual_branches
+from ssl_lightning.graph.coupling import CoupledFamily, coupled_families
+from ssl_lightning.graph.kept import SiteSlices
+from ssl_lightning.graph.ops import LeafOperation, Trace
+from ssl_lightning.graph.rules import SIZED
+from ssl_lightning.graph.trace import has_equivalent_forward, trace
+
+__all__ = [
+    "SIZED",
+    "CoupledFamily",
+    "LeafOperation",
+    "ResidualBranch",
+    "SiteSlices",
+    "Trace",
+    "analyse",
+    "coupled_families",
+    "has_equivalent_forward",
+    "norm_followers",
+    "residual_branches",
+    "trace",
+]

@@ -1,0 +1,156 @@
+"""Which slices of a model can be removed without changing its function, and which go together.
+
+Why it is right. Write *alive* for "can be non-zero for some input" and *needed* for "read with a
+non-zero weight on the way to an output". Both masks are supersets of the truth, computed by
+monotone functions. Let R be all elements of all label sets none of whose elements is both alive and
+needed. Setting R to zero changes no output: what is dead is zero already (and stays so, since less
+is alive), and what is not needed changes nothing that is. And since every set is in R as a whole,
+and an operation without a rule keeps all sets it touches out of R, taking R out of the tensors
+gives each remaining operation the operands it had.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.graph.flow import Flow, Rule, Value, as_list, binary, filled, like
+from ssl_lightning.graph.kept import SiteSlices, kept_slices
+from ssl_lightning.graph.needs import everything, transpose
+from ssl_lightning.graph.ops import Op, Trace
+from ssl_lightning.graph.rules import UNKNOWN, rule_of
+from ssl_lightning.graph.slices import fix_all, fixed
+from ssl_lightning.graph.support import ones
+from ssl_lightning.graph.trace import trace
+
+
+def analyse(
+    model: nn.Module,
+    example_input: Tensor | tuple[Any, ...] | Trace,
+    blocked: frozenset[str] = frozenset(),
+) -> dict[str, SiteSlices]:
+    """Find what can be removed from each module of ``model`` without changing its eval function.
+
+    A slice goes if every element of every tensor it is part of is either zero for all inputs or
+    never read with a non-zero weight, and every operation that touches it has a rule
+    (:mod:`ssl_lightning.graph.rules`).
+
+    Args:
+        model: the network, with its zeros.
+        example_input: positional inputs, of which only the shapes matter, or the model's trace.
+        blocked: names of operations in the trace to treat as unknown.
+
+    Returns:
+        Module name -> what is left of it, for every convolution, linear and normalisation layer
+        that the analysis understands.
+    """
+    traced = example_input if isinstance(example_input, Trace) else trace(model, example_input)
+    return kept_slices(propagate(model, traced, blocked))
+
+
+def propagate(model: nn.Module, traced: Trace, blocked: frozenset[str] = frozenset()) -> Flow:
+    """Run the three questions of the rules over a trace: support and labels forward, need back."""
+    flow = Flow(model, traced)
+    with torch.no_grad():
+        for name, tensor in traced.inputs.items():
+            flow.alive[name] = torch.ones(tensor.shape)
+            flow.slices[name] = fixed(tuple(tensor.shape))
+        for name, tensor in traced.tensors.items():
+            flow.alive[name] = binary(tensor.detach()).cpu()
+            flow.slices[name] = fixed(tuple(tensor.shape))
+        for op in traced.ops:
+            forward(op, rule_in(flow, op, blocked), flow)
+        fix_shared_parameters(flow)
+        backpropagate(flow, blocked)
+    return flow
+
+
+def rule_in(flow: Flow, op: Op, blocked: frozenset[str]) -> Rule:
+    """Return an operation's rule, and set the cause of what it fixes."""
+    rule = UNKNOWN if op.name in blocked or op.name in flow.failed else rule_of(op)
+    where = f" in `{op.module}`" if op.module else ""
+    if op.name in blocked:
+        flow.labels.cause = f"`{op.kind}`{where}, whose sizes the code fixes"
+    elif rule is UNKNOWN:
+        flow.labels.cause = f"an operation without a rule: `{op.kind}`{where}"
+    else:
+        flow.labels.cause = f"tied by `{op.kind}`{where} to what cannot be removed"
+    return rule
+
+
+def forward(op: Op, rule: Rule, flow: Flow) -> None:
+    """Fill masks and labels of an operation's result; a rule that fails counts as unknown."""
+    try:
+        alive, labels = rule.support(op, flow.alive), rule.labels(op, flow)
+        check_shapes(alive, labels, op)
+    except Exception as error:
+        flow.failed[op.name] = f"{type(error).__name__}: {error}"
+        flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
+        alive, labels = ones(op, flow.alive), fix_all(op, flow)
+        if site := flow.sites.get(op.module):
+            flow.labels.fix(site.inputs)
+            flow.labels.fix(site.outputs)
+    flow.alive[op.name] = like(alive, [binary(t) for t in as_list(alive)])
+    flow.slices[op.name] = labels
+
+
+def check_shapes(alive: Value, labels: Value, op: Op) -> None:
+    """Make sure that masks and labels have the result's shape."""
+    shapes = op.shape if isinstance(op.shape, list) else [op.shape or ()]
+    for value in (alive, labels):
+        found = [tuple(t.shape) for t in as_list(value)]
+        assert found == [tuple(s) for s in shapes], f"{op.kind}: {found} instead of {shapes}"
+
+
+def fix_shared_parameters(flow: Flow) -> None:
+    """Keep whole every module whose parameters are also read by other than its own operations."""
+    for value, name in flow.trace.names.items():
+        site = flow.sites.get(name.rpartition(".")[0])
+        if site is None:
+            continue
+        own = {op.name for op in site.ops}
+        others = [op for op in flow.trace.users.get(value, []) if op.name not in own]
+        if others:
+            flow.labels.cause = f"`{name}` is also read by `{others[0].kind}` elsewhere"
+            flow.labels.fix(site.inputs)
+            flow.labels.fix(site.outputs)
+
+
+def backpropagate(flow: Flow, blocked: frozenset[str]) -> None:
+    """Fill ``flow.needed``, from the outputs back: what each value is needed for."""
+    flow.labels.cause = "the network's output"
+    for name in flow.trace.outputs:
+        if name in flow.alive:
+            flow.needed[name] = filled(flow.alive[name], 1.0)
+            for labels in as_list(flow.slices[name]):
+                flow.labels.fix(labels)
+    for op in reversed(flow.trace.ops):
+        needed = flow.needed.setdefault(op.name, filled(flow.alive[op.name], 0.0))
+        pairs = zip(as_list(flow.alive[op.name]), as_list(needed), strict=True)
+        useful = [a * n for a, n in pairs]
+        for name, mask in needs_of(op, flow, like(needed, useful), blocked).items():
+            if name == next(iter(op.inputs()), None):
+                flow.read_by[op.name] = mask
+            before = as_list(flow.needed.get(name, filled(flow.alive[name], 0.0)))
+            joined = [torch.maximum(a, b) for a, b in zip(before, as_list(mask), strict=True)]
+            flow.needed[name] = like(mask, joined)
+
+
+def needs_of(op: Op, flow: Flow, useful: Value, blocked: frozenset[str]) -> dict[str, Value]:
+    """Return what an operation needs for the elements of its result that are useful."""
+    rule = rule_in(flow, op, blocked)
+    if not any(bool(t.any()) for t in as_list(useful)):
+        return {}
+    try:
+        if rule.needs is None:
+            return transpose(op, flow, useful, rule.support)
+        return rule.needs(op, flow, useful)
+    except Exception as error:
+        flow.failed[op.name] = f"{type(error).__name__}: {error}"
+        flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
+        fix_all(op, flow)
+        for labels in as_list(flow.slices[op.name]):
+            flow.labels.fix(labels)
+        return everything(op, flow, useful)

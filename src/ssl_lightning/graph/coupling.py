@@ -1,0 +1,129 @@
+"""Which channels of which layers must be zero together for a channel to go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.graph.analysis import propagate
+from ssl_lightning.graph.flow import Flow
+from ssl_lightning.graph.kept import kept_slices
+from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.ops import Trace
+from ssl_lightning.graph.support import leaf
+
+
+@dataclass(frozen=True)
+class CoupledFamily:
+    """Channels that the same layers and norms write, one output of each (or several).
+
+    Attributes:
+        writers: (module name, the output at which it writes each channel), in the order in which
+            the modules run. All have one position per channel; a module of which several outputs
+            belong to each channel (the halves of a chunk) has several entries.
+    """
+
+    writers: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels."""
+        return len(self.writers[0][1])
+
+
+def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
+    """Find the channels that can go, with all that must be zero for each of them to go.
+
+    Two outputs belong to one channel if an operation ties their slices (both sides of a residual
+    addition, a depthwise convolution's filter and the channel it reads). To that are added what
+    ties no slices but must be zero too: the channels that a padded shortcut copies from, and the
+    same channel of all groups of a grouped convolution, which has to stay balanced.
+
+    Whether zeros there do remove a channel is tried out, on the graph only: with every second
+    channel of each family zero, and nothing else. Families that keep any of them (behind a sigmoid
+    or a norm without a shift, say) are left out, and so are channels that are tied to the network's
+    outputs or to an operation without a rule.
+
+    Args:
+        model: the network; its weights do not matter.
+        traced: its trace.
+
+    Example:
+        >>> from ssl_lightning.graph import trace
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> coupled_families(net, trace(net, torch.zeros(1, 2)))
+        [CoupledFamily(writers=(('0', (0, 1, 2)),))]
+    """
+    flow = propagate(model, with_weights(traced, {}))
+    tie_padded_shortcuts(flow)
+    tie_conv_groups(flow)
+    families = list(families_of(flow))
+    zeros: dict[str, list[int]] = {}
+    for family in families:
+        for module, outputs in family.writers:
+            zeros.setdefault(module, []).extend(outputs[1::2])
+    kept = kept_slices(propagate(model, with_weights(traced, zeros)))
+    return [
+        family
+        for family in families
+        if all(set(kept[name].outputs).isdisjoint(outs[1::2]) for name, outs in family.writers)
+    ]
+
+
+def with_weights(traced: Trace, zeros: dict[str, list[int]]) -> Trace:
+    """Return the trace with all parameters and buffers non-zero, but for some outputs' parameters.
+
+    Args:
+        traced: any trace.
+        zeros: module name -> its outputs whose slices of all the module's parameters are zero.
+    """
+    tensors = dict(traced.tensors)
+    for value, name in traced.names.items():
+        module, _, attribute = name.rpartition(".")
+        tensors[value] = torch.ones(traced.tensors[value].shape)
+        if attribute in ("weight", "bias") and module in zeros:
+            tensors[value][zeros[module]] = 0.0
+    return replace(traced, tensors=tensors, users={})
+
+
+def tie_padded_shortcuts(flow: Flow) -> None:
+    """Tie each channel of a padded shortcut's result to the channel that it copies."""
+    for op in flow.trace.ops:
+        if op.kind == "PadShortcut" and op.module in flow.sites:
+            site, source = flow.sites[op.module], torch.tensor(leaf(op).source)
+            copied = source >= 0
+            flow.labels.union(site.outputs[copied], site.inputs[source[copied]])
+
+
+def tie_conv_groups(flow: Flow) -> None:
+    """Tie the same channel of all groups of a grouped convolution that is not depthwise."""
+    for site in flow.sites.values():
+        if 1 < site.groups < len(site.inputs):
+            for labels in (site.inputs, site.outputs):
+                rows = labels.view(site.groups, -1)
+                flow.labels.union(rows, rows[:1])
+
+
+def families_of(flow: Flow) -> Iterator[CoupledFamily]:
+    """Yield the channels with parameters, those together that the same modules write."""
+    channels: dict[int, list[tuple[str, int]]] = {}
+    for name, site in flow.sites.items():
+        if has_parameters(flow.model.get_submodule(name)):
+            for position, root in enumerate(flow.labels.find(site.outputs).tolist()):
+                channels.setdefault(root, []).append((name, position))
+    channels.pop(FIXED, None)
+    alike: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
+    for places in channels.values():
+        alike.setdefault(tuple(name for name, _ in places), []).append(places)
+    for names, rows in alike.items():
+        columns = zip(*([position for _, position in row] for row in rows), strict=True)
+        yield CoupledFamily(tuple(zip(names, columns, strict=True)))
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether a module itself has a weight or a bias."""
+    values = (getattr(module, name, None) for name in ("weight", "bias"))
+    return any(isinstance(value, Tensor) for value in values)

@@ -1,0 +1,92 @@
+"""The state of one analysis, and the rule that every operation has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.graph.labels import Labels
+from ssl_lightning.graph.ops import Op, Trace
+
+Value = Any  # a Tensor, or a list of Tensors for operations that return several
+
+
+@dataclass
+class Site:
+    """A module whose weights are numbered by slices: one label per input and output channel.
+
+    ``dim`` is the dimension of its results that numbers the output channels.
+    """
+
+    module: str
+    inputs: Tensor
+    outputs: Tensor
+    dim: int = 1
+    groups: int = 1
+    ops: list[Op] = field(default_factory=list)
+
+
+@dataclass
+class Flow:
+    """Masks and labels of every value so far, and the sites.
+
+    Attributes:
+        alive: value name -> where it can be non-zero.
+        needed: value name -> where it is needed.
+        slices: value name -> the label of every element.
+        read_by: operation name -> what it alone needs of the first value it reads.
+        failed: operation name -> why its rule failed (a bug, or an unforeseen use).
+    """
+
+    model: nn.Module
+    trace: Trace
+    alive: dict[str, Value] = field(default_factory=dict)
+    needed: dict[str, Value] = field(default_factory=dict)
+    slices: dict[str, Value] = field(default_factory=dict)
+    labels: Labels = field(default_factory=Labels)
+    sites: dict[str, Site] = field(default_factory=dict)
+    read_by: dict[str, Value] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add_site(
+        self, op: Op, inputs: Tensor, outputs: Tensor, dim: int = 1, groups: int = 1
+    ) -> None:
+        """Record the labels of a module's channels; a module that is run again ties both runs."""
+        site = self.sites.setdefault(op.module, Site(op.module, inputs, outputs, dim, groups))
+        site.ops.append(op)
+        self.labels.union(site.inputs, inputs)
+        self.labels.union(site.outputs, outputs)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The answers of one operation to the three questions."""
+
+    support: Callable[[Op, Mapping[str, Value]], Value]
+    labels: Callable[[Op, Flow], Value]
+    needs: Callable[[Op, Flow, Value], dict[str, Value]] | None = None
+    """None: the transpose of ``support``."""
+
+
+def as_list(value: Value) -> list[Tensor]:
+    """Return a value's tensors."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def like(value: Value, tensors: list[Tensor]) -> Value:
+    """Return tensors in the form of a value: a list if it is one, else the only one."""
+    return tensors if isinstance(value, (list, tuple)) else tensors[0]
+
+
+def binary(mask: Tensor) -> Tensor:
+    """Return 1 where a mask is not zero, in float32."""
+    return (mask != 0).float()
+
+
+def filled(value: Value, number: float) -> Value:
+    """Return masks of the same shapes, filled with a number."""
+    return like(value, [torch.full_like(t, number) for t in as_list(value)])

@@ -1,0 +1,132 @@
+"""A traced run of a model, as data: operations that read named values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.backbones import PadShortcut
+
+
+class LeafOperation(nn.Module):
+    """Base of modules that are one operation in a trace; its kind is the class's name.
+
+    Attributes:
+        reads_input: whether the operation is said to read its input, or only its parameters.
+        channel_dim: dimension of the result that numbers its channels.
+    """
+
+    reads_input: bool = True
+    channel_dim: int = 1
+
+
+LEAF_MODULES: tuple[type[nn.Module], ...] = (nn.LocalResponseNorm, PadShortcut, LeafOperation)
+"""Modules that are one operation in a trace: what they do is simpler than how they do it."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of that name: an operation's result, an input or a parameter."""
+
+    name: str
+
+
+@dataclass
+class Op:
+    """One operation: ``target(*args, **kwargs)``, where a :class:`Ref` stands for a value.
+
+    ``module`` is the qualified name of the innermost module that ran it and ``call`` identifies
+    this call of it; ``kind`` is the operation's short name (``"conv2d"``, ``"add"``,
+    ``"LocalResponseNorm"``), ``shape`` the shape of its result (a list of shapes if it returns
+    several tensors, None if it returns none).
+    """
+
+    name: str
+    kind: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    module: str
+    call: str
+    shape: Any
+
+    def inputs(self) -> list[str]:
+        """Names of all values read, in the order of the arguments."""
+        return [ref.name for ref in refs((self.args, self.kwargs))]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument that may have been given by position, by name, or not at all."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def run(self, values: Mapping[str, Any]) -> Any:
+        """Execute the operation itself on ``values`` (tensors, or lists of tensors).
+
+        Masks and labels may be expanded where the real values were not, so a view is a reshape.
+        """
+        function = torch.ops.aten.reshape.default if self.kind == "view" else self.target
+        return function(*substitute(self.args, values), **substitute(self.kwargs, values))
+
+
+@dataclass
+class Trace:
+    """The operations of one run of a model, in order.
+
+    Attributes:
+        ops: the operations.
+        inputs: example value of each tensor that the user passes.
+        tensors: every parameter, buffer and constant that is read: value name -> tensor.
+        names: value name -> qualified name in the model, for parameters and buffers. A tensor
+            with several names has the one that ``named_parameters`` gives it, the first.
+        outputs: names of the values that the model returns.
+    """
+
+    ops: list[Op]
+    inputs: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    outputs: list[str]
+    users: dict[str, list[Op]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for op in self.ops:
+            for name in dict.fromkeys(op.inputs()):
+                self.users.setdefault(name, []).append(op)
+
+    def owner(self, op: Op, position: int) -> str | None:
+        """Qualified name of the parameter at an operation's positional argument, if it is one."""
+        value = op.args[position] if len(op.args) > position else None
+        return self.names.get(value.name) if isinstance(value, Ref) else None
+
+
+def refs(value: Any) -> Iterator[Ref]:
+    """Yield every :class:`Ref` in nested tuples, lists and dicts."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from refs(item)
+    elif isinstance(value, dict):
+        yield from refs(list(value.values()))
+
+
+def substitute(value: Any, values: Mapping[str, Any]) -> Any:
+    """Return the nested arguments with each :class:`Ref` replaced by its value."""
+    if isinstance(value, Ref):
+        return values[value.name]
+    if isinstance(value, (tuple, list)):
+        return type(value)(substitute(item, values) for item in value)
+    if isinstance(value, dict):
+        return {key: substitute(item, values) for key, item in value.items()}
+    return value
+
+
+def rename(value: Any, latest: Mapping[str, str]) -> Any:
+    """Return nested arguments with each :class:`Ref` renamed as ``latest`` says."""
+    table = {ref.name: Ref(latest.get(ref.name, ref.name)) for ref in refs(value)}
+    return substitute(value, table)

@@ -1,0 +1,137 @@
+"""What each operation does to zeros, to need, and to slices: one table, :data:`RULES`.
+
+Three questions are asked of an operation:
+
+* ``support``: which elements of its result can be non-zero, given which of its inputs can?
+* ``needs``: which elements of its inputs does a set of elements of its result depend on?
+* ``labels``: which slices of its inputs and its result must be removed together?
+
+An operation that only moves elements answers the first by being run on a mask, and a linear one by
+being run with its weights replaced by their zero patterns; ``needs`` is then the transpose of
+``support``, which autograd computes. An operation without a row is :data:`UNKNOWN`: everything it
+returns can be non-zero, it needs everything it reads, and nothing it touches can be removed. That
+is always sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ssl_lightning.graph import needs, slices, support
+from ssl_lightning.graph.aliases import is_in_place
+from ssl_lightning.graph.flow import Rule
+from ssl_lightning.graph.ops import Op, Ref, refs
+
+UNKNOWN = Rule(support.ones, slices.fix_all, needs.everything)
+MOVE = Rule(support.literal, slices.move_labels)
+SPLIT = Rule(support.literal, slices.split_labels)
+INDEX = Rule(support.literal, slices.index_labels)
+POINTWISE = Rule(support.pointwise, slices.keep_labels, needs.same_elements)
+IDENTITY = Rule(support.same, slices.keep_labels, needs.same_elements)
+SUM = Rule(support.either, slices.tie_operands, needs.sum_needs)
+POOL = Rule(support.by_channel, slices.channel_labels, needs.channel_needs)
+REDUCE = Rule(support.literal, slices.reduced_labels)
+CONV = Rule(support.convolution, slices.conv_labels)
+PAD = Rule(support.padded, slices.padded_labels)
+RESPONSE_NORM = Rule(support.same, slices.same_channels, needs.window_needs)
+CONSTANT = Rule(support.constant_layer, slices.constant_layer_labels, needs.nothing)
+CHECK = Rule(support.ones, slices.untouched, needs.nothing)
+
+
+def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
+    """Return table rows of one rule; each argument holds names separated by blanks."""
+    return ((name, rule) for line in names for name in line.split())
+
+
+RULES: dict[str, Rule] = {
+    "linear": Rule(support.literal, slices.linear_labels),
+    "batch_norm": Rule(support.batch_norm, slices.norm_labels),
+    "mul": Rule(support.both, slices.tie_operands),
+    "div": Rule(support.numerator, slices.tie_operands, needs.quotient_needs),
+    "prelu": Rule(support.same, slices.prelu_labels, needs.same_elements),
+    "cat": Rule(support.literal, slices.cat_labels),
+    "getitem": Rule(support.literal, slices.item_labels),
+    "pixel_shuffle": Rule(support.literal, slices.pixel_shuffle_labels),
+    "channel_shuffle": Rule(support.literal, slices.channel_shuffle_labels),
+    "PadShortcut": Rule(support.shortcut, slices.shortcut_labels),
+    "ZeroLike": Rule(support.zeros, slices.keep_labels, needs.nothing),
+    **dict(rows(CONV, "conv1d conv2d conv3d")),
+    **dict(rows(RESPONSE_NORM, "LocalResponseNorm SparseResponseNorm")),
+    **dict(rows(CONSTANT, "ZeroConv ZeroLinear")),
+    **dict(rows(SUM, "add sub maximum minimum")),
+    **dict(rows(REDUCE, "mean sum")),
+    **dict(rows(PAD, "pad constant_pad_nd")),
+    **dict(rows(SPLIT, "split split_with_sizes chunk")),
+    **dict(rows(INDEX, "slice select narrow unbind")),
+    **dict(rows(CHECK, "_assert_tensor_metadata _assert_scalar")),
+    **dict(
+        rows(
+            IDENTITY,
+            "clone contiguous detach alias to _to_copy",
+        )
+    ),
+    **dict(
+        rows(
+            POOL,
+            "max_pool1d max_pool2d max_pool3d",
+            "avg_pool1d avg_pool2d avg_pool3d",
+            "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d",
+            "upsample_nearest1d upsample_nearest2d upsample_nearest3d",
+            "upsample_bilinear2d upsample_bicubic2d",
+        )
+    ),
+    **dict(
+        rows(
+            POINTWISE,
+            "relu relu6 hardtanh leaky_relu elu selu celu silu gelu mish hardswish hardsigmoid",
+            "sigmoid tanh softplus softshrink hardshrink threshold",
+            "abs neg sign square pow sqrt rsqrt reciprocal exp log sin cos erf rsub",
+            "clamp clamp_min clamp_max round floor ceil",
+            "dropout feature_dropout alpha_dropout feature_alpha_dropout",
+        )
+    ),
+    **dict(
+        rows(
+            MOVE,
+            "view reshape flatten unflatten permute transpose t movedim swapaxes swapdims",
+            "squeeze unsqueeze stack expand flip pixel_unshuffle",
+        )
+    ),
+}
+
+SIZED = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "expand", "squeeze"}
+    | {"split", "split_with_sizes", "chunk", "pad", "constant_pad_nd", "slice", "narrow"}
+    | {"channel_shuffle"}
+)
+"""Operations whose sizes the model's code may have as fixed numbers."""
+
+RUN_ON_MASKS = (MOVE, SPLIT, INDEX, REDUCE, *(RULES[k] for k in ("cat", "pixel_shuffle")))
+BINARY = (SUM, RULES["mul"], RULES["div"])
+
+
+def rule_of(op: Op) -> Rule:
+    """Return the rule of an operation; :data:`UNKNOWN` if there is none or it does not apply."""
+    rule = RULES.get(op.kind, UNKNOWN)
+    single = rule in (POINTWISE, IDENTITY, POOL, REDUCE, PAD, SPLIT, INDEX, *BINARY)
+    doubtful = (
+        any(True for _ in refs(op.kwargs))
+        or (rule in (POINTWISE, IDENTITY) and len(op.inputs()) != 1)
+        or (rule in BINARY and not binary_operands(op))
+        or (rule in RUN_ON_MASKS and is_in_place(op))
+        or (rule is RULES["batch_norm"] and not uses_statistics(op))
+        or (rule not in (SPLIT, RULES["getitem"], INDEX) and isinstance(op.shape, list))
+        or (rule is PAD and support.padding(op)[0] != "constant")
+        or (single and not op.inputs())
+    )
+    return UNKNOWN if doubtful else rule
+
+
+def binary_operands(op: Op) -> bool:
+    """Whether both operands are given by position, and are values or numbers."""
+    return len(op.args) >= 2 and all(isinstance(a, (Ref, int, float)) for a in op.args[:2])
+
+
+def uses_statistics(op: Op) -> bool:
+    """Whether a batch norm divides by its running statistics, not by those of the batch."""
+    return all(isinstance(a, Ref) for a in op.args[3:5]) and op.args[5] is False

@@ -1,0 +1,151 @@
+"""First question of a rule: which elements of a result can be non-zero?
+
+Masks are float tensors of the values' own shapes. All functions are monotone: the more elements of
+the inputs can be non-zero, the more of the result can. So a mask stays right when elements that
+are not needed are taken away.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_lightning.graph.flow import Value
+from ssl_lightning.graph.ops import Op, Ref
+
+
+def ones(op: Op, alive: Mapping[str, Value]) -> Value:
+    """Everything can be non-zero."""
+    if isinstance(op.shape, list):
+        return [torch.ones(shape) for shape in op.shape]
+    return torch.ones(op.shape or ())
+
+
+def literal(op: Op, values: Mapping[str, Value]) -> Value:
+    """Run the operation itself: right for whatever only moves elements or adds them up."""
+    return op.run(values)
+
+
+def first(op: Op) -> str:
+    """Name of the first value that the operation reads."""
+    return op.inputs()[0]
+
+
+def leaf(op: Op) -> Any:
+    """Return the module that a merged operation is."""
+    return op.target.__self__  # type: ignore[attr-defined]
+
+
+def same(op: Op, alive: Mapping[str, Value]) -> Value:
+    """Zero exactly where the input is."""
+    return alive[first(op)]
+
+
+def pointwise(op: Op, alive: Mapping[str, Value]) -> Value:
+    """Zero where the input is zero, if the function maps 0 to 0 (it is asked)."""
+    probe = op.run({first(op): torch.zeros(1)})
+    return alive[first(op)] if bool((probe == 0).all()) else torch.ones(op.shape)
+
+
+def operands(op: Op, values: Mapping[str, Value]) -> list[Tensor]:
+    """Return both operands of a binary operation; numbers become masks of one element."""
+    both = [op.args[0], op.args[1]]
+    return [values[v.name] if isinstance(v, Ref) else torch.tensor(float(v != 0)) for v in both]
+
+
+def either(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """A sum can be non-zero where either operand can."""
+    a, b = operands(op, alive)
+    return a + b
+
+
+def both(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """A product can be non-zero where both operands can."""
+    a, b = operands(op, alive)
+    return a * b
+
+
+def numerator(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """A quotient is zero where its numerator is."""
+    a, b = operands(op, alive)
+    return a * torch.ones_like(b)
+
+
+def convolution(op: Op, alive: Mapping[str, Value]) -> Value:
+    """Zero where every product is: a kernel with a non-zero tap counts as non-zero everywhere.
+
+    That makes the answer hold for other image sizes, at which other taps meet the padding.
+    """
+    weight = op.args[1].name
+    kernels = alive[weight].sum(tuple(range(2, alive[weight].dim())), keepdim=True)
+    return op.run({**alive, weight: kernels.expand_as(alive[weight])})
+
+
+def batch_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale times input, the shift, and scale times running mean are.
+
+    A shift that the running mean happens to cancel counts as non-zero.
+    """
+    x, weight, bias, mean, _ = (alive[a.name] if isinstance(a, Ref) else None for a in op.args[:5])
+    assert x is not None
+    assert mean is not None, "batch norm without running statistics has no rule"
+    scale = torch.ones_like(mean) if weight is None else weight
+    shift = mean * scale if bias is None else bias + mean * scale
+    view = [1, -1] + [1] * (x.dim() - 2)
+    result: Tensor = x * scale.view(view) + shift.view(view)
+    return result
+
+
+def by_channel(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero in a channel whose input is zero everywhere (pooling, interpolation)."""
+    x: Tensor = alive[first(op)]
+    mask = x.flatten(start_dim=-spatial_dims(op)).amax(-1)
+    return mask.view(*mask.shape, *[1] * spatial_dims(op)).expand(op.shape)
+
+
+def spatial_dims(op: Op) -> int:
+    """Return 2 for ``max_pool2d``."""
+    found = re.search(r"(\d)d", op.kind)
+    assert found is not None, f"{op.kind} has no number of dimensions in its name"
+    return int(found[1])
+
+
+def padded(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where the input is, and in the padding if that is filled with zeros."""
+    _, value = padding(op)
+    return F.pad(alive[first(op)], op.args[1], value=float(value != 0))
+
+
+def padding(op: Op) -> tuple[str, float]:
+    """Return the mode of a padding operation, and the number that it writes."""
+    if op.kind == "pad":
+        mode, value = op.argument(2, "mode", "constant"), op.argument(3, "value", 0)
+    else:
+        mode, value = "constant", op.argument(2, "value", 0)
+    return mode, float(value or 0)
+
+
+def shortcut(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where the source channel of a padded shortcut is, or where it has none."""
+    module = leaf(op)
+    mask: Tensor = alive[first(op)][:, :, :: module.stride, :: module.stride]
+    mask = F.pad(mask, (0, 0, 0, 0, 0, 1))
+    return mask.index_select(1, torch.tensor([s % mask.shape[1] for s in module.source]))
+
+
+def constant_layer(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero but for the bias, the only thing a layer without weights reads."""
+    dim = leaf(op).channel_dim % len(op.shape)
+    view = [-1 if d == dim else 1 for d in range(len(op.shape))]
+    bias = alive[first(op)] if op.inputs() else torch.zeros(op.shape[dim])
+    return bias.view(view).expand(op.shape)
+
+
+def zeros(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Nothing can be non-zero."""
+    return torch.zeros(op.shape)

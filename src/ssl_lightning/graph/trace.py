@@ -1,0 +1,205 @@
+"""From a model to a list of tensor operations that name the parameters they read.
+
+``torch.export`` (non-strict) runs the model once in eval mode and records its ATen operations. Two
+things are done on top of it, both so that the analysis need not know about them: operations that
+write in place are resolved (:mod:`ssl_lightning.graph.aliases`), and modules that the analysis
+treats as one operation (:data:`~ssl_lightning.graph.ops.LEAF_MODULES`) become one.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ssl_lightning.graph.aliases import resolve_in_place
+from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace
+
+
+def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
+    """Record the operations of ``model`` in eval mode on ``example_input``; the model is unchanged.
+
+    A module may carry a ``forward`` of its own that computes the same function by a shorter way
+    and says so with an attribute ``equivalent = True`` (a collapsed layer); then it is the class's
+    ``forward`` that is recorded.
+
+    Args:
+        model: any module that ``torch.export`` captures.
+        example_input: its positional inputs, with their batch dimension; one sample is enough.
+
+    Raises:
+        ValueError: if the model cannot be captured; torch's reason is part of the message.
+    """
+    example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    with plain_eval(model):
+        program = export(model, example)
+    signature = program.graph_signature
+    names = canonical_names(
+        model, {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    )
+    state = {**program.constants, **dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {value: state[name] for value, name in names.items()}
+    for value, name in signature.inputs_to_lifted_tensor_constants.items():
+        tensors[value] = program.constants[name]
+    leaves = zip(signature.user_inputs, pytree.tree_leaves(example), strict=True)
+    inputs = {str(name): leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
+    ops = merge_leaves(list(read_ops(program.graph, first_names(model))), model, tensors)
+    outputs = [str(name) for name in signature.user_outputs]
+    return resolve_in_place(Trace(ops, inputs, tensors, names, outputs))
+
+
+@contextmanager
+def plain_eval(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode and let it run its class's ``forward``; undo at the end."""
+    modes = {module: module.training for module in model.modules()}
+    shortcuts = {m: m.__dict__.pop("forward") for m in modes if has_equivalent_forward(m)}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for module, forward in shortcuts.items():
+            module.__dict__["forward"] = forward
+
+
+def has_equivalent_forward(module: nn.Module) -> bool:
+    """Whether a module carries a ``forward`` that says it computes what the class's does."""
+    return bool(getattr(module.__dict__.get("forward"), "equivalent", False))
+
+
+def export(model: nn.Module, example: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    """Run ``torch.export``.
+
+    Raises:
+        ValueError: if it fails.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, example, strict=False)
+    except Exception as error:
+        shapes = [tuple(x.shape) for x in pytree.tree_leaves(example) if isinstance(x, Tensor)]
+        raise ValueError(
+            f"Cannot capture {type(model).__name__} with torch.export on inputs of shapes "
+            f"{shapes}: {error}. Check the input shape, and that forward() takes tensors only and "
+            "has no control flow that depends on their values."
+        ) from error
+
+
+def canonical_names(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    """Give every tensor that has several names in the model the first of them."""
+    given = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    first: dict[int, str] = {}
+    for name, tensor in given:
+        first.setdefault(id(tensor), name)
+    table = {name: first[id(tensor)] for name, tensor in given}
+    return {value: table.get(name, name) for value, name in names.items()}
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of every module to the first name it has."""
+    first: dict[int, str] = {}
+    table = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        table[name] = first.setdefault(id(module), name)
+    return table
+
+
+def read_ops(graph: fx.Graph, modules: Mapping[str, str]) -> Iterator[Op]:
+    """Yield the operations of an exported graph."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        stack = node.meta.get("nn_module_stack") or {}
+        call, (module, _) = next(reversed(stack.items())) if stack else ("", ("", None))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), as_ref)
+        kind, shape = short_name(node.target), shapes(node)
+        module = modules.get(module, module)
+        yield Op(node.name, kind, node.target, tuple(args), dict(kwargs), module, call, shape)
+
+
+def as_ref(node: fx.Node) -> Any:
+    """Return a reference to a node's value; a graph held as an attribute is no value."""
+    return node.target if node.op == "get_attr" else Ref(node.name)
+
+
+def shapes(node: fx.Node) -> Any:
+    """Return the shape, or list of shapes, of a node's result; a number has the shape ()."""
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [tuple(item.shape) if isinstance(item, Tensor) else () for item in value]
+    return None
+
+
+def short_name(target: Any) -> str:
+    """Return ``"add"`` for ``aten.add_.Tensor``.
+
+    In-place and other overloads compute the same function; the one that does not, a view as
+    another type, keeps its full name.
+    """
+    if target is operator.getitem:
+        return "getitem"
+    packet = getattr(target, "overloadpacket", None)
+    if packet is None:
+        return str(getattr(target, "__name__", target))
+    name = str(packet.__name__)
+    if getattr(target, "_overloadname", "") == "dtype" and name == "view":
+        return "view.dtype"
+    return name if name.endswith("__") else name.rstrip("_")
+
+
+def merge_leaves(ops: list[Op], model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Op]:
+    """Replace the operations of each call of a leaf module by one operation.
+
+    It reads the first activation that they read, if any, and their parameters and buffers. Modules
+    with hooks are left as they are.
+    """
+    modules = dict(model.named_modules())
+    merged: list[Op] = []
+    position = 0
+    while position < len(ops):
+        module = modules.get(ops[position].module)
+        end = position + 1
+        if isinstance(module, LEAF_MODULES) and not has_hooks(module):
+            while end < len(ops) and ops[end].call == ops[position].call:
+                end += 1
+            merged.append(merge(ops[position:end], module, tensors))
+        else:
+            merged.append(ops[position])
+        position = end
+    return merged
+
+
+def merge(ops: list[Op], module: nn.Module, tensors: Mapping[str, Tensor]) -> Op:
+    """Return the one operation that ``ops``, all of one call of ``module``, are."""
+    inside = {op.name for op in ops}
+    outer = list(dict.fromkeys(n for op in ops for n in op.inputs() if n not in inside))
+    activations = [name for name in outer if name not in tensors]
+    reads_input = getattr(module, "reads_input", True)
+    args = [*activations[:reads_input], *[name for name in outer if name in tensors]]
+    return replace(
+        ops[-1],
+        kind=type(module).__name__,
+        target=module.forward,
+        args=tuple(Ref(name) for name in args),
+        kwargs={},
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module's result may differ from what its ``forward`` returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

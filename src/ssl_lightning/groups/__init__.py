@@ -1,0 +1,30 @@
+"""Groups: which slices of which parameters should become zero together."""
+
+from ssl_lightning.groups.count import kept_groups
+from ssl_lightning.groups.kinds import KIND_AXES, KINDS, index_dims, weight_axes
+from ssl_lightning.groups.resolve import Selector, resolve_each, resolve_groups
+from ssl_lightning.groups.sets import (
+    GroupSet,
+    Member,
+    group_counts,
+    group_norms,
+    nonzero_groups,
+    zero_groups_,
+)
+
+__all__ = [
+    "KINDS",
+    "KIND_AXES",
+    "GroupSet",
+    "Member",
+    "Selector",
+    "group_counts",
+    "group_norms",
+    "index_dims",
+    "kept_groups",
+    "nonzero_groups",
+    "resolve_each",
+    "resolve_groups",
+    "weight_axes",
+    "zero_groups_",
+]

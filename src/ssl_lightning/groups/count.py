@@ -1,0 +1,47 @@
+"""How many groups of each kind every layer has left."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ssl_lightning.groups.kinds import has_kind, index_dims, weight_axes
+from ssl_lightning.groups.sets import GroupSet, Member, nonzero_groups
+
+COUNTED = {
+    "filters": ("filter", "neuron_out"),
+    "channels": ("channel", "neuron_in"),
+    "columns": ("shape",),
+}
+"""Column of a report -> kinds of group that it counts, for convolutions and linear layers."""
+
+
+@torch.no_grad()
+def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """Count, per layer, the filters, channels and columns whose weights are not all zero.
+
+    Returns:
+        Layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [kept, of]. Output and input
+        neurons of linear layers count as filters and channels. ``columns`` are the filter shapes
+        W[:, c, h, w], that is the rows of the lowered matrix that are left.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> kept_groups(create_backbone("lenet"))["conv2"]
+        {'filters': [50, 50], 'channels': [20, 20], 'columns': [500, 500]}
+    """
+    counts: dict[str, dict[str, list[int]]] = {}
+    for name, module in model.named_modules():
+        for column, kinds in COUNTED.items():
+            for kind in kinds:
+                if has_kind(module, kind):
+                    counts.setdefault(name, {})[column] = count_kind(module, kind)
+    return counts
+
+
+def count_kind(module: nn.Module, kind: str) -> list[int]:
+    """Return [kept, of] for the groups of one kind in one layer's weight."""
+    shape, axes = weight_axes(module)
+    group_set = GroupSet("", kind, (Member("weight", shape, index_dims(axes, kind)),))
+    kept = nonzero_groups(group_set, {"weight": torch.as_tensor(module.weight)})
+    return [int(kept.sum()), group_set.num_groups]

@@ -1,0 +1,325 @@
+"""From selectors (kind and layer pattern) to the group sets of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssl_lightning.graph import (
+    CoupledFamily,
+    ResidualBranch,
+    Trace,
+    coupled_families,
+    norm_followers,
+    residual_branches,
+    trace,
+)
+from ssl_lightning.groups.kinds import (
+    COUPLED,
+    KINDS,
+    OUTPUT_KINDS,
+    has_kind,
+    index_dims,
+    layer_type,
+    weight_axes,
+)
+from ssl_lightning.groups.sets import GroupSet, Member
+from ssl_lightning.suggest import check_keys, nearest, pick
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORM_NAMES = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which groups: a kind, and the layers by a glob (or several) on their qualified names.
+
+    Attributes:
+        kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out, or coupled: all that
+            must be zero for a channel to go, such as the filters of all layers that write it.
+        layers: glob or globs, such as ``"conv*"`` or ``["layer1.*", "fc"]``. Layers that match
+            but have no such groups (a linear layer has no filters) are passed over. A coupled
+            family is taken as a whole if any of its layers matches.
+        members: ``"all"`` puts bias and batch-norm scale and shift into the group of a filter,
+            output neuron or layer (they are what its output consists of), ``"weight"`` only the
+            weight, as in the paper.
+    """
+
+    kind: str
+    layers: str | Sequence[str] = "*"
+    members: str = "all"
+
+    def __post_init__(self) -> None:
+        pick("group kind", self.kind, dict.fromkeys(KINDS))
+        if self.members not in ("all", "weight"):
+            raise ValueError(
+                f"Groups of kind {self.kind!r}: expected members 'all' or 'weight', got "
+                f"{self.members!r}. Take 'weight' for the paper's groups."
+            )
+
+        as_patterns(f"Groups of kind {self.kind!r}", self.layers)
+
+    def patterns(self) -> list[str]:
+        """Return the globs."""
+        return as_patterns(f"Groups of kind {self.kind!r}", self.layers)
+
+
+class Surroundings:
+    """What a model's graph says about a layer; traced on first use, for it takes seconds."""
+
+    def __init__(self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None) -> None:
+        self.model = model
+        self.example_input = example_input
+        self.modules = dict(model.named_modules())
+        self._traced: Trace | None = None
+        self._found: tuple[dict[str, str], list[ResidualBranch]] | None = None
+        self._families: list[CoupledFamily] | None = None
+
+    def traced(self, reason: str) -> Trace:
+        """Return the model's trace."""
+        if self._traced is None:
+            if self.example_input is None:
+                raise ValueError(
+                    f"resolve_groups: {reason}, which takes a run of the model to find out. Pass "
+                    "`example_input` (SSLLightningModule: `input_shape`, such as [3, 32, 32])."
+                )
+            self._traced = trace(self.model, self.example_input)
+        return self._traced
+
+    def find(self, reason: str) -> tuple[dict[str, str], list[ResidualBranch]]:
+        """Return norms that follow layers, and residual branches."""
+        if self._found is None:
+            traced = self.traced(reason)
+            self._found = norm_followers(traced), residual_branches(traced)
+        return self._found
+
+    def families(self) -> list[CoupledFamily]:
+        """Return the channels that can go, with all that writes them."""
+        if self._families is None:
+            traced = self.traced("coupled groups are what the layers have in common")
+            self._families = coupled_families(self.model, traced)
+        return self._families
+
+    def norm_after(self, layer: str) -> str | None:
+        """Return the batch norm that alone reads a layer's output."""
+        if not any(isinstance(m, NORMS) for m in self.modules.values()):
+            return None
+        return self.find(f"the batch norm behind `{layer}` belongs to its groups")[0].get(layer)
+
+    def require_shortcut(self, layer: str) -> None:
+        """Reject a depth group without which the network would be cut."""
+        branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
+        if not any(layer in branch.weighted for branch in branches):
+            raise ValueError(
+                f"Cannot collapse `{layer}`: it has no shortcut, so the network would be cut. "
+                "Exclude it from the depth groups."
+            )
+
+
+def resolve_groups(
+    model: nn.Module,
+    selectors: Sequence[Selector | Mapping[str, Any]],
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
+) -> list[GroupSet]:
+    """Return the group sets that the selectors name, one per kind and layer (or coupled family).
+
+    Args:
+        model: any module; it is not changed.
+        selectors: :class:`Selector` objects or mappings with their fields, such as
+            ``{"kind": "filter", "layers": "conv*"}``.
+        example_input: inputs of the model. Needed for depth and coupled groups, and for filter
+            and neuron groups of models with batch norm.
+
+    Raises:
+        ValueError: for an unknown kind or key, a pattern that matches no layer of that kind (the
+            message lists the layers there are), a depth group without a shortcut, a layer whose
+            weight is no parameter, and two selectors that want the same groups with different
+            members.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> sets = resolve_groups(create_backbone("lenet"), [{"kind": "shape", "layers": "conv*"}])
+        >>> [(s.name, s.num_groups, s.group_size) for s in sets]
+        [('conv1:shape', 25, 20), ('conv2:shape', 500, 50)]
+    """
+    found = resolve_each(model, selectors, example_input)
+    return list({s.name: s for group_sets in found for s in group_sets}.values())
+
+
+def resolve_each(
+    model: nn.Module,
+    selectors: Sequence[Selector | Mapping[str, Any]],
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
+) -> list[list[GroupSet]]:
+    """Return the group sets of each selector, in the model's order; see :func:`resolve_groups`.
+
+    A group set that several selectors name is the same object in each of their lists.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> selectors = [{"kind": "neuron_in"}, {"kind": "neuron_in", "layers": "1"}]
+        >>> [[s.name for s in group_sets] for group_sets in resolve_each(net, selectors)]
+        [['0:neuron_in', '1:neuron_in'], ['1:neuron_in']]
+    """
+    around = Surroundings(model, example_input)
+    known: dict[str, GroupSet] = {}
+    result = []
+    for selector in map(as_selector, selectors):
+        sets = make_sets(around, selector)
+        for group_set in sets:
+            if known.setdefault(group_set.name, group_set) != group_set:
+                raise ValueError(
+                    f"The {selector.kind} groups of `{group_set.layer}` are selected twice, with "
+                    "members 'all' and with members 'weight'. Give both selectors the same "
+                    "`members`, or patterns in `layers` that do not overlap."
+                )
+        result.append([known[s.name] for s in sets])
+    return result
+
+
+def as_patterns(where: str, layers: str | Sequence[str]) -> list[str]:
+    """Return a glob, or several, as a list.
+
+    Raises:
+        ValueError: if there is none, or one is no string.
+    """
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, (list, tuple)) or not patterns:
+        raise ValueError(
+            f"{where}: expected `layers` to be a glob or a list of globs on layer names, got "
+            f"{layers!r}. Take '*' for all layers."
+        )
+    if wrong := [p for p in patterns if not isinstance(p, str)]:
+        raise ValueError(
+            f"{where}: expected globs in `layers`, got {wrong[0]!r}. Put names in quotes."
+        )
+    return list(patterns)
+
+
+def as_selector(given: Selector | Mapping[str, Any]) -> Selector:
+    """Return a selector from a mapping of its fields."""
+    if isinstance(given, Selector):
+        return given
+    check_keys("Group selector", given, ["kind", "layers", "members"])
+    if "kind" not in given:
+        raise ValueError(f"Group selector {dict(given)} has no kind. {nearest('', KINDS)}")
+    return Selector(**given)
+
+
+def matching_layers(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
+    """Return the names of the layers that a selector matches, in the model's order."""
+    layers = {name: m for name, m in modules.items() if layer_type(m) is not None}
+    able = [name for name, module in layers.items() if has_kind(module, selector.kind)]
+    return match(selector, able, layers)
+
+
+def match(selector: Selector, able: Sequence[str], layers: Iterable[str]) -> list[str]:
+    """Return those of the layers that are able to have groups which a selector matches.
+
+    Raises:
+        ValueError: if one of the patterns matches none.
+    """
+    chosen: list[str] = []
+    for pattern in selector.patterns():
+        hits = [name for name in able if fnmatchcase(name, pattern)]
+        if not hits:
+            others = [name for name in layers if fnmatchcase(name, pattern)]
+            why = f"It matches {', '.join(others)}, without such groups. " if others else ""
+            raise ValueError(
+                f"Groups of kind {selector.kind!r}: the pattern {pattern!r} matches no layer that "
+                f"has them. {why}Layers that have: {', '.join(able) or 'none'}."
+            )
+        chosen += [name for name in hits if name not in chosen]
+    return sorted(chosen, key=able.index)
+
+
+def make_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
+    """Return the group sets that a selector names."""
+    if selector.kind == COUPLED:
+        return coupled_sets(around, selector)
+    return [make_set(around, x, selector) for x in matching_layers(around.modules, selector)]
+
+
+def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
+    """Return a group set for each coupled family with a layer that the selector matches.
+
+    It is named after the first of its layers; of several families with the same first layer, the
+    later ones get a number.
+    """
+    layers = [name for name, m in around.modules.items() if layer_type(m) is not None]
+    weighted = [[n for n, _ in f.writers if n in layers] for f in around.families()]
+    able = [name for name in layers if any(name in names for names in weighted)]
+    chosen = match(selector, able, layers)
+    seen: Counter[str] = Counter()
+    sets = []
+    for family, names in zip(around.families(), weighted, strict=True):
+        first = names[0] if names else family.writers[0][0]
+        seen[first] += 1
+        if not set(names).isdisjoint(chosen):
+            layer = first if seen[first] == 1 else f"{first}#{seen[first]}"
+            sets.append(coupled_set(around, layer, family, selector))
+    return sets
+
+
+def coupled_set(
+    around: Surroundings, layer: str, family: CoupledFamily, selector: Selector
+) -> GroupSet:
+    """Return the group set of a family: slices of the weights, biases and norms that write it."""
+    weights: list[Member] = []
+    extra: list[Member] = []
+    for module, outputs in family.writers:
+        for name in ("weight", "bias"):
+            parameter = getattr(around.modules[module], name, None)
+            if isinstance(parameter, nn.Parameter):
+                index = () if outputs == tuple(range(len(parameter))) else outputs
+                shape = tuple(parameter.shape)
+                member = Member(qualified(module, name), shape, (0,), index)
+                (weights if parameter.dim() > 1 else extra).append(member)
+    if selector.members == "all" or not weights:
+        return GroupSet(layer, COUPLED, (*weights, *extra))
+    return GroupSet(layer, COUPLED, tuple(weights), tuple(extra))
+
+
+def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:
+    """Return the group set of one layer."""
+    module = around.modules[layer]
+    if not isinstance(dict(module.named_parameters(recurse=False)).get("weight"), nn.Parameter):
+        raise ValueError(
+            f"Groups of kind {selector.kind!r}: the weight of `{layer}` is not a parameter but "
+            "computed from others (a parametrization, such as weight norm). Remove that, or "
+            "exclude the layer by `layers`."
+        )
+    shape, axes = weight_axes(module)
+    weight = Member(qualified(layer, "weight"), shape, index_dims(axes, selector.kind))
+    if selector.kind == "depth":
+        around.require_shortcut(layer)
+    if selector.kind not in OUTPUT_KINDS:
+        return GroupSet(layer, selector.kind, (weight,))
+    extra = tuple(output_members(around, layer, whole=selector.kind == "depth"))
+    if selector.members == "all":
+        return GroupSet(layer, selector.kind, (weight, *extra))
+    return GroupSet(layer, selector.kind, (weight,), extra)
+
+
+def output_members(around: Surroundings, layer: str, *, whole: bool) -> list[Member]:
+    """Return bias, norm scale and norm shift of a layer: one value per output channel."""
+    norm = around.norm_after(layer)
+    owners = [(layer, ("bias",))] if norm is None else [(layer, ("bias",)), (norm, NORM_NAMES)]
+    members = []
+    for owner, names in owners:
+        for name in names:
+            parameter = getattr(around.modules[owner], name, None)
+            if isinstance(parameter, nn.Parameter):
+                dims = () if whole else (0,)
+                members.append(Member(qualified(owner, name), tuple(parameter.shape), dims))
+    return members
+
+
+def qualified(module: str, parameter: str) -> str:
+    """Return a parameter's qualified name; the root module's name is empty."""
+    return f"{module}.{parameter}" if module else parameter

@@ -1,0 +1,436 @@
+"""SSLLightningModule: any backbone, trained with structured-sparsity penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ssl_lightning.backbones import create_backbone
+from ssl_lightning.checkpoints import check_state
+from ssl_lightning.groups import GroupSet, group_counts, nonzero_groups, zero_groups_
+from ssl_lightning.locks import GroupLocks
+from ssl_lightning.penalties import (
+    Penalty,
+    Regularizer,
+    parse_penalty,
+    penalty_name,
+    penalty_to_dict,
+)
+from ssl_lightning.steps import check_optimizer, has_stepped
+
+Batch = tuple[Tensor, Tensor]
+
+
+def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
+    """Return SGD with lr 0.01 and momentum 0.9, as in the paper."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+class SSLLightningModule(pl.LightningModule):
+    """Train a classifier with structured-sparsity penalties.
+
+    Works with gradient accumulation, clipping, mixed precision and several parameter groups. The
+    subgradients of penalties in subgradient mode are added after clipping; the proximal step of the
+    others follows each optimizer step that really happened, with the step size of the parameter's
+    own group (:mod:`ssl_lightning.steps`). Random numbers of a training step depend on the seed,
+    the epoch and the batch only, so that a resumed run continues as if it had never stopped.
+
+    Logs ``train/loss`` (task loss), ``train/error``, ``val/loss``, ``val/error``, ``test/error``
+    (percent), and per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left).
+
+    Args:
+        backbone: name for :func:`~ssl_lightning.create_backbone`, or any module that maps a batch
+            to logits ``(N, num_classes)``.
+        backbone_args: arguments for the named backbone.
+        penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
+            1e-3}``, or :class:`~ssl_lightning.GroupLasso` and :class:`~ssl_lightning.L1` objects.
+        optimizer: makes the optimizer from parameters.
+        lr_scheduler: makes the learning-rate scheduler from the optimizer.
+        lr_interval: step the scheduler per ``"epoch"`` or per ``"step"``.
+        parameter_groups: mappings with a glob ``parameters`` on parameter names and the optimizer
+            settings for them; the first that matches counts, the rest get the defaults.
+        input_shape: ``(C, H, W)`` of one example; needed for backbones that do not tell it.
+        num_classes: number of classes; needed for backbones that do not tell it.
+        label_smoothing: of the training loss.
+        channels_last: keep weights and images in channels-last layout, which is faster on CPUs.
+        compile: run the backbone through ``torch.compile``.
+
+    Raises:
+        ValueError: for an unknown backbone, kind or key, or a strength below 0.
+
+    Reference:
+        Wen et al., Learning Structured Sparsity in Deep Neural Networks, NIPS 2016.
+
+    Example:
+        >>> module = SSLLightningModule(
+        ...     "lenet", penalties=[{"kind": "filter", "layers": "conv*", "strength": 1e-3}]
+        ... )
+        >>> module(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "lenet",
+        backbone_args: dict[str, Any] | None = None,
+        penalties: list[Any] | None = None,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        parameter_groups: list[dict[str, Any]] | None = None,
+        input_shape: list[int] | None = None,
+        num_classes: int | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 - the field's name for it
+    ) -> None:
+        super().__init__()
+        self.penalties: list[Penalty] = [parse_penalty(given) for given in penalties or []]
+        self.save_hyperparameters(
+            {
+                **({"backbone": backbone} if isinstance(backbone, str) else {}),
+                "backbone_args": dict(backbone_args or {}),
+                "penalties": [penalty_to_dict(p) for p in self.penalties],
+                "lr_interval": lr_interval,
+                "parameter_groups": parameter_groups,
+                "input_shape": None if input_shape is None else list(input_shape),
+                "num_classes": num_classes,
+                "label_smoothing": label_smoothing,
+                "channels_last": channels_last,
+                "compile": compile,
+            }
+        )
+        self.backbone_arguments = dict(backbone_args or {})
+        if num_classes is not None and isinstance(backbone, str):
+            self.backbone_arguments.setdefault("num_classes", num_classes)
+        self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.parameter_groups = parameter_groups or []
+        self.input_shape = input_shape or getattr(self.backbone, "input_shape", None)
+        self.num_classes = num_classes or count_classes(self.backbone)
+        self.label_smoothing = label_smoothing
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        if compile:
+            self.backbone.compile()
+        self.locks = GroupLocks()
+        self.run_seed: int | None = None
+        self._regularizer: Regularizer | None = None
+        self._batches_checked: set[str] = set()
+        accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
+        self.accuracy = MetricCollection(
+            {stage: accuracy.clone() for stage in ("fit", "val", "test")}, compute_groups=False
+        )
+
+    # --- the network ----------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(N, num_classes)`` for images ``(N, C, H, W)``."""
+        logits: Tensor = self.backbone(x.to(memory_format=self.layout) if x.dim() == 4 else x)
+        return logits
+
+    def example_input(self) -> Tensor | None:
+        """Return one example of zeros, shape ``(1, C, H, W)``, if the input shape is known."""
+        if self.input_shape is None:
+            return None
+        like = next(
+            (p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0)
+        )
+        return torch.zeros(1, *self.input_shape, dtype=like.dtype, device=like.device)
+
+    @property
+    def regularizer(self) -> Regularizer:
+        """The penalties, bound to the backbone (on first use: its graph may be traced)."""
+        if self._regularizer is None:
+            self._regularizer = Regularizer(self.backbone, self.penalties, self.example_input())
+        return self._regularizer
+
+    @property
+    def epoch(self) -> float:
+        """Fractional epoch: optimizer steps done, divided by optimizer steps per epoch."""
+        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if per_epoch in (0, float("inf")):
+            return float(self.current_epoch)
+        return self.trainer.global_step / -(-per_epoch // 1)
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the task loss; the penalties act through their gradients and proximal steps."""
+        x, target = batch
+        logits = self(x)
+        self._check_classes("train", logits, target)
+        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        self._check_finite(loss, batch_idx)
+        self.accuracy["fit"].update(logits.detach(), target)
+        if self._logs_now():
+            self.log("train/loss", loss.detach(), prog_bar=True)
+            if self.penalties:
+                self._log_penalties()
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accumulate the validation loss and error."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accumulate the test loss and error."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return class probabilities ``(N, num_classes)``."""
+        logits: Tensor = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return logits.softmax(1)
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        x, target = batch
+        logits = self(x)
+        self._check_classes(stage, logits, target)
+        self.accuracy[stage].update(logits, target)
+        loss = F.cross_entropy(logits, target)
+        self.log(f"{stage}/loss", loss, batch_size=len(target), sync_dist=True)
+
+    def _logs_now(self) -> bool:
+        """Whether this is one of the steps at which the trainer's loggers write."""
+        every = getattr(self.trainer, "log_every_n_steps", 0)
+        return every > 0 and self.trainer.global_step % every == 0
+
+    def _log_error(self, stage: str, name: str) -> None:
+        error = 100.0 * (1.0 - self.accuracy[stage].compute())
+        self.accuracy[stage].reset()
+        self.log(name, error, prog_bar=True)
+
+    def _log_penalties(self) -> None:
+        values = self.regularizer.values(self.epoch)
+        self.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
+        strengths = {
+            f"strength/{penalty_name(p)}": p.strength * p.schedule(self.epoch)
+            for p in self.penalties
+        }
+        self.log_dict(strengths)
+
+    # --- checks ---------------------------------------------------------------------------------
+
+    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
+        if loss.device.type != "cpu" and not self._logs_now():
+            return  # asking would wait for the device
+        if not bool(torch.isfinite(loss)):
+            rates = sorted({g["lr"] for o in self.trainer.optimizers for g in o.param_groups})
+            raise ValueError(
+                f"The training loss is {loss.item()} in epoch {self.current_epoch}, batch "
+                f"{batch_idx} (learning rate {', '.join(f'{rate:g}' for rate in rates)}). Lower "
+                "the learning rate, clip gradients (--trainer.gradient_clip_val), or look at "
+                "that batch."
+            )
+
+    def _check_classes(self, stage: str, logits: Tensor, target: Tensor) -> None:
+        """Compare labels and logits with the number of classes, once per stage."""
+        if stage in self._batches_checked:
+            return
+        self._batches_checked.add(stage)
+        data = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        most = max(int(target.max()) + 1, data or 0)
+        if logits.dim() != 2 or logits.shape[1] < most or (data and logits.shape[1] != data):
+            raise ValueError(
+                f"The backbone returns an output of shape {tuple(logits.shape)}, but the data "
+                f"has {most} classes. Set `backbone_args: {{num_classes: {most}}}` (or correct "
+                "the data module)."
+            )
+
+    # --- optimization ---------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Bind the penalties before training starts, so that mistakes show early."""
+        if stage == "fit":
+            refuse_sharding(self.trainer.strategy)
+            assert self.regularizer is not None
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer and scheduler, and follow each real step by the proximal step."""
+        optimizer = self.make_optimizer(split_parameters(self.backbone, self.parameter_groups))
+        if self.regularizer.needs_proximal_step():
+            check_optimizer(optimizer)
+        optimizer.register_step_post_hook(self._after_optimizer_step)
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = self.make_lr_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of the task loss, then add the subgradients of the penalties."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.regularizer.add_subgradient_(self.epoch)
+
+    def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if has_stepped(optimizer):
+            self.regularizer.proximal_step_(optimizer, self.epoch)
+            self.enforce_locks_()
+
+    # --- locked groups --------------------------------------------------------------------------
+
+    def prune_groups_(self, group_set: GroupSet, mask: Tensor, *, lock: bool) -> int:
+        """Set groups to exactly zero and, with ``lock``, keep them there from now on.
+
+        Args:
+            group_set: a group set of the backbone.
+            mask: ``(num_groups,)`` bool, True for the groups to zero.
+            lock: whether they stay zero whatever the optimizer does.
+
+        Returns:
+            How many of them were not zero (or, with ``lock``, not locked) before.
+        """
+        parameters = dict(self.backbone.named_parameters())
+        new = int((mask & nonzero_groups(group_set, parameters)).sum())
+        zero_groups_(group_set, mask, parameters)
+        return self.locks.lock(group_set, mask) if lock else new
+
+    def enforce_locks_(self) -> None:
+        """Write zeros into all locked groups."""
+        self.locks.enforce_(dict(self.backbone.named_parameters()))
+
+    # --- hooks ----------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Fix the seed from which every training step's random numbers derive."""
+        if not getattr(self.trainer, "fast_dev_run", False):
+            self.regularizer.check_active(self.trainer.max_epochs)
+        for optimizer in self.trainer.optimizers:
+            warn_of_untrained(self.regularizer.untrained(optimizer))
+        if self.run_seed is None:
+            self.run_seed = torch.initial_seed()
+        self._batches_checked.clear()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make this step's random numbers (dropout) a function of seed, epoch, batch and rank."""
+        place = (self.run_seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training error and the groups that are left."""
+        self._log_error("fit", "train/error")
+        left: dict[str, float] = {}
+        counts = group_counts(self.regularizer.group_sets, dict(self.backbone.named_parameters()))
+        for group_set in self.regularizer.group_sets:
+            key = f"groups/{group_set.kind}"
+            left[key] = left.get(key, 0.0) + counts[group_set.name][0]
+        self.log_dict(left)
+
+    def on_validation_epoch_start(self) -> None:
+        """Averaged weights, swapped in for validation, keep locked groups at zero too."""
+        self.enforce_locks_()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation error."""
+        self._log_error("val", "val/error")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test error."""
+        self._log_error("test", "test/error")
+
+    def on_train_end(self) -> None:
+        """Averaged weights, copied in at the end, keep locked groups at zero too."""
+        self.enforce_locks_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store locks and seed; what is stored has zeros in all locked groups."""
+        self.locks.enforce_(checkpoint["state_dict"], prefix="backbone.")
+        checkpoint["ssl_lightning"] = {"locks": self.locks.state_dict(), "run_seed": self.run_seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore locks and seed, after checking that the weights are numbers."""
+        check_state(checkpoint["state_dict"], "the checkpoint")
+        stored = checkpoint.get("ssl_lightning", {})
+        self.locks.load_state_dict(stored.get("locks", []))
+        self.run_seed = stored.get("run_seed")
+
+
+def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return the module itself, or create the named one."""
+    if not isinstance(backbone, str):
+        if arguments:
+            raise ValueError(
+                f"backbone_args={dict(arguments)} given with a module as backbone. They are for "
+                "backbones given by name; build the module with them."
+            )
+        return backbone
+    return create_backbone(backbone, **arguments)
+
+
+def count_classes(backbone: nn.Module) -> int:
+    """Return the number of classes that a backbone says, or that its last linear layer has."""
+    told = getattr(backbone, "num_classes", None)
+    linear = [m.out_features for m in backbone.modules() if isinstance(m, nn.Linear)]
+    if isinstance(told, int) or linear:
+        return told if isinstance(told, int) else linear[-1]
+    raise ValueError(
+        f"Cannot tell how many classes {type(backbone).__name__} has: it has no attribute "
+        "`num_classes` and no linear layer. Pass `num_classes`."
+    )
+
+
+def warn_of_untrained(missing: Mapping[str, Sequence[str]]) -> None:
+    """Warn of penalties that have no effect because parameters of their groups are not trained."""
+    if missing:
+        term, names = next(iter(missing.items()))
+        rank_zero_warn(
+            f"{len(missing)} penalties have no effect while parameters of their groups are frozen, "
+            f"such as {term} ({', '.join(names)}): a group becomes zero as a whole or not at all."
+        )
+
+
+def refuse_sharding(strategy: Any) -> None:
+    """Refuse strategies that cut parameters into pieces: group norms need whole ones."""
+    name = type(strategy).__name__
+    if name in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+        raise MisconfigurationException(
+            f"{name} shards parameters, but the norm of a group needs the whole parameter. Use "
+            "`strategy=ddp` or one device."
+        )
+
+
+def split_parameters(
+    backbone: nn.Module, groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]] | list[nn.Parameter]:
+    """Return the optimizer's parameter groups: one per mapping, and one for the rest.
+
+    Raises:
+        ValueError: if a glob matches no parameter.
+    """
+    rest = dict(backbone.named_parameters())
+    if not groups:
+        return list(rest.values())
+    split: list[dict[str, Any]] = []
+    for given in groups:
+        settings = dict(given)
+        pattern = settings.pop("parameters", None)
+        names = [n for n in rest if pattern is not None and fnmatchcase(n, pattern)]
+        if not names:
+            raise ValueError(
+                f"parameter_groups: the pattern {pattern!r} matches no parameter that is left. "
+                f"Parameters: {', '.join(rest)}."
+            )
+        split.append({**settings, "params": [rest.pop(name) for name in names]})
+    return [*([{"params": list(rest.values())}] if rest else []), *split]

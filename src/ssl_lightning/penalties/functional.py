@@ -1,0 +1,279 @@
+"""Group lasso and l1 as pure functions, and their in-place forms over group sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.groups import GroupSet, Member, group_norms
+from ssl_lightning.groups.sets import norm_dtype
+
+MAX_NEWTON_STEPS = 100
+
+
+def group_lasso(weight: Tensor, index_dims: tuple[int, ...]) -> Tensor:
+    r"""Return the sum of the group norms, a scalar.
+
+    .. math:: R(w) = \sum_g \|w_g\|_2
+
+    Args:
+        weight: any shape, e.g. ``(O, I, H, W)``.
+        index_dims: dimensions that number the groups; ``()`` makes the whole tensor one group.
+
+    Reference:
+        Wen et al., 2016, equation 2.
+
+    Example:
+        >>> group_lasso(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), (0,))
+        tensor(5.)
+    """
+    return group_norms(single(weight, index_dims), {"w": weight}).sum()
+
+
+def group_lasso_subgradient(weight: Tensor, index_dims: tuple[int, ...]) -> Tensor:
+    r"""Return the subgradient of smallest norm: w / ||w_g||, and 0 in a group that is zero.
+
+    Args:
+        weight: any shape.
+        index_dims: dimensions that number the groups.
+
+    Returns:
+        New tensor, same shape.
+
+    Reference:
+        Wen et al., 2016; the authors' Caffe code.
+
+    Example:
+        >>> group_lasso_subgradient(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), (0,))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    group_set = single(weight, index_dims)
+    norms = group_norms(group_set, {"w": weight})
+    return (weight * group_set.members[0].broadcast(inverse_norms(norms))).to(weight.dtype)
+
+
+def prox_group_lasso(weight: Tensor, index_dims: tuple[int, ...], threshold: float) -> Tensor:
+    r"""Shrink each group by its norm; a norm at or under ``threshold`` becomes exactly zero.
+
+    .. math:: \arg\min_v \tfrac12 \|v - w\|^2 + t \sum_g \|v_g\|_2
+
+    Args:
+        weight: any shape, e.g. ``(O, I, H, W)``.
+        index_dims: dimensions that number the groups.
+        threshold: step size times strength, in the unit of the weights.
+
+    Returns:
+        New tensor, same shape.
+
+    Raises:
+        ValueError: if ``threshold`` is negative or NaN.
+
+    Reference:
+        Parikh & Boyd, Proximal Algorithms, 2014, section 6.5.1.
+
+    Example:
+        >>> prox_group_lasso(torch.tensor([[3.0, 4.0], [0.1, 0.1]]), (0,), 1.0)
+        tensor([[2.4000, 3.2000],
+                [0.0000, 0.0000]])
+    """
+    check_threshold("prox_group_lasso", threshold)
+    result = weight.detach().clone()
+    shrink_groups_([single(weight, index_dims)], {"w": result}, [threshold])
+    return result
+
+
+def prox_group_lasso_metric(
+    weight: Tensor, index_dims: tuple[int, ...], step: Tensor, strength: float
+) -> Tensor:
+    r"""Return the proximal map of group lasso in a diagonal metric (adaptive optimizers).
+
+    .. math:: \arg\min_v \tfrac12 \sum_i (v_i - w_i)^2 / s_i + \lambda \sum_g \|v_g\|_2
+
+    A group becomes exactly zero where the norm of w / s is at most lambda. Otherwise its norm n
+    solves :math:`\sum_i w_i^2 / (n + \lambda s_i)^2 = 1`, found by Newton's method.
+
+    Args:
+        weight: any shape.
+        index_dims: dimensions that number the groups.
+        step: step size s of every element, same shape, not negative; 0 holds an element fixed.
+        strength: lambda, not negative.
+
+    Returns:
+        New tensor, same shape.
+
+    Raises:
+        ValueError: if ``strength`` is negative or NaN.
+
+    Reference:
+        Deleu & Bengio, Structured Sparsity Inducing Adaptive Optimizers, 2021, section 3.
+
+    Example:
+        >>> w = torch.tensor([[3.0, 4.0]])
+        >>> prox_group_lasso_metric(w, (0,), torch.ones(1, 2), 1.0)
+        tensor([[2.4000, 3.2000]])
+    """
+    check_threshold("prox_group_lasso_metric", strength)
+    result = weight.detach().clone()
+    shrink_groups_in_metric_(single(weight, index_dims), {"w": result}, {"w": step}, strength)
+    return result
+
+
+def prox_l1(weight: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Shrink each element towards zero by ``threshold`` (soft thresholding).
+
+    .. math:: \arg\min_v \tfrac12 \|v - w\|^2 + t \|v\|_1
+
+    Args:
+        weight: any shape.
+        threshold: step size times strength; a number, or a tensor that broadcasts.
+
+    Returns:
+        New tensor, same shape.
+
+    Raises:
+        ValueError: if ``threshold`` is a negative number or NaN (elements of a tensor are not
+            looked at).
+
+    Reference:
+        Parikh & Boyd, Proximal Algorithms, 2014, section 6.5.2.
+
+    Example:
+        >>> prox_l1(torch.tensor([2.0, -0.5]), 1.0)
+        tensor([1., 0.])
+    """
+    if not isinstance(threshold, Tensor):
+        check_threshold("prox_l1", threshold)
+        return (weight - weight.clamp(-threshold, threshold)).detach()
+    return (weight - weight.clamp(-threshold, threshold)).detach().to(weight.dtype)
+
+
+def single(weight: Tensor, index_dims: tuple[int, ...]) -> GroupSet:
+    """Return the group set of one tensor."""
+    return GroupSet("", "", (Member("w", tuple(weight.shape), tuple(sorted(index_dims))),))
+
+
+def check_threshold(where: str, value: float) -> None:
+    """Reject a negative threshold or strength."""
+    if not value >= 0:
+        raise ValueError(f"{where}: expected a number >= 0, got {value}. Give a positive strength.")
+
+
+def inverse_norms(norms: Tensor) -> Tensor:
+    """Return 1 / norm, and 0 where the norm is 0 or too small to be inverted."""
+    tiny = torch.finfo(norms.dtype).tiny
+    return torch.where(norms > tiny, norms.clamp_min(tiny).reciprocal(), 0.0)
+
+
+@torch.no_grad()
+def shrink_groups_(
+    group_sets: Sequence[GroupSet], tensors: Mapping[str, Tensor], thresholds: Sequence[float]
+) -> None:
+    """Apply :func:`prox_group_lasso` in place to group sets that share no parameter.
+
+    Args:
+        group_sets: the groups.
+        tensors: qualified name -> parameter.
+        thresholds: one number >= 0 per group set; 0 leaves its groups as they are.
+    """
+    chosen = [(s, t) for s, t in zip(group_sets, thresholds, strict=True) if t > 0]
+    if not chosen:
+        return
+    factors = [group_norms(group_set, tensors) for group_set, _ in chosen]
+    torch._foreach_reciprocal_(factors)  # norm 0 gives infinity, and in the end factor 0
+    torch._foreach_mul_(factors, [-threshold for _, threshold in chosen])
+    torch._foreach_add_(factors, 1.0)
+    torch._foreach_clamp_min_(factors, 0.0)
+    for (group_set, _), factor in zip(chosen, factors, strict=True):
+        for member in group_set.members:
+            member.scale_(tensors[member.parameter], factor)
+
+
+@torch.no_grad()
+def shrink_groups_in_metric_(
+    group_set: GroupSet,
+    tensors: Mapping[str, Tensor],
+    steps: Mapping[str, Tensor],
+    strength: float,
+) -> None:
+    """Apply :func:`prox_group_lasso_metric` in place to all members of a group set.
+
+    Args:
+        group_set: the groups.
+        tensors: qualified name -> parameter.
+        steps: qualified name -> step size, of the parameter's shape or a scalar.
+        strength: lambda, not negative.
+    """
+    if strength == 0:
+        return
+    weights, shifts = [], []
+    for member in group_set.members:
+        tensor = tensors[member.parameter]
+        dtype = norm_dtype(tensor)
+        shift = (steps[member.parameter].to(dtype) * strength).clamp_min(torch.finfo(dtype).tiny)
+        weights.append(member.view(tensor).to(dtype))
+        shifts.append(member.view(shift.expand_as(tensor)))
+    norms = metric_norms(group_set.members, weights, shifts)
+    for member, shift in zip(group_set.members, shifts, strict=True):
+        n = member.broadcast(norms)
+        below = n + shift
+        part = member.view(tensors[member.parameter]).mul_(torch.div(n, below, out=below))
+        member.store_(tensors[member.parameter], part)
+
+
+def metric_norms(
+    members: Sequence[Member], weights: Sequence[Tensor], shifts: Sequence[Tensor]
+) -> Tensor:
+    r"""Return the norm of every group after the proximal step in a metric, shape ``(num_groups,)``.
+
+    It is the root n of :math:`f(n) = \sum_i w_i^2 / (n + a_i)^2 = 1`, or 0 if f(0) is at most 1.
+    Newton's method runs on 1 / sqrt(f), which is concave in n (a power mean of n + a_i) and nearly
+    linear: from a lower bound it rises to the root without overshooting.
+
+    Args:
+        members: which slices make up the groups.
+        weights: w of every member, viewed.
+        shifts: a, strength times step size, positive, viewed alike.
+    """
+    norms = lower_bound(members, weights, shifts)
+    tiny, eps = torch.finfo(norms.dtype).tiny, torch.finfo(norms.dtype).eps
+    for _ in range(MAX_NEWTON_STEPS):
+        f, slope = torch.zeros_like(norms), torch.zeros_like(norms)
+        for member, w, a in zip(members, weights, shifts, strict=True):
+            below = member.broadcast(norms) + a
+            part = (w / below).square_()
+            f += member.reduce(part, torch.sum)
+            slope += member.reduce(part.div_(below), torch.sum)
+        step = f * (f.sqrt() - 1.0) / slope.clamp_min_(tiny)
+        norms = (norms + step).clamp_min_(0.0)
+        if not bool((step > 0.25 * eps**0.5 * norms).any()):  # the error left is its square
+            break
+    return norms
+
+
+def lower_bound(
+    members: Sequence[Member], weights: Sequence[Tensor], shifts: Sequence[Tensor]
+) -> Tensor:
+    """Return a lower bound of :func:`metric_norms`, close to it where the shifts are small.
+
+    It is the asymptote of 1 / sqrt(f) at infinity. Where that is small beside the norm, the
+    largest of all |w| - a is one too, and keeps every |w| / (n + a) at or under 1, so that nothing
+    overflows.
+    """
+    parts = list(zip(members, weights, shifts, strict=True))
+    squares = [w.square() for w in weights]
+    total = sum_members([m.reduce(q, torch.sum) for m, q in zip(members, squares, strict=True)])
+    moved = [m.reduce(q.mul_(a), torch.sum) for (m, _, a), q in zip(parts, squares, strict=True)]
+    norms = total.sqrt()
+    bound = norms - sum_members(moved) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    if bool((bound < 1e-3 * norms).any()):
+        largest = [m.reduce(w.abs().sub_(a), torch.amax) for m, w, a in parts]
+        bound = torch.stack([bound, *largest]).amax(0)
+    return bound.clamp_min_(0.0)
+
+
+def sum_members(parts: Sequence[Tensor]) -> Tensor:
+    """Sum one value per group over the members."""
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)

@@ -1,0 +1,341 @@
+"""Penalties bound to a model, run in a training loop.
+
+Overlapping kinds (filters and shapes of one layer, say) are stepped one after the other, from small
+groups to large ones. Where groups nest (kernel in filter in layer) and all elements have the same
+step size, that is the exact proximal map of their sum (Jenatton et al., Proximal Methods for
+Hierarchical Sparse Coding, 2011). Where they cross, or nest in an adaptive optimizer's metric, it
+differs from the exact map by terms of the order of the squared step size, so that the point to
+which training converges is off by the order of the step size: it vanishes with the learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ssl_lightning.groups import GroupSet, group_norms, resolve_each
+from ssl_lightning.penalties.functional import (
+    inverse_norms,
+    prox_l1,
+    shrink_groups_,
+    shrink_groups_in_metric_,
+)
+from ssl_lightning.penalties.specs import GroupLasso, Penalty, parse_penalty, penalty_name
+from ssl_lightning.steps import StepSize, step_sizes
+
+
+@dataclass(frozen=True)
+class Term:
+    """A penalty on one group set (or, for l1, one parameter), with its full strength."""
+
+    penalty: Penalty
+    name: str
+    strength: float
+    group_set: GroupSet | None
+    parameter: str | None = None
+
+    def parameters(self) -> list[str]:
+        """Return the names of the parameters that the term shrinks."""
+        if self.group_set is None:
+            return [self.parameter or ""]
+        return list(dict.fromkeys(member.parameter for member in self.group_set.members))
+
+
+Active: TypeAlias = list[tuple[Term, float]]
+"""Terms with their strengths at some epoch."""
+
+
+class Regularizer:
+    """Penalties bound to a model: values, subgradients and proximal steps of all of them.
+
+    A layer and kind that several penalties match gets the sum of their strengths. Groups with a
+    member that the optimizer does not train (``requires_grad`` off, or no step yet) cannot become
+    zero and are left alone as a whole for as long as that is so; :meth:`untrained` lists them.
+
+    Args:
+        model: the model whose parameters are penalised. They are looked up by name in each step,
+            so parameters and modules may be replaced by others of the same shape.
+        penalties: :class:`GroupLasso`, :class:`L1` or mappings as in YAML.
+        example_input: inputs of the model, where :func:`resolve_groups` needs them.
+
+    Raises:
+        ValueError: if a selector matches nothing, a strength is 0, or two penalties want the same
+            groups with different members.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net = create_backbone("lenet")
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> regularizer = Regularizer(net, [{"kind": "filter", "layers": "conv*", "strength": 1.0}])
+        >>> sorted(regularizer.values())
+        ['filter']
+        >>> regularizer.proximal_step_(sgd)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        penalties: Sequence[Penalty | Mapping[str, Any]],
+        example_input: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        self.model = model
+        self.penalties = [parse_penalty(given) for given in penalties]
+        for index, penalty in enumerate(self.penalties):
+            if penalty.strength == 0:
+                raise ValueError(
+                    f"{describe(index, penalty)}: its strength is 0 everywhere, so it would do "
+                    "nothing. Give a positive strength, or take the penalty out."
+                )
+        lassos = [p for p in self.penalties if isinstance(p, GroupLasso)]
+        resolved = resolve_each(model, [p.selector() for p in lassos], example_input)
+        self.group_sets = list({s.name: s for sets in resolved for s in sets}.values())
+        terms = [
+            Term(p, s.name, p.group_strength(s), s)
+            for p, sets in zip(lassos, resolved, strict=True)
+            for s in sets
+        ]
+        for penalty in self.penalties:
+            if not isinstance(penalty, GroupLasso):
+                names = weighted_layers(model, penalty)
+                terms += [l1_term(penalty, name) for name in names]
+        self.terms = sorted(terms, key=lambda t: t.group_set.group_size if t.group_set else 0)
+
+    def check_active(self, max_epochs: float | None) -> None:
+        """Reject penalties whose schedule is 0 throughout a run.
+
+        Args:
+            max_epochs: length of the run in epochs; None, -1 or infinity for one without an end.
+
+        Raises:
+            ValueError: naming the penalty, its schedule and the length of the run.
+
+        Example:
+            >>> late = {"kind": "neuron_out", "strength": 1e-3, "schedule": {"kind": "ramp"}}
+            >>> Regularizer(nn.Linear(2, 2), [late]).check_active(max_epochs=1)
+        """
+        until = float("inf") if max_epochs is None or max_epochs < 0 else float(max_epochs)
+        for index, penalty in enumerate(self.penalties):
+            if penalty.schedule.is_zero(until):
+                raise ValueError(
+                    f"{describe(index, penalty)}: its schedule {penalty.schedule} is 0 during all "
+                    f"of the run's {until:g} epochs, so it would do nothing. Let the schedule "
+                    "start earlier, train longer, or take the penalty out."
+                )
+
+    def untrained(self, optimizer: Optimizer) -> dict[str, list[str]]:
+        """Return the terms that an optimizer's proximal step leaves alone, and why.
+
+        Returns:
+            Term name -> the parameters in it that are frozen or not in the optimizer.
+
+        Example:
+            >>> net = nn.Linear(2, 2)
+            >>> _ = net.bias.requires_grad_(False)
+            >>> regularizer = Regularizer(net, [{"kind": "neuron_out", "strength": 1e-3}])
+            >>> regularizer.untrained(torch.optim.SGD(net.parameters(), lr=0.1))
+            {':neuron_out': ['bias']}
+        """
+        parameters = self.parameters()
+        held = {id(p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
+        missing = {
+            t.name: [n for n in t.parameters() if id(parameters[n]) not in held] for t in self.terms
+        }
+        return {name: names for name, names in missing.items() if names}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the model's parameters by qualified name, shared ones under each of theirs."""
+        return dict(self.model.named_parameters(remove_duplicate=False))
+
+    @torch.no_grad()
+    def values(self, epoch: float = 0.0) -> dict[str, Tensor]:
+        """Return, per kind, the sum of strength times norm at a fractional epoch (scalars)."""
+        parameters = self.parameters()
+        sums: dict[str, list[Tensor]] = {}
+        strengths: dict[str, list[float]] = {}
+        for term in self.terms:
+            if term.group_set is not None:
+                value = group_norms(term.group_set, parameters).sum()
+            else:
+                value = parameters[term.parameter or ""].abs().sum()
+            kind = penalty_name(term.penalty)
+            sums.setdefault(kind, []).append(value)
+            strengths.setdefault(kind, []).append(term.strength * term.penalty.schedule(epoch))
+        return {
+            kind: torch.stack(torch._foreach_mul(values, strengths[kind])).sum()
+            for kind, values in sums.items()
+        }
+
+    def strengths(self, epoch: float = 0.0) -> dict[str, float]:
+        """Return the effective strength of every group set at a fractional epoch."""
+        result: dict[str, float] = {}
+        for term in self.terms:
+            strength = term.strength * term.penalty.schedule(epoch)
+            result[term.name] = result.get(term.name, 0.0) + strength
+        return result
+
+    @torch.no_grad()
+    def add_subgradient_(self, epoch: float = 0.0) -> None:
+        """Add the subgradient of the penalties in subgradient mode to the parameters' ``grad``.
+
+        To be called after clipping and before the optimizer steps. Parameters without a gradient
+        are left alone.
+        """
+        parameters = self.parameters()
+        for term, strength in self._active("subgradient", epoch):
+            if term.group_set is None:
+                weight = parameters[term.parameter or ""]
+                if weight.grad is not None:
+                    weight.grad.add_(weight.sign(), alpha=strength)
+                continue
+            factors = inverse_norms(group_norms(term.group_set, parameters)) * strength
+            for member in term.group_set.members:
+                weight = parameters[member.parameter]
+                if weight.grad is not None:
+                    factor = member.broadcast(factors)
+                    part = member.view(weight.grad).add_(member.view(weight) * factor)
+                    member.store_(weight.grad, part)
+
+    @torch.no_grad()
+    def proximal_step_(self, optimizer: Optimizer, epoch: float = 0.0) -> None:
+        """Apply the proximal maps of the penalties in proximal mode; call it after a real step.
+
+        The step size is that of the parameter in its own parameter group; see
+        :mod:`ssl_lightning.steps` for momentum and adaptive optimizers.
+
+        Raises:
+            ValueError: if the optimizer has no proximal step that is known to be right, holds none
+                of the penalised parameters, or only some of the members of a group.
+        """
+        active = self._active("proximal", epoch)
+        if not active:
+            return
+        parameters = self.parameters()
+        wanted = {name for term, _ in active for name in term.parameters()}
+        steps = step_sizes(optimizer, {name: parameters[name] for name in wanted})
+        if not steps:
+            raise ValueError(
+                f"proximal_step_: this {type(optimizer).__name__} holds none of the penalised "
+                f"parameters ({active[0][0].parameters()[0]}, ...). Call it with the optimizer "
+                "that trains them."
+            )
+        for stage in disjoint_stages(active):
+            proximal_maps_(stage, parameters, steps)
+
+    def _active(self, mode: str, epoch: float) -> Active:
+        """Return the terms of a mode that are on, small groups first, one per group set."""
+        terms: dict[str, Term] = {}
+        strengths: dict[str, float] = {}
+        for term in self.terms:
+            if term.penalty.mode == mode:
+                strength = term.strength * term.penalty.schedule(epoch)
+                terms.setdefault(term.name, term)
+                strengths[term.name] = strengths.get(term.name, 0.0) + strength
+        return [(term, strengths[name]) for name, term in terms.items() if strengths[name] > 0]
+
+    def needs_proximal_step(self) -> bool:
+        """Whether any penalty is in proximal mode."""
+        return any(penalty.mode == "proximal" for penalty in self.penalties)
+
+
+def disjoint_stages(active: Active) -> list[Active]:
+    """Split terms into stages that share no parameter, keeping their order on each parameter."""
+    stages: list[Active] = []
+    reached: dict[str, int] = {}
+    for term, strength in active:
+        names = term.parameters()
+        stage = max(reached.get(name, 0) for name in names)
+        reached.update(dict.fromkeys(names, stage + 1))
+        stages.extend([] for _ in range(stage + 1 - len(stages)))
+        stages[stage].append((term, strength))
+    return stages
+
+
+def proximal_maps_(
+    stage: Active, parameters: Mapping[str, Tensor], steps: Mapping[str, StepSize | None]
+) -> None:
+    """Apply the proximal maps of terms without common parameters, in place.
+
+    Terms with a parameter that took no step are left alone.
+    """
+    plain: list[GroupSet] = []
+    thresholds: list[float] = []
+    for term, strength in stage:
+        taken = step_of_all(term, steps)
+        if taken is None:
+            continue
+        if term.group_set is None:
+            weight = parameters[term.parameter or ""]
+            weight.copy_(prox_l1(weight, taken[0] * strength))
+        elif isinstance(taken[0], float) and all(step == taken[0] for step in taken[1:]):
+            plain.append(term.group_set)
+            thresholds.append(taken[0] * strength)
+        else:
+            names = term.parameters()
+            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, taken, strict=True)}
+            shrink_groups_in_metric_(term.group_set, parameters, metric, strength)
+    shrink_groups_(plain, parameters, thresholds)
+
+
+def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSize] | None:
+    """Return the step size of each of a term's parameters, or None unless all of them stepped.
+
+    Raises:
+        ValueError: if the optimizer holds some of them and does not hold others.
+    """
+    names = term.parameters()
+    outside = [name for name in names if name not in steps]
+    if outside and len(outside) < len(names):
+        raise ValueError(
+            f"proximal_step_: the groups {term.name} need one optimizer for all their members, but "
+            f"this one does not hold {', '.join(outside)}. Add them to it, or penalise the weight "
+            "alone (members: weight)."
+        )
+    taken = [step for name in names if (step := steps.get(name)) is not None]
+    return taken if len(taken) == len(names) else None
+
+
+def as_tensor(step: StepSize, like: Tensor) -> Tensor:
+    """Return a step size as a tensor."""
+    return step if isinstance(step, Tensor) else torch.tensor(step, device=like.device)
+
+
+def describe(index: int, penalty: Penalty) -> str:
+    """Return where a penalty stands, for messages."""
+    return f"penalties[{index}] ({penalty_name(penalty)} on {penalty.layers!r})"
+
+
+def l1_term(penalty: Penalty, layer: str) -> Term:
+    """Return the term of an element-wise penalty on one layer's weight."""
+    parameter = f"{layer}.weight" if layer else "weight"
+    return Term(penalty, f"{layer}:l1", penalty.strength, None, parameter)
+
+
+def weighted_layers(model: nn.Module, penalty: Penalty) -> list[str]:
+    """Return the names of the layers with a weight of two or more dimensions that l1 applies to.
+
+    Raises:
+        ValueError: if there are none for one of the patterns.
+    """
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() > 1
+    ]
+    for pattern in penalty.patterns():
+        if not any_match(layers, [pattern]):
+            raise ValueError(
+                f"The penalty l1: the pattern {pattern!r} matches no layer with weights. Layers "
+                f"that have: {', '.join(layers) or 'none'}."
+            )
+    return any_match(layers, penalty.patterns())
+
+
+def any_match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that match any of the globs."""
+    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]

@@ -1,0 +1,332 @@
+"""One-shot pruning: zero the least important groups of a network in place."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.benchmark import count_macs
+from ssl_lightning.compaction import apply_plan, make_plan
+from ssl_lightning.compaction.planning import check_finite
+from ssl_lightning.groups import GroupSet, Selector, group_norms, resolve_groups, zero_groups_
+from ssl_lightning.groups.sets import norm_dtype
+from ssl_lightning.suggest import pick
+
+TOLERANCE = 0.02  # of the dense MACs
+CLOSE_ENOUGH = 0.01  # of the dense MACs: the search ends
+
+
+def l1_norms(group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the absolute values in every group, shape ``(num_groups,)``.
+
+    Example:
+        >>> from ssl_lightning.groups import Member
+        >>> rows = GroupSet("layer", "filter", (Member("w", (2, 2), (0,)),))
+        >>> l1_norms(rows, {"w": torch.tensor([[3.0, -4.0], [0.0, 1.0]])})
+        tensor([7., 1.])
+    """
+    parts = []
+    for member in group_set.members:
+        tensor = tensors[member.parameter]
+        values = member.view(tensor).to(norm_dtype(tensor)).abs()
+        parts.append(member.reduce(values, torch.sum))
+    return torch.stack(parts).sum(0)
+
+
+IMPORTANCES: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "l2": (group_norms, 0.5),
+    "l1": (l1_norms, 1.0),
+}
+"""Name -> norm of a group, and the power of the group size that it is divided by for ranking.
+
+So ``l2`` ranks by the root mean square of a group's elements, ``l1`` by their mean absolute value.
+"""
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What :func:`prune_` did.
+
+    Attributes:
+        zeroed: group set name -> number of groups it zeroed, and of all groups.
+        macs: multiply-adds before, and of the compact network after; None if not counted.
+
+    Example:
+        >>> print(PruneReport({"conv1:coupled": (3, 16), "conv2:coupled": (8, 8)}, (200, 100)))
+        groups         zeroed
+        conv1:coupled    3/16
+        conv2:coupled     8/8
+        all             11/24
+        MACs 200 -> 100 (50.0 %)
+    """
+
+    zeroed: dict[str, tuple[int, int]]
+    macs: tuple[int, int] | None = None
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Number of groups zeroed, and of all groups."""
+        return sum(n for n, _ in self.zeroed.values()), sum(n for _, n in self.zeroed.values())
+
+    def __str__(self) -> str:
+        rows = [
+            (name, f"{n}/{of}") for name, (n, of) in (*self.zeroed.items(), ("all", self.total))
+        ]
+        rows.insert(0, ("groups", "zeroed"))
+        left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines = [f"{name:<{left}}  {count:>{right}}" for name, count in rows]
+        if self.macs is not None:
+            before, after = self.macs
+            lines.append(f"MACs {before:,} -> {after:,} ({100 * after / max(before, 1):.1f} %)")
+        return "\n".join(lines)
+
+
+def prune_(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    *,
+    groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None = None,
+    kind: str = "coupled",
+    fraction: float | None = None,
+    macs: float | None = None,
+    threshold: float | None = None,
+    importance: str = "l2",
+) -> PruneReport:
+    r"""Zero the least important groups of ``model`` in place, all at once.
+
+    Groups of all sets are ranked together by :math:`\|w_g\|_2 / \sqrt{n_g}` (``"l2"``) or
+    :math:`\|w_g\|_1 / n_g` (``"l1"``), where n is the group size. The most important group of each
+    set stays, whatever its rank, so that the network is never cut (depth groups have a shortcut
+    instead). Of coupled groups, what is zeroed is what :func:`make_plan` and :func:`compact` then
+    remove, unless the model's code fixes sizes; other kinds of groups may leave zeros that stay.
+
+    Exactly one of ``fraction``, ``macs`` and ``threshold`` says how many go.
+
+    Args:
+        model: any module that ``torch.export`` captures.
+        example_input: its inputs, shapes such as ``(1, C, H, W)``.
+        groups: group sets, or selectors as :func:`resolve_groups` takes them.
+        kind: kind of the groups in all layers, if ``groups`` is not given.
+        fraction: of all groups, to be zero: at least 0 and less than 1. Groups that are zero
+            already count.
+        macs: fraction of the multiply-adds that should be left in the compact network, above 0 and
+            at most 1; reached within 0.02. Plans and compacts several copies, which takes a while.
+        threshold: largest norm (not divided by the group size) to zero.
+        importance: ``"l2"`` or ``"l1"``.
+
+    Raises:
+        ValueError: if not exactly one of the three is given, it is out of range or cannot be
+            reached, the importance or kind is unknown, or weights are not finite. The model is
+            unchanged then.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> print(prune_(create_backbone("lenet"), torch.zeros(1, 1, 28, 28), threshold=0.0))
+        groups         zeroed
+        conv1:coupled    0/20
+        conv2:coupled    0/50
+        fc1:coupled     0/500
+        all             0/570
+    """
+    check_goal(fraction=fraction, macs=macs, threshold=threshold)
+    norm, power = pick("importance", importance, IMPORTANCES)
+    check_finite(model)
+    group_sets = resolve(model, example_input, groups, kind)
+    parameters = named_parameters(model)
+    with torch.no_grad():
+        norms = [norm(s, parameters).cpu() for s in group_sets]
+    sized = zip(norms, group_sets, strict=True)
+    order = ranking(group_sets, [n / s.group_size**power for n, s in sized])
+    counted = None
+    if fraction is not None:
+        order = order[: number_of(fraction, order, group_sets)]
+    elif threshold is not None:
+        order = order[torch.cat(norms)[order] <= threshold]
+    else:
+        assert macs is not None
+        order, counted = within_budget(model, example_input, group_sets, order, macs)
+    masks = zero_(model, group_sets, order)
+    zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
+    return PruneReport(zeroed, counted)
+
+
+def check_goal(**goals: float | None) -> None:
+    """Make sure that exactly one goal is given, and in its range.
+
+    Raises:
+        ValueError: if not.
+    """
+    given = {name: value for name, value in goals.items() if value is not None}
+    if len(given) != 1:
+        raise ValueError(
+            f"prune_: expected exactly one of {', '.join(goals)}, got "
+            f"{' and '.join(given) or 'none'}. Give one, such as fraction=0.4."
+        )
+    ((name, value),) = given.items()
+    ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "fraction": ("0 <= fraction < 1, the share of groups to zero", lambda v: 0 <= v < 1),
+        "macs": ("0 < macs <= 1, the share of MACs to leave", lambda v: 0 < v <= 1),
+        "threshold": ("a finite threshold >= 0", lambda v: 0 <= v < math.inf),
+    }
+    expected, holds = ranges[name]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not holds(value):
+        raise ValueError(f"prune_: expected {expected}, got {value!r}. Give one in that range.")
+
+
+def resolve(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None,
+    kind: str,
+) -> list[GroupSet]:
+    """Return the group sets to prune.
+
+    Raises:
+        ValueError: if there are none, or they are not of this model.
+    """
+    given = [Selector(kind)] if groups is None else list(groups)
+    sets = [g for g in given if isinstance(g, GroupSet)]
+    selectors = [g for g in given if not isinstance(g, GroupSet)]
+    found = {s.name: s for s in (*sets, *resolve_groups(model, selectors, example_input))}
+    if not found:
+        raise ValueError("prune_: expected `groups` to hold group sets or selectors, got none.")
+    parameters = named_parameters(model)
+    for group_set in found.values():
+        for name in group_set.parameters():
+            if name not in parameters:
+                raise ValueError(
+                    f"prune_: {type(model).__name__} has no parameter `{name}`, which the groups "
+                    f"{group_set.name} need. Resolve the groups on this model."
+                )
+    return list(found.values())
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all parameters, shared ones under each of their names."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def ranking(group_sets: Sequence[GroupSet], scores: Sequence[Tensor]) -> Tensor:
+    """Return the numbers of all groups that may go, least important first.
+
+    Groups are numbered through over all sets. The last one of each set, by importance, may not go.
+
+    Example:
+        >>> from ssl_lightning.groups import Member
+        >>> sets = [GroupSet(name, "filter", (Member(name, (3, 1), (0,)),)) for name in "ab"]
+        >>> ranking(sets, [torch.tensor([3.0, 1.0, 5.0]), torch.tensor([0.0, 2.0, 0.5])])
+        tensor([3, 5, 1, 0])
+    """
+    values = torch.cat([score.double() for score in scores])
+    start = 0
+    for group_set, score in zip(group_sets, scores, strict=True):
+        if group_set.kind != "depth":
+            values[start + int(score.argmax())] = math.inf
+        start += len(score)
+    order = values.argsort(stable=True)
+    return order[values[order].isfinite()]
+
+
+def number_of(fraction: float, order: Tensor, group_sets: Sequence[GroupSet]) -> int:
+    """Return how many groups a fraction of all of them is.
+
+    Raises:
+        ValueError: if so many cannot go.
+    """
+    total = sum(s.num_groups for s in group_sets)
+    count = round(fraction * total)
+    if count > len(order):
+        highest = math.floor(100 * len(order) / total) / 100
+        raise ValueError(
+            f"prune_: fraction={fraction} would zero {count} of {total} groups, but one of each of "
+            f"the {len(group_sets)} sets stays. Give at most {highest}."
+        )
+    return count
+
+
+@torch.no_grad()
+def zero_(model: nn.Module, group_sets: Sequence[GroupSet], chosen: Tensor) -> list[Tensor]:
+    """Zero the groups of those numbers in place; return one mask per group set."""
+    sizes = [s.num_groups for s in group_sets]
+    zero = torch.zeros(sum(sizes), dtype=torch.bool)
+    zero[chosen] = True
+    masks = list(zero.split(sizes))
+    parameters = named_parameters(model)
+    for group_set, mask in zip(group_sets, masks, strict=True):
+        zero_groups_(group_set, mask, parameters)
+    return masks
+
+
+def within_budget(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    group_sets: Sequence[GroupSet],
+    order: Tensor,
+    budget: float,
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return the groups to zero so that a share of the MACs is left, and MACs before and after.
+
+    Raises:
+        ValueError: if no number of groups comes near enough.
+    """
+    dense = count_macs(model, example_input)
+
+    def macs_after(count: int) -> int:
+        small = copy.deepcopy(model)
+        zero_(small, group_sets, order[:count])
+        return count_macs(apply_plan(small, make_plan(small, example_input)), example_input)
+
+    goal, near = budget * dense, CLOSE_ENOUGH * dense
+    count, after = search(macs_after, len(order), dense, goal, near)
+    if abs(after - goal) > TOLERANCE * dense:
+        lowest = macs_after(len(order)) / dense
+        raise ValueError(
+            f"prune_: macs={budget} cannot be reached within {TOLERANCE}. These groups come to "
+            f"{after / dense:.3f}, and with one group of each set left to {lowest:.3f}. Give a "
+            "share that they reach, or other groups."
+        )
+    return order[:count], (dense, after)
+
+
+def search(
+    cost: Callable[[int], int], most: int, dense: float, goal: float, tolerance: float
+) -> tuple[int, int]:
+    """Find the number from 0 to ``most`` whose cost, which falls, is nearest to a goal.
+
+    Interpolation and bisection take turns: few steps where the cost falls evenly, and never many.
+
+    Args:
+        cost: of a number; slow.
+        most: the largest number.
+        dense: about the cost of 0.
+        goal: the cost wanted.
+        tolerance: the search ends at the first cost that is so near to the goal.
+
+    Returns:
+        The number and its cost.
+
+    Example:
+        >>> search(lambda n: 100 - n, 90, dense=100.0, goal=33.0, tolerance=0.0)
+        (67, 33)
+    """
+    low, high, above, below = 0, most, dense, 0.0
+    tried: dict[int, int] = {}
+    while low <= high:
+        share = 0.5 if len(tried) % 2 else (above - goal) / max(above - below, 1e-9)
+        middle = low + round(min(max(share, 0.0), 1.0) * (high - low))
+        found = tried[middle] = cost(middle)
+        if abs(found - goal) <= tolerance:
+            break
+        if found > goal:
+            low, above = middle + 1, found
+        else:
+            high, below = middle - 1, found
+    best = min(tried, key=lambda n: abs(tried[n] - goal))
+    return best, tried[best]

@@ -1,0 +1,17 @@
+"""Tables and figures from reports. Imports neither torch nor (until it draws) matplotlib."""
+
+from ssl_lightning.report.charts import bar_chart
+from ssl_lightning.report.pictures import filter_grid, filter_picture
+from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.table import comparison_table, percent, print_report, short_count
+
+__all__ = [
+    "RunReport",
+    "bar_chart",
+    "comparison_table",
+    "filter_grid",
+    "filter_picture",
+    "percent",
+    "print_report",
+    "short_count",
+]

@@ -1,0 +1,137 @@
+"""Bar charts of multiply-adds and latency, per layer and for the whole network."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_lightning.benchmark.record import BenchmarkResult, Run
+from ssl_lightning.files import replacing
+from ssl_lightning.report.run_report import RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = ("#9aa5b1", "#e8a33d", "#1f6feb", "#2da44e", "#a371f7", "#cf222e")
+INK, PALE, GRID = "#24292f", "#6e7781", "#e4e7eb"
+TOTAL = "whole network"
+MAX_LAYERS = 16  # more would be unreadable; those with the most multiply-adds are shown
+Bars = dict[str, dict[str, float]]  # group of bars -> model -> percent
+
+
+def bar_chart(report: RunReport, path: str | Path, *, threads: int | None = None) -> None:
+    """Draw multiply-adds and latency in percent of the first model's, as a PNG.
+
+    Two panels side by side, each with the whole network and below it the layers; one bar per model
+    with its value at its end, "removed" where a model has no such layer.
+    Of very deep networks the 16 layers with the most multiply-adds are shown.
+
+    Args:
+        report: what to draw.
+        path: PNG file to write.
+        threads: which run to draw; the first if None.
+
+    Raises:
+        ValueError: if nothing was measured at that number of threads.
+    """
+    from matplotlib.figure import Figure
+
+    run, models = report.benchmark.run(threads), list(report.benchmark.models)
+    panels = {"Multiply-adds": _macs(report), "Latency": _latency(report, run)}
+    num_bars = (len(models) + 0.8) * len(panels["Latency"])
+    figure = Figure(figsize=(10, 2.0 + 0.17 * num_bars), dpi=150, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    for axes, (title, bars) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        _draw_bars(axes, bars, models)
+        _decorate(axes, f"{title}, % of {models[0]}", list(bars))
+    figure.suptitle(report.title, fontsize=15, fontweight="bold", color=INK)
+    legend = figure.legend(
+        handles=figure.axes[0].get_legend_handles_labels()[0],
+        labels=[_legend(report, model) for model in models],
+        title=_conditions(report.benchmark, run),
+        loc="outside lower center",
+        ncols=len(models),
+        frameon=False,
+        labelcolor=INK,
+    )
+    legend.get_title().set(fontsize=8.5, color=PALE)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _layers(report: RunReport) -> list[str]:
+    """Return the layers to show, in the order of the network."""
+    macs, baseline = report.benchmark.layer_macs, report.benchmark.baseline
+    with_baseline = [layer for layer in macs if macs[layer].get(baseline)]
+    largest = sorted(with_baseline, key=lambda layer: -macs[layer][baseline])[:MAX_LAYERS]
+    return [layer for layer in with_baseline if layer in largest]
+
+
+def _macs(report: RunReport) -> Bars:
+    record = report.benchmark
+    counts = {TOTAL: {name: size.macs for name, size in record.models.items()}}
+    counts |= {layer: record.layer_macs[layer] for layer in _layers(report)}
+    return {
+        group: {model: 100 * value / max(macs[record.baseline], 1) for model, value in macs.items()}
+        for group, macs in counts.items()
+    }
+
+
+def _latency(report: RunReport, run: Run) -> Bars:
+    timings = {TOTAL: run.network} | {layer: run.layers.get(layer, {}) for layer in _layers(report)}
+    return {
+        group: {model: 100 * timing.ratio for model, timing in found.items()}
+        for group, found in timings.items()
+    }
+
+
+def _legend(report: RunReport, model: str) -> str:
+    error = report.errors.get(model)
+    return model if error is None else f"{model} (error {error:.2f}%)"
+
+
+def _conditions(record: BenchmarkResult, run: Run) -> str:
+    plural = "" if run.threads == 1 else "s"
+    return (
+        f"{record.machine.processor}, {run.threads} thread{plural}, batch {record.batch_size}, "
+        f"{record.dtype}, torch {record.machine.torch}; shorter is faster"
+    )
+
+
+def _draw_bars(axes: "Axes", bars: Bars, models: list[str]) -> None:
+    """Draw one group of bars per layer, one bar per model, each with its value at its end."""
+    from matplotlib.patheffects import withStroke
+
+    height = 0.84 / len(models)
+    halo = [withStroke(linewidth=3, foreground="white")]
+    for i, model in enumerate(models):
+        offset = (i - (len(models) - 1) / 2) * height
+        values = [group.get(model, 0.0) for group in bars.values()]
+        labels = [_label(group.get(model)) for group in bars.values()]
+        places = [y + offset for y in range(len(bars))]
+        color = COLORS[i % len(COLORS)]
+        drawn = axes.barh(places, values, height * 0.9, color=color, label=model, zorder=2)
+        axes.bar_label(drawn, labels, padding=3, fontsize=8, color=INK, path_effects=halo, zorder=3)
+    top = max([100.0, *(value for group in bars.values() for value in group.values())])
+    axes.set_xlim(0, 1.13 * top)
+
+
+def _label(value: float | None) -> str:
+    if value is None:
+        return "removed"
+    return f"{value:.3g}" if value < 99.5 else f"{value:.0f}"
+
+
+def _decorate(axes: "Axes", title: str, names: list[str]) -> None:
+    """Set title, ticks and grid; the whole network stands on top, apart from the layers."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    for label in axes.get_yticklabels()[:1]:  # the right panel has none
+        label.set_fontweight("bold")
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.axvline(100, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    if len(names) > 1:
+        axes.axhline(0.5, color=PALE, linewidth=0.8)
+    axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.spines["left"].set_color(PALE)

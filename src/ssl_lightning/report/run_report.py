@@ -1,0 +1,111 @@
+"""One JSON file that holds everything known about a compacted network. Imports no torch."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.benchmark.record import BenchmarkResult
+from ssl_lightning.benchmark.serial import decode, load_json, save_json
+
+SCHEMA = 1
+GROUP_KINDS = ("filters", "channels", "columns")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Errors, kept groups and benchmark of one network in its versions.
+
+    Attributes:
+        title: what the report is about, such as ``"LeNet on MNIST"``.
+        errors: model -> error in percent, for the models whose error is known.
+        layers: layer -> group kind (``"filters"``, ``"channels"``, ``"columns"``) -> [kept, of].
+        benchmark: what was measured; its first model is the dense one.
+        schema: version of this format.
+
+    Raises:
+        ValueError: if the schema is unknown, an error is no percentage or belongs to no measured
+            model, or more groups are kept than there are.
+    """
+
+    title: str
+    errors: dict[str, float]
+    layers: dict[str, dict[str, list[int]]]
+    benchmark: BenchmarkResult
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(
+                f"report.schema: expected {SCHEMA}, got {self.schema}. "
+                "Read it with the version of ssl_lightning that wrote it, or write it again."
+            )
+        for model, error in self.errors.items():
+            _check_error(model, error, list(self.benchmark.models))
+        for layer, kinds in self.layers.items():
+            for kind, counts in kinds.items():
+                check_counts(f"report.layers.{layer}", kind, counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold, the schema first."""
+        data = dataclasses.asdict(self)
+        return {"schema": data.pop("schema"), **data}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "RunReport":
+        """Build a report from :meth:`to_dict`.
+
+        Raises:
+            ValueError: if a field is missing, unknown or of another type.
+        """
+        if isinstance(data, dict) and data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"report.schema: expected {SCHEMA}, got {data.get('schema')!r}. "
+                "Read it with the version of ssl_lightning that wrote it, or write it again."
+            )
+        report = decode(cls, data, "report")
+        BenchmarkResult.from_dict(data["benchmark"])
+        return report
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON to ``path``; a reader never sees half a file."""
+        save_json(self.to_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RunReport":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: if the file is not such a report.
+        """
+        return cls.from_dict(load_json(path))
+
+
+def _check_error(model: str, error: float, measured: list[str]) -> None:
+    if model not in measured:
+        raise ValueError(
+            f"report.errors: expected measured models ({', '.join(measured)}), got {model!r}. "
+            "Use the names given to `benchmark`."
+        )
+    if not 0 <= error <= 100:
+        raise ValueError(
+            f"report.errors.{model}: expected percent from 0 to 100, got {error}. "
+            "Give 100 * (1 - accuracy)."
+        )
+
+
+def check_counts(where: str, kind: str, counts: list[int]) -> None:
+    """Reject counts of groups that are not [kept, total] of a known kind.
+
+    Raises:
+        ValueError: naming ``where`` they were found.
+    """
+    if kind not in GROUP_KINDS:
+        raise ValueError(
+            f"{where}: expected {', '.join(GROUP_KINDS)}, got {kind!r}. Rename or remove it."
+        )
+    if len(counts) != 2 or not 0 <= counts[0] <= counts[1]:
+        raise ValueError(
+            f"{where}.{kind}: expected [kept, total] with 0 <= kept <= total, got {counts}. "
+            "Count the groups again."
+        )

@@ -1,0 +1,137 @@
+r"""The step size that a proximal step must use after each kind of optimizer step.
+
+A proximal step after an optimizer step must leave the minimiser of loss + penalty where it is. At
+a stationary point the optimizer moves a weight by ``-s * gradient``, where s is the *whole* effect
+of a constant gradient; the proximal map must use the same s:
+
+* SGD with momentum m and dampening d: a constant gradient moves by lr (1 - d) / (1 - m) per step,
+  not by lr. (With lr alone, a strength would act as if it were ten times smaller at momentum 0.9.)
+* Adam, AdamW, RMSprop, Adagrad: lr divided by the root of the second moment, element by element, so
+  the proximal map is that of a diagonal metric (Deleu & Bengio, 2021).
+
+Optimizers without a row in :data:`STEP_SIZES` are refused: their right step is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+
+StepSize: TypeAlias = float | Tensor
+"""One number for a parameter, or one per element."""
+
+
+Row: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], StepSize]
+
+
+def sgd_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+    """Lr (1 - dampening) / (1 - momentum): Nesterov's variant has the same stationary step."""
+    momentum, dampening = group["momentum"], group["dampening"]
+    if momentum == 0:
+        return float(group["lr"])
+    return float(group["lr"] * (1.0 - dampening) / (1.0 - momentum))
+
+
+def adam_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """Lr / (sqrt(second moment, bias-corrected) + eps)."""
+    second: Tensor = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    correction = 1.0 - group["betas"][1] ** float(state["step"])
+    return over_root(float(group["lr"]), second / correction, group["eps"])
+
+
+def rmsprop_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """Lr / (1 - momentum) / (sqrt(second moment) + eps); ``centered`` subtracts the mean first."""
+    second: Tensor = state["square_avg"].clone()
+    if group["centered"]:
+        second.addcmul_(state["grad_avg"], state["grad_avg"], value=-1.0).clamp_min_(0.0)
+    return over_root(float(group["lr"]) / (1.0 - group["momentum"]), second, group["eps"])
+
+
+def adagrad_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """Lr, decayed, / (sqrt(sum of squares) + eps)."""
+    decayed = float(group["lr"]) / (1.0 + (float(state["step"]) - 1.0) * group["lr_decay"])
+    return over_root(decayed, state["sum"].clone(), group["eps"])
+
+
+def over_root(lr: float, second: Tensor, eps: float) -> Tensor:
+    """Return lr / (sqrt(second) + eps), at least in float32; overwrites ``second``."""
+    if second.dtype in (torch.float16, torch.bfloat16):
+        second = second.float()
+    return second.sqrt_().add_(eps).reciprocal_().mul_(lr)
+
+
+STEP_SIZES: dict[type[Optimizer], Row] = {
+    SGD: sgd_step,
+    Adam: adam_step,
+    AdamW: adam_step,
+    RMSprop: rmsprop_step,
+    Adagrad: adagrad_step,
+}
+"""Optimizer class -> function of a parameter group and a parameter's state."""
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer for which no proximal step is known to be right.
+
+    Raises:
+        ValueError: naming the optimizers that are supported and the way out.
+    """
+    if type(optimizer) in STEP_SIZES and not any(g.get("maximize") for g in optimizer.param_groups):
+        return
+    raise ValueError(
+        f"No proximal step is known for {type(optimizer).__name__}: shrinking by its learning rate "
+        "alone would minimise another objective. Use one of "
+        f"{', '.join(cls.__name__ for cls in STEP_SIZES)} (without maximize), or mode: subgradient "
+        "for every penalty."
+    )
+
+
+def step_sizes(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, StepSize | None]:
+    """Return the step size of each parameter that the optimizer holds.
+
+    Args:
+        optimizer: one that just stepped.
+        parameters: name -> parameter; several names may share one.
+
+    Returns:
+        Name -> step size, or None for a parameter that did not step: one that is frozen, or that an
+        adaptive optimizer has no state for because it never had a gradient. Parameters that the
+        optimizer does not hold are left out.
+
+    Raises:
+        ValueError: as :func:`check_optimizer`.
+
+    Example:
+        >>> w = nn.Parameter(torch.ones(2))
+        >>> sgd = SGD([w], lr=0.1, momentum=0.9)
+        >>> w.sum().backward(); sgd.step()
+        >>> round(step_sizes(sgd, {"w": w})["w"], 6)
+        1.0
+    """
+    check_optimizer(optimizer)
+    row = STEP_SIZES[type(optimizer)]
+    wanted = {id(parameter) for parameter in parameters.values()}
+    found: dict[int, StepSize | None] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in wanted:
+                state = optimizer.state.get(parameter, {})
+                stepped = parameter.requires_grad and (state or row is sgd_step)
+                found[id(parameter)] = row(group, state) if stepped else None
+    return {name: found[id(p)] for name, p in parameters.items() if id(p) in found}
+
+
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether a call of ``step`` that just returned really stepped.
+
+    A fused optimizer under a gradient scaler is called even when gradients overflowed, and skips
+    the step inside; ``found_inf`` tells.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is None or not bool(torch.as_tensor(found_inf).any())

@@ -1,0 +1,48 @@
+"""Error messages that name the culprit and the nearest thing that exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return a sentence with the nearest matches of ``name``, or all names if none is near.
+
+    Example:
+        >>> nearest("lenett", ["lenet", "mlp"])
+        'Did you mean lenet?'
+        >>> nearest("x", ["lenet", "mlp"])
+        'Known: lenet, mlp.'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=3)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Known: {', '.join(known)}."
+
+
+def pick(what: str, name: object, table: Mapping[str, T]) -> T:
+    """Return ``table[name]``.
+
+    Raises:
+        ValueError: if there is no such name; the message has the nearest ones.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"Unknown {what} {name!r}. {nearest(name, table)}")
+    return table[name]
+
+
+def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Reject keys that ``where`` does not have.
+
+    Raises:
+        ValueError: naming the first unknown key and the nearest known ones.
+    """
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where} has no argument {key!r}. {nearest(key, known)}")

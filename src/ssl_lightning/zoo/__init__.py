@@ -1,0 +1,26 @@
+"""Published compact networks, each with figures that one command measures again.
+
+Listing entries and reading their cards needs no torch; what loads, verifies and publishes is
+imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ssl_lightning.zoo.cards import Card
+from ssl_lightning.zoo.entries import card, list_models
+
+if TYPE_CHECKING:
+    from ssl_lightning.zoo.loading import load
+    from ssl_lightning.zoo.publishing import publish
+    from ssl_lightning.zoo.verifying import Check, verify
+
+__all__ = ["Card", "Check", "card", "list_models", "load", "publish", "verify"]
+
+_LAZY = {"Check": "verifying", "load": "loading", "publish": "publishing", "verify": "verifying"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

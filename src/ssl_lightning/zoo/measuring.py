@@ -1,0 +1,93 @@
+"""The measurements behind a card, done once to publish and once more to verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.benchmark import count_macs, num_parameters
+from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
+from ssl_lightning.groups import kept_groups
+from ssl_lightning.suggest import pick
+from ssl_lightning.zoo.cards import DataSet, Size
+
+Groups = dict[str, dict[str, list[int]]]
+
+
+def measure_size(model: nn.Module) -> Size:
+    """Return multiply-adds of one image and the number of parameters.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> measure_size(create_backbone("lenet"))
+        Size(macs=2293000, num_parameters=431080)
+    """
+    shape: tuple[int, ...] = model.input_shape  # type: ignore[assignment]
+    return Size(count_macs(model, torch.zeros(1, *shape)), num_parameters(model))
+
+
+def groups_left(dense: nn.Module, compact: nn.Module) -> Groups:
+    """Return layer -> kind -> [groups that are not zero in ``compact``, all of ``dense``]."""
+    left = kept_groups(compact)
+    return {
+        layer: {
+            kind: [left.get(layer, {}).get(kind, [0])[0], of] for kind, (_, of) in kinds.items()
+        }
+        for layer, kinds in kept_groups(dense).items()
+    }
+
+
+@torch.inference_mode()
+def measure_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the error of a classifier in percent.
+
+    Example:
+        >>> x, target = torch.eye(4), torch.tensor([0, 1, 2, 0])
+        >>> measure_error(nn.Identity(), [(x, target)])
+        25.0
+    """
+    model.eval()
+    wrong, total = 0, 0
+    for x, target in batches:
+        wrong += int((model(x).argmax(1) != target).sum())
+        total += len(target)
+    return 100.0 * wrong / total
+
+
+@torch.inference_mode()
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the network's outputs in eval mode."""
+    result: Tensor = model.eval()(x)
+    return result
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest expected value.
+
+    Example:
+        >>> difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 5.0]))
+        0.2
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    largest = float((found.double() - expected.double()).abs().max())
+    return largest / max(float(expected.abs().max()), 1e-30)
+
+
+def open_test_split(data: DataSet) -> Any:
+    """Return the data module of a card, whose test split can be read.
+
+    MNIST's ships with the package; others are looked for in ``$SSL_DATA_DIR``.
+
+    Raises:
+        ValueError: if the data set is unknown.
+        FileNotFoundError: when it is read, if it is not there.
+    """
+    kind: Any = pick("data set", data.name, DATA_MODULES)
+    if not issubclass(kind, InMemoryDataModule):
+        raise ValueError(f"The zoo cannot measure on {data.name!r} yet: give a set held in memory.")
+    source = "bundled" if "bundled" in kind.sources else "local"
+    return kind(source=source, normalize=data.normalize)

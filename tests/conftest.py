@@ -1,0 +1,46 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = (
+    "all"  # each by its own text: pyproject lists them
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shared_data() -> Path | None:
+    """Folder with the complete data sets, if this machine has it (SSL_DATA_DIR, or beside)."""
+    for place in (os.environ.get("SSL_DATA_DIR"), ROOT.parent / "shared" / "data"):
+        if place and (Path(place) / "MNIST" / "raw").is_dir():
+            return Path(place).resolve()
+    return None
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., Any]:
+    """Make a silent Trainer on the CPU that writes below ``tmp_path``."""
+
+    def make(**settings: Any) -> Any:
+        from lightning.pytorch import Trainer
+
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**{**quiet, **settings})
+
+    return make

@@ -1,0 +1,477 @@
+"""Benchmark: counts against hand arithmetic, order and statistics with a fake clock, records."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_lightning.benchmark import (
+    BenchmarkResult,
+    Machine,
+    ModelSize,
+    Run,
+    Timing,
+    benchmark,
+    count_macs,
+    interleave,
+    num_bytes,
+    num_parameters,
+)
+
+QUICK = {"repeats": 3, "warmup": 1, "min_run_time": 0.0, "threads": 1}
+
+
+class Net(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.body = nn.ModuleList(
+            [nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 4, 3, groups=2)]
+        )
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x):
+        for layer in self.body:
+            x = layer(x).relu()
+        return self.fc(self.drop(self.norm(x)).mean(dim=(2, 3)))
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NET_MACS = {"body.0": 2 * 64 * 6 * 27, "body.1": 2 * 36 * 4 * 27, "fc": 2 * 40}
+
+
+def snapshot(model):
+    tensors = {k: (v.clone(), v._version) for k, v in model.state_dict(keep_vars=True).items()}
+    modes = [m.training for m in model.modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    return tensors, modes, hooks, [p.grad for p in model.parameters()]
+
+
+def assert_unchanged(model, before):
+    tensors, *rest = before
+    after, *rest_after = snapshot(model)
+    assert rest == rest_after
+    for key, (value, version) in tensors.items():
+        assert torch.equal(after[key][0], value), key
+        assert after[key][1] == version, key
+
+
+# --- counts ---
+
+
+def test_macs_by_hand():
+    assert count_macs(Net(), X) == sum(NET_MACS.values())
+    assert count_macs(Net(), X, per_layer=True) == NET_MACS
+
+
+def test_counting_leaves_the_model_alone():
+    model = Net().train()
+    model.norm.eval()  # a frozen norm in a training model must stay frozen
+    state, seed = snapshot(model), torch.get_rng_state()
+    count_macs(model, X)
+    count_macs(model, X, per_layer=True)
+    assert_unchanged(model, state)
+    assert torch.equal(torch.get_rng_state(), seed)
+
+
+def test_buffers_that_a_forward_writes_are_kept():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            self.calls += 1
+            return self.fc(x)
+
+    model = Counter()
+    assert count_macs(model, torch.zeros(1, 3)) == 6
+    assert model.calls == 0
+
+
+def test_mode_is_put_back_after_an_error():
+    model = Net().train()
+    with pytest.raises(RuntimeError):
+        count_macs(model, torch.zeros(1, 5, 8, 8), per_layer=True)
+    assert model.training
+    assert not model.fc._forward_hooks
+
+
+def test_work_is_charged_to_the_module_that_does_it():
+    class Odd(nn.Module):
+        """Multiplies by itself, and calls a layer twice that it holds under two names."""
+
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.two = self.one
+
+        def forward(self, x):
+            return self.two(self.one(x)) @ self.one.weight
+
+    assert count_macs(Odd(), torch.zeros(1, 4), per_layer=True) == {"": 16, "one": 32}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_is_counted(need_weights):
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=need_weights)[0]
+
+    length, width = 5, 8
+    expected = 4 * length * width**2 + 2 * length**2 * width  # projections, two products
+    assert count_macs(Attend(), torch.randn(1, length, width)) == expected
+
+
+def test_encoder_layer_is_counted_in_spite_of_its_fast_path():
+    model = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    expected = 5 * (4 * 64 + 2 * 8 * 16) + 2 * 25 * 8
+    assert count_macs(model, torch.randn(1, 5, 8)) == expected
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_scaled_dot_product_is_counted():
+    class Product(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert count_macs(Product(), torch.randn(1, 2, 5, 8)) == 2 * 2 * 25 * 8
+
+
+def test_parameters_and_bytes():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).half()
+    assert num_parameters(model) == 8 + 4
+    assert num_bytes(model) == 2 * (8 + 4 + 4) + 8  # half parameters and statistics, one int64
+
+
+# --- order and statistics, with a clock that the calls move ---
+
+
+class FakeTime:
+    """A clock; its calls note their name and take a given time, one value per call."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order = []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, seconds):
+        def run():
+            self.order.append(name)
+            self.now += seconds() if callable(seconds) else seconds
+
+        return run
+
+
+def turns(names, rounds):
+    """The order in which models should run: there and back again."""
+    order = [name for i in range(rounds) for name in (names if i % 2 == 0 else names[::-1])]
+    return runs_of(order)
+
+
+def runs_of(order):
+    """Collapse repetitions: AABBB -> AB."""
+    return [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+
+
+def test_models_take_turns():
+    clock = FakeTime()
+    calls = {name: clock.call(name, 0.001) for name in "ABC"}
+    interleave(calls, repeats=5, warmup=2, min_run_time=0.004, clock=clock)
+    before = list("ABC") * (2 + 1)  # warm-up, estimate
+    assert runs_of(clock.order) == [*before, *turns("ABC", 5)]
+    num_calls = 3 * (2 + 1) + 5 * (2 + 4)  # torch's Timer warms up with two calls
+    assert [clock.order.count(name) for name in "ABC"] == [num_calls] * 3
+
+
+def test_samples_last_the_minimal_time():
+    clock = FakeTime()
+    calls = {"slow": clock.call("slow", 0.010), "fast": clock.call("fast", 0.001)}
+    result = interleave(calls, repeats=2, warmup=0, min_run_time=0.0035, clock=clock)
+    assert result["slow"].calls_per_sample == 1
+    assert result["fast"].calls_per_sample == 4
+    assert result["fast"].num_samples == 2
+    assert result["fast"].median_ms == pytest.approx(1.0)
+    assert result["fast"].ratio == pytest.approx(0.1)
+    assert result["slow"].ratio == 1.0
+
+
+def test_ratio_is_the_median_of_ratios_within_a_round():
+    """A machine that slows down from round to round does not change the ratio of the pair."""
+    clock = FakeTime()
+
+    def slower():  # two models, three calls each: two of warm-up and one that is timed
+        return 2.0 ** ((len(clock.order) - 1) // 6)
+
+    calls = {
+        "dense": clock.call("dense", lambda: 0.001 * slower()),
+        "half": clock.call("half", lambda: 0.0005 * slower()),
+    }
+    result = interleave(calls, repeats=5, warmup=0, min_run_time=0.0, clock=clock)
+    samples = [2.0**k for k in range(1, 6)]  # round 0 is the estimate
+    assert result["dense"].median_ms == pytest.approx(samples[2])
+    assert result["dense"].iqr_ms == pytest.approx(samples[3] - samples[1])
+    assert result["half"].median_ms == pytest.approx(samples[2] / 2)
+    assert result["half"].ratio == pytest.approx(0.5)
+    assert result["half"].ratio_iqr == pytest.approx(0.0)
+
+
+def test_one_disturbed_round_does_not_move_the_ratio():
+    clock = FakeTime()
+    calls = {
+        "dense": clock.call("dense", 0.001),
+        "half": clock.call("half", lambda: 0.5 if len(clock.order) > 30 else 0.0005),
+    }
+    result = interleave(calls, repeats=5, warmup=0, min_run_time=0.0, clock=clock)
+    assert result["half"].ratio == pytest.approx(0.5)
+
+
+def test_a_clock_that_stands_still_is_survived():
+    result = interleave({"a": int}, repeats=1, warmup=0, min_run_time=0.0, clock=lambda: 0.0)
+    assert (result["a"].ratio, result["a"].iqr_ms) == (1.0, 0.0)
+
+
+# --- whole benchmark ---
+
+
+class Recorder(nn.Module):
+    """Identity on (N, C) that writes down who ran, in which mode and with how many threads."""
+
+    def __init__(self, name, log):
+        super().__init__()
+        self.name, self.log = name, log
+
+    def forward(self, x):
+        self.log.append(
+            (self.name, self.training, torch.is_inference_mode_enabled(), torch.get_num_threads())
+        )
+        return x
+
+
+def test_benchmark_interleaves_in_inference_mode_at_each_number_of_threads():
+    log, before = [], torch.get_num_threads()
+    models = {name: Recorder(name, log).train() for name in ("dense", "masked", "compact")}
+    result = benchmark(models, torch.zeros(2, 3), **{**QUICK, "threads": [1, 2]})
+    timed = [entry for entry in log if entry[2]]
+    assert not any(training for _, training, _, _ in log)
+    assert {threads for *_, threads in timed} >= {1, 2}
+    names = [name for name, *_, threads in timed if threads == 2]
+    untimed = list(models) * (QUICK["warmup"] + 1)
+    assert runs_of(names) == [*untimed, *turns(list(models), QUICK["repeats"])]
+    assert [run.threads for run in result.runs] == [1, 2]
+    assert torch.get_num_threads() == before
+    assert all(model.training for model in models.values())
+
+
+def test_benchmark_states_what_it_measured():
+    dense, compact = Net().train(), Net(width=2)
+    states = snapshot(dense), snapshot(compact)
+    x = X.to(memory_format=torch.channels_last)
+    result = benchmark({"dense": dense, "compact": compact}, x, **QUICK)
+    assert_unchanged(dense, states[0])
+    assert_unchanged(compact, states[1])
+    assert (result.batch_size, result.input_shape) == (2, (3, 8, 8))
+    assert (result.dtype, result.memory_format) == ("float32", "channels_last")
+    assert result.baseline == "dense"
+    assert result.models["dense"] == ModelSize(
+        sum(NET_MACS.values()), num_parameters(dense), num_bytes(dense)
+    )
+    assert result.machine.torch == torch.__version__
+    assert result.machine.processor
+    run = result.run(1)
+    assert list(run.network) == ["dense", "compact"]
+    assert list(run.layers) == ["body.0", "body.1", "fc"] == list(result.layer_macs)
+    assert result.layer_macs["body.0"] == {"dense": NET_MACS["body.0"], "compact": 2 * 64 * 2 * 27}
+    assert all(list(timings) == ["dense", "compact"] for timings in run.layers.values())
+
+
+def test_layers_are_called_on_their_real_inputs():
+    class Spy(nn.Conv2d):
+        def forward(self, x):
+            seen.append(x.clone())
+            return super().forward(x)
+
+    seen, model = [], Net()
+    model.body[1] = Spy(6, 4, 3)
+    with torch.no_grad():
+        expected = model.body[0](X).relu()
+    benchmark({"only": model}, X, **QUICK)
+    assert len(seen) > 10
+    for x in seen:
+        torch.testing.assert_close(x, expected)
+
+
+def test_missing_and_replaced_layers():
+    class Wrapped(nn.Module):
+        """Stands where a convolution stood, as a column-sparse one would."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    class Extra(Net):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(10, 10)
+            self.body[0] = Wrapped(self.body[0])
+            self.drop = nn.Identity()
+
+        def forward(self, x):
+            return self.extra(super().forward(x))
+
+    gone = Net()
+    gone.body[1] = nn.Identity()
+    gone.norm, gone.fc = nn.BatchNorm2d(6), nn.Linear(6, 10)
+    result = benchmark({"dense": Net(), "extra": Extra(), "gone": gone}, X, **QUICK)
+    layers = result.run().layers
+    assert list(layers["body.0"]) == ["dense", "extra", "gone"]
+    assert list(layers["body.1"]) == ["dense", "extra"] == list(result.layer_macs["body.1"])
+    assert list(layers["extra"]) == ["extra"]
+    assert layers["extra"]["extra"].ratio == 1.0
+    assert result.layer_macs["body.0"]["extra"] == NET_MACS["body.0"]
+
+
+def test_layers_that_are_never_called_are_left_out():
+    model = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    result = benchmark({"encoder": model}, torch.randn(1, 5, 8), **QUICK)
+    assert list(result.run().layers) == ["linear1", "linear2"]
+
+
+def test_without_layers():
+    result = benchmark({"net": Net()}, X, per_layer=False, **QUICK)
+    assert not result.run().layers
+    assert not result.layer_macs
+
+
+# --- records ---
+
+
+def example_record():
+    timing = Timing(1.25, 0.125, 0.5, 0.0625, 30, 4)
+    return BenchmarkResult(
+        machine=Machine("a processor", 2, "cpu", "3.11", "2.14"),
+        batch_size=1,
+        input_shape=(3, 8, 8),
+        dtype="float32",
+        memory_format="contiguous",
+        models={"dense": ModelSize(100, 10, 40), "compact": ModelSize(50, 5, 20)},
+        layer_macs={"conv1": {"dense": 100}},
+        runs=(Run(1, {"dense": timing, "compact": timing}, {"conv1": {"dense": timing}}),),
+    )
+
+
+def test_record_round_trip(tmp_path):
+    record = example_record()
+    record.save(tmp_path / "sub" / "record.json")
+    assert BenchmarkResult.load(tmp_path / "sub" / "record.json") == record
+    assert [file.name for file in (tmp_path / "sub").iterdir()] == ["record.json"]
+
+
+def test_measured_record_round_trip(tmp_path):
+    result = benchmark({"net": Net()}, X, **QUICK)
+    result.save(tmp_path / "record.json")
+    assert BenchmarkResult.load(tmp_path / "record.json") == result
+
+
+def test_failed_save_keeps_the_old_file(tmp_path):
+    path = tmp_path / "record.json"
+    example_record().save(path)
+    old = path.read_text()
+    timing = Timing(float("nan"), 0.0, 1.0, 0.0, 1, 1)
+    broken = example_record()
+    broken.runs[0].network["dense"] = timing
+    with pytest.raises(ValueError, match=r"JSON|nan"):
+        broken.save(path)
+    assert path.read_text() == old
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def change(path, value):
+    data = json.loads(json.dumps(example_record().to_dict()))
+    *parents, last = path
+    target = data
+    for key in parents:
+        target = target[key]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["dtype"], None, "benchmark: .*missing: dtype"),
+        (["color"], "red", "benchmark: .*unknown: color"),
+        (["machine", "torch"], None, r"benchmark.machine: .*missing: torch"),
+        (["batch_size"], "one", "benchmark.batch_size: expected int, got 'one'"),
+        (["batch_size"], True, "benchmark.batch_size: expected int, got True"),
+        (["runs", 0, "network", "dense", "ratio"], "x", r"runs\[0\].network.dense.ratio: expected"),
+        (["models"], {}, "at least one entry"),
+        (["runs"], [], "at least one entry"),
+        (["runs"], {}, "benchmark.runs: expected list"),
+    ],
+)
+def test_malformed_records_are_refused(path, value, message):
+    with pytest.raises(ValueError, match=message):
+        BenchmarkResult.from_dict(change(path, value))
+
+
+def test_load_refuses_what_is_not_json(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="expected JSON"):
+        BenchmarkResult.load(tmp_path / "broken.json")
+
+
+def test_run_by_threads():
+    with pytest.raises(ValueError, match=r"one of \[1\] threads, got 4"):
+        example_record().run(4)
+
+
+def test_records_are_read_without_torch():
+    code = (
+        "import sys\n"
+        "from ssl_lightning.benchmark import BenchmarkResult\n"
+        "assert 'torch' not in sys.modules\n"
+        "import ssl_lightning.benchmark as b\n"
+        "assert callable(b.benchmark) and callable(b.count_macs)\n"
+        "assert not hasattr(b, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"models": {}}, "at least one model"),
+        ({"repeats": 0}, "`repeats` >= 1, got 0"),
+        ({"warmup": -1}, "`warmup` >= 0, got -1"),
+        ({"threads": 0}, "`threads` >= 1, got 0"),
+        ({"threads": []}, "number of `threads`, got none"),
+        ({"min_run_time": -1.0}, "`min_run_time` >= 0"),
+        ({"example_input": torch.zeros(3)}, "batch dimension"),
+        ({"models": {"a": nn.Linear(3, 2), "b": nn.Linear(3, 4)}}, "outputs of one shape"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, message):
+    usual = {"models": {"a": nn.Linear(3, 2)}, "example_input": torch.zeros(1, 3), **QUICK}
+    with pytest.raises(ValueError, match=message):
+        benchmark(**{**usual, **arguments})

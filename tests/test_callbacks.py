@@ -1,0 +1,282 @@
+"""Each callback's own effect, and a contract that all of them keep."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ssl_lightning import (
+    DepthCollapse,
+    FilterPictures,
+    SaveCompact,
+    SparsityMonitor,
+    SSLLightningModule,
+    ThresholdPruning,
+    create_backbone,
+    kept_groups,
+    load_compact,
+)
+from ssl_lightning.callbacks import CALLBACKS
+from ssl_lightning.groups import group_norms
+from toy import make_toy, toy_loader
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
+FILTERS = {"kind": "filter", "layers": "conv1", "strength": 1e-4}
+DEPTH = {"kind": "depth", "layers": "conv2", "strength": 1e-4}
+
+ARGUMENTS = {
+    "ThresholdPruning": {"start": 1},
+    "DepthCollapse": {"start": 1},
+    "SparsityMonitor": {"table": False},
+    "FilterPictures": {},
+    "SaveCompact": {},
+}
+
+
+def toy_module(*penalties, net=None):
+    return SSLLightningModule(net or make_toy(), penalties=list(penalties), optimizer=SGD)
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_contract(trainer, name):
+    """State is plain and survives; pickling works; a foreign module is refused by name."""
+    callback = CALLBACKS[name](**ARGUMENTS[name])
+    pickle.loads(pickle.dumps(callback))
+    state = callback.state_dict()
+    assert json.loads(json.dumps(state)) == state
+    callback.load_state_dict(copy.deepcopy(state))
+    assert callback.state_dict() == state
+
+    class Foreign(LightningModule):
+        pass
+
+    run = trainer(max_epochs=2)
+    hook = "on_train_epoch_end" if name == "SparsityMonitor" else "on_fit_start"
+    with pytest.raises(MisconfigurationException, match=f"{name} needs an SSLLightningModule"):
+        getattr(callback, hook)(run, Foreign())
+
+
+@pytest.mark.parametrize("name", ["ThresholdPruning", "DepthCollapse"])
+def test_occasions_that_never_come_are_refused(trainer, name):
+    module = toy_module(FILTERS, DEPTH)
+    with pytest.raises(ValueError, match=f"{name}: start=5 is never reached.*epochs 0 to 1"):
+        trainer(max_epochs=2, callbacks=[CALLBACKS[name](start=5)]).fit(module, toy_loader())
+    with pytest.raises(ValueError, match="start >= 0 and every_n_epochs >= 0"):
+        CALLBACKS[name](start=-1)
+
+
+def reference_filter_norms(net):
+    parts = [net.conv1.weight, net.conv1.bias, net.bn1.weight, net.bn1.bias]
+    rows = [p.detach().double().reshape(6, -1).numpy() for p in parts]
+    return np.sqrt(sum((row**2).sum(1) for row in rows))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_threshold_pruning_zeroes_exactly_the_small_groups(trainer, relative):
+    net = make_toy()
+    with torch.no_grad():
+        net.conv1.weight *= torch.tensor([1, 1, 9, 9, 9, 9.0]).view(-1, 1, 1, 1)
+    norms = reference_filter_norms(net)
+    limit = float(np.sort(norms)[1] + np.sort(norms)[2]) / 2
+    callback = ThresholdPruning(
+        start=0, threshold=limit / norms.max() if relative else limit, relative=relative
+    )
+    module = toy_module(FILTERS, net=net)
+    run = trainer(max_epochs=2, callbacks=[callback])
+    run.fit(module, toy_loader())
+    small = torch.tensor(norms <= limit)
+    assert small.sum() == 2
+    for parameter in (net.conv1.weight, net.conv1.bias, net.bn1.weight, net.bn1.bias):
+        assert not parameter[small].any()
+    assert (
+        group_norms(module.regularizer.group_sets[0], dict(net.named_parameters()))[~small] > 0
+    ).all()
+    assert len(module.locks) == 2
+
+
+def test_threshold_pruning_without_lock_lets_groups_come_back(trainer):
+    module = toy_module({"kind": "channel", "layers": "conv2", "strength": 1e-6})
+    callback = ThresholdPruning(start=0, threshold=0.97, relative=True, lock=False)
+    seen = []
+    module.on_train_batch_start = lambda *_: seen.append(kept_groups(module.backbone)["conv2"])
+    trainer(max_epochs=1, callbacks=[callback]).fit(module, toy_loader())
+    assert len(module.locks) == 0
+    assert seen[0]["channels"][0] < 6
+    assert seen[-1]["channels"][0] == 6
+
+
+def test_threshold_pruning_chooses_kinds_and_layers(trainer):
+    module = toy_module(FILTERS, {"kind": "channel", "layers": "conv2", "strength": 1e-4})
+    callback = ThresholdPruning(start=0, threshold=0.5, relative=True, kinds=["channel"])
+    assert [s.name for s in callback.chosen(module.regularizer.group_sets)] == ["conv2:channel"]
+    with pytest.raises(ValueError, match=r"matches none of the penalised groups: conv1:filter"):
+        trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0, layers="fc")]).fit(
+            module, toy_loader()
+        )
+    with pytest.raises(ValueError, match="threshold >= 0"):
+        ThresholdPruning(start=0, threshold=-1)
+
+
+def test_pruning_a_whole_layer_warns(trainer):
+    module = toy_module(FILTERS)
+    with pytest.warns(UserWarning, match="zeroes all groups of conv1:filter.*network is cut"):
+        trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0, threshold=1e9)]).fit(
+            module, toy_loader()
+        )
+
+
+def count_convolutions(net, x):
+    """Count the convolutions that a forward pass in eval mode really computes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += "convolution" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    modes = {module: module.training for module in net.modules()}
+    with Count() as mode, torch.no_grad():
+        net.eval()(x)
+    for module, training in modes.items():
+        module.training = training
+    return mode.number
+
+
+@pytest.mark.parametrize("backbone", ["resnet20", "torchvision:resnet18"])
+def test_depth_collapse_skips_the_branch_and_keeps_the_function(trainer, backbone):
+    torch.manual_seed(0)
+    settings = {} if backbone == "resnet20" else {"num_classes": 10}
+    net = create_backbone(backbone, **settings)
+    layer = "layer2.1.conv1"
+    with torch.no_grad():
+        net.get_submodule(layer).weight.zero_()
+    before = count_convolutions(net, torch.zeros(2, 3, 32, 32))
+    keys = {name: p.shape for name, p in net.state_dict().items()}
+    callback = DepthCollapse(start=0)
+    module = SSLLightningModule(
+        net, penalties=[{**DEPTH, "layers": "layer*.conv?"}], optimizer=SGD, input_shape=[3, 32, 32]
+    )
+    trainer(max_epochs=1, limit_train_batches=2, callbacks=[callback]).fit(
+        module, toy_loader(16, shape=(3, 32, 32))
+    )
+    x = torch.randn(2, 3, 32, 32)
+    net.eval()
+    assert count_convolutions(net, x) == before - 2
+    assert {name: p.shape for name, p in net.state_dict().items()} == keys
+    fresh = create_backbone(backbone, **settings).eval()
+    fresh.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net(x), fresh(x))
+    for name in ("layer2.1.conv1", "layer2.1.conv2", "layer2.1.bn1", "layer2.1.bn2"):
+        assert not any(p.any() for p in net.get_submodule(name).parameters())
+
+
+def test_collapsed_branches_are_skipped_again_after_resuming(trainer, tmp_path):
+    def make():
+        net = make_toy()
+        with torch.no_grad():
+            net.conv2.weight.zero_()
+        return toy_module(DEPTH, net=net), DepthCollapse(start=0)
+
+    module, callback = make()
+    run = trainer(max_epochs=1, callbacks=[callback])
+    run.fit(module, toy_loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again, restored = make()
+    trainer(max_epochs=2, callbacks=[restored]).fit(
+        again, toy_loader(), ckpt_path=tmp_path / "a.ckpt"
+    )
+    assert restored.collapsed == callback.collapsed != []
+    assert count_convolutions(again.backbone.eval(), torch.zeros(1, 1, 8, 8)) == 1
+    assert not again.backbone.conv2.weight.any()
+    assert not again.backbone.bn2.bias.any()
+
+
+def test_depth_collapse_needs_residual_branches(trainer):
+    module = SSLLightningModule("lenet")
+    with pytest.raises(ValueError, match="LeNet has no residual additions"):
+        trainer(max_epochs=1, callbacks=[DepthCollapse()]).fit(
+            module, toy_loader(shape=(1, 28, 28))
+        )
+
+
+def test_sparsity_monitor_logs_to_any_logger_and_prints_a_table(trainer, tmp_path, capsys):
+    net = make_toy()
+    with torch.no_grad():
+        net.conv1.weight[:3] = 0
+    module = SSLLightningModule(
+        net,
+        penalties=[{**FILTERS, "members": "weight"}],
+        optimizer=partial(torch.optim.SGD, lr=1e-9),
+    )
+    logger = CSVLogger(tmp_path)
+    trainer(max_epochs=1, logger=logger, callbacks=[SparsityMonitor()]).fit(module, toy_loader())
+    text = Path(logger.experiment.metrics_file_path).read_text()
+    header, *rows = (line.split(",") for line in text.splitlines())
+    last = {
+        k.strip(): v.strip() for row in rows for k, v in zip(header, row, strict=True) if v.strip()
+    }
+    kept = kept_groups(net)["conv1"]["filters"]
+    assert float(last["sparsity/conv1/filters"]) == pytest.approx(100 * (1 - kept[0] / 6))
+    assert float(last["strength/conv1:filter"]) == pytest.approx(1e-4 * 3)
+    table = capsys.readouterr().out
+    assert "Groups left" in table
+    assert f"{kept[0]} of 6" in table
+
+
+def test_filter_pictures_reach_tensorboard_and_file(trainer, tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    module = toy_module(FILTERS)
+    logger = TensorBoardLogger(tmp_path, log_graph=False)
+    callback = FilterPictures(folder=str(tmp_path / "pictures"))
+    trainer(max_epochs=1, logger=logger, callbacks=[callback]).fit(module, toy_loader())
+    logger.finalize("success")
+    with Image.open(tmp_path / "pictures" / "filters.png") as picture:
+        assert min(picture.size) > 50
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert events.Tags()["images"] == ["filters"]
+
+
+def test_filter_pictures_name_the_convolutions_there_are(trainer):
+    callback = FilterPictures(layer="conv9")
+    with pytest.raises(
+        ValueError, match=r"no convolution 'conv9' in ToyNet. Convolutions: conv1, conv2"
+    ):
+        trainer(max_epochs=1, callbacks=[callback]).fit(toy_module(), toy_loader())
+
+
+def test_save_compact_writes_a_network_with_the_same_function(trainer, tmp_path):
+    module = SSLLightningModule("lenet", penalties=[FILTERS], optimizer=SGD)
+    with torch.no_grad():
+        module.backbone.conv1.weight[5:] *= 0.01
+    pruning = ThresholdPruning(start=0, threshold=0.5, relative=True)
+    run = trainer(max_epochs=1, callbacks=[pruning, SaveCompact(str(tmp_path / "small"))])
+    run.fit(module, toy_loader(shape=(1, 28, 28)))
+    small = load_compact(tmp_path / "small")
+    assert small.conv1.out_channels < 20
+    x = torch.randn(3, 1, 28, 28)
+    torch.testing.assert_close(small(x), module.backbone.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_save_compact_needs_a_backbone_by_name(trainer):
+    with pytest.raises(ValueError, match="the backbone must be given by name"):
+        trainer(max_epochs=1, callbacks=[SaveCompact()]).fit(toy_module(), toy_loader())

@@ -1,0 +1,356 @@
+"""The command line as users type it, in this process (exit status, output) and with bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import ROOT, shared_data
+from ssl_lightning.cli import COMMANDS, main
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+LOGGERS = sorted((ROOT / "configs" / "logger").glob("*.yaml"))
+QUICK = str(ROOT / "configs" / "quickstart.yaml")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder, and no Weights & Biases key."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    # Lightning's log handler keeps the stream of the test that imported it, closed by now
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    return tmp_path
+
+
+def short_run(folder: Path, *extra: str) -> list[str]:
+    """Arguments of a quickstart of two short epochs, pruned in the second."""
+    return [
+        "fit",
+        f"--config={QUICK}",
+        "--trainer.max_epochs=2",
+        "--trainer.limit_train_batches=8",
+        "--trainer.limit_val_batches=1",
+        "--trainer.log_every_n_steps=4",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={folder / 'run'}",
+        "--model.penalties",
+        '[{"kind": "filter", "layers": "conv*", "strength": 0.001}]',
+        "--trainer.callbacks",
+        json.dumps(
+            [
+                {
+                    "class_path": "ThresholdPruning",
+                    "init_args": {"start": 1, "threshold": 0.95, "relative": True},
+                },
+                {"class_path": "SparsityMonitor"},
+                {"class_path": "FilterPictures"},
+                {"class_path": "SaveCompact"},
+                {
+                    "class_path": "ModelCheckpoint",
+                    "init_args": {"dirpath": str(folder / "run/checkpoints"), "save_last": True},
+                },
+            ]
+        ),
+        *extra,
+    ]
+
+
+def test_the_main_job(folder, capsys):
+    """fit, test, compact, benchmark, report: files, figures and agreement."""
+    assert main(short_run(folder)) == 0
+    run = folder / "run"
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert {"config.yaml", "filters.png", "compact", "checkpoints"} <= {
+        p.name for p in run.iterdir()
+    }
+    assert main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={checkpoint}"]) == 0
+    assert "test/error" in capsys.readouterr().out
+    assert main(["compact", checkpoint, "--output", str(folder / "small")]) == 0
+    assert "parameters: 431,080 ->" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "benchmark",
+                checkpoint,
+                "--repeats=2",
+                "--threads=1",
+                f"--compacted={folder / 'small'}",
+            ]
+        )
+        == 0
+    )
+    report = json.loads((run / "report.json").read_text())
+    assert report["errors"].keys() == {"masked", "compact"}
+    assert report["errors"]["masked"] == pytest.approx(report["errors"]["compact"], abs=0.02)
+    assert [run["threads"] for run in report["benchmark"]["runs"]] == [1]
+    sizes = report["benchmark"]["models"]
+    assert sizes["compact"]["macs"] < sizes["masked"]["macs"] == sizes["dense"]["macs"]
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.png").stat().st_size > 10_000
+    assert not [p for p in folder.rglob("*") if "tmp" in p.name]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_predict_and_validate(folder, capsys):
+    assert main(short_run(folder)) == 0
+    shared = [
+        f"--config={QUICK}",
+        f"--ckpt_path={folder / 'run/checkpoints/last.ckpt'}",
+        "--trainer.limit_predict_batches=1",
+    ]
+    assert main(["validate", *shared]) == 0
+    assert "val/error" in capsys.readouterr().out
+    assert main(["predict", *shared]) == 0
+
+
+def test_settings_on_the_command_line_beat_those_of_the_checkpoint(folder):
+    assert main(short_run(folder)) == 0
+    checkpoint = folder / "run/checkpoints/last.ckpt"
+    penalties = '[{"kind": "filter", "layers": "conv2", "strength": 0.125}]'
+    again = short_run(folder, f"--ckpt_path={checkpoint}", "--model.penalties", penalties)
+    assert main([*again, "--trainer.max_epochs=3"]) == 0
+    stored = yaml.safe_load((folder / "run/config.yaml").read_text())
+    assert [p["strength"] for p in stored["model"]["penalties"]] == [0.125]
+
+
+def wandb_records(data: bytes) -> Iterator[bytes]:
+    """Yield the records of a LevelDB log, the format of Weights & Biases' run files."""
+    block, position, parts = 32768, 7, b""  # seven bytes of file header
+    while position + 7 <= len(data):
+        if block - position % block < 7:  # a header does not fit: the block's end is padding
+            position += block - position % block
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        position += 7
+        parts += data[position : position + length]
+        position += length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def read_wandb(file: Path) -> dict[str, list]:
+    """Return the records of a Weights & Biases run file, by kind."""
+    from wandb.proto import wandb_internal_pb2
+
+    records: dict[str, list] = {}
+    for data in wandb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind:
+            records.setdefault(kind, []).append(getattr(record, kind))
+    return records
+
+
+def test_weights_and_biases_offline(folder):
+    """The written run file holds metrics, sparsity, the config, a picture and the compact model."""
+    import wandb
+
+    overlay = f"--config={ROOT / 'configs/logger/wandb.yaml'}"
+    arguments = short_run(folder)
+    assert main([*arguments[:2], overlay, *arguments[2:]]) == 0
+    wandb.finish()
+    (file,) = (folder / "runs/wandb").glob("offline-run-*/run-*.wandb")
+    records = read_wandb(file)
+    logged = {"/".join(i.nested_key) or i.key for h in records["history"] for i in h.item}
+    assert {"train/loss", "val/error", "sparsity/conv1/filters", "groups/filter"} <= logged
+    assert any(key.split("/")[0] == "filters" for key in logged)
+    config = {i.key or i.nested_key[0]: i.value_json for c in records["config"] for i in c.update}
+    assert json.loads(config["config"])["data"]["init_args"]["source"] == "bundled"
+    files = {entry.path for a in records["artifact"] for entry in a.manifest.contents}
+    artifacts = [a for a in records["artifact"] if a.type == "model"]
+    assert len(artifacts) == 1
+    assert {"model.safetensors", "plan.json"} <= files
+
+
+def test_weights_and_biases_never_asks_for_a_key(monkeypatch, tmp_path):
+    from ssl_lightning.cli.training import keep_wandb_offline_without_key
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    keep_wandb_offline_without_key()
+    assert os.environ["WANDB_MODE"] == "offline"
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    keep_wandb_offline_without_key()
+    assert "WANDB_MODE" not in os.environ
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_builds_and_its_penalties_fit(config, folder, monkeypatch):
+    from lightning.pytorch import LightningDataModule
+
+    from ssl_lightning import SSLLightningModule
+    from ssl_lightning.cli.training import SSLCLI
+
+    monkeypatch.setattr("sys.argv", ["cli"])
+    text = config.read_text()
+    assert text.startswith("# "), "a config says in its first line what it does"
+    content = yaml.safe_load(text)
+    args = [f"--config={config}", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
+    cli = SSLCLI(
+        SSLLightningModule, LightningDataModule, subclass_mode_data=True, run=False, args=args
+    )
+    assert cli.trainer.default_root_dir.endswith(f"runs/{config.stem}")
+    regularizer = cli.model.regularizer
+    assert len(regularizer.penalties) == len(content["model"].get("penalties", []))
+    cli.model._trainer = None
+    assert set(cli.model.input_shape) == set(cli.datamodule.input_shape)
+    assert cli.model.num_classes == cli.datamodule.num_classes
+    last = cli.trainer.max_epochs
+    for penalty in regularizer.penalties:
+        assert any(penalty.schedule(epoch) > 0 for epoch in range(last))
+    for callback in cli.trainer.callbacks:
+        occasions = getattr(callback, "occasions", None)
+        assert occasions is None or occasions.start < last
+
+
+SMALL = {"alexnet": "4", "resnet20": "8"}
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in CONFIGS if "imagenet_" not in c.stem], ids=lambda p: p.stem
+)
+def test_every_config_trains(config, folder, monkeypatch):
+    data = shared_data()
+    local = yaml.safe_load(config.read_text())["data"]["init_args"]["source"] != "bundled"
+    if local and data is None:
+        pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
+    monkeypatch.setenv("SSL_DATA_DIR", str(data))
+    batch = next((n for prefix, n in SMALL.items() if config.stem.startswith(prefix)), "16")
+    arguments = ["fit", f"--config={config}", "--trainer.fast_dev_run=2"]
+    arguments += [f"--data.init_args.batch_size={batch}", "--data.init_args.eval_batch_size=16"]
+    arguments += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("overlay", LOGGERS, ids=lambda p: p.stem)
+def test_every_overlay_parses_over_every_kind_of_config(overlay, folder, capsys):
+    for config in CONFIGS:
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", f"--config={config}", f"--config={overlay}", "--print_config"])
+        assert stop.value.code in (0, None)
+        printed = yaml.safe_load(capsys.readouterr().out)
+        wanted = yaml.safe_load(overlay.read_text())["trainer"]["logger"]["class_path"]
+        assert printed["trainer"]["logger"]["class_path"] == wanted
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code in (0, None)
+    assert "usage:" in capsys.readouterr().out
+
+
+def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail, and return the one paragraph it says."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status != 0
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text[text.index("error:") :]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--model.backbone=lenett"], "Unknown backbone `lenett`. Did you mean lenet"),
+        (["--model.bakbone=lenet"], "model.bakbone"),
+        (['--model.penalties=[{"kind": "filtre", "strength": 1}]'], "Did you mean filter"),
+        (['--model.penalties=[{"kind": "filter", "strength": -1}]'], "strength >= 0, got -1"),
+        (
+            ['--model.penalties=[{"kind": "filter", "layers": "konv*", "strength": 1}]'],
+            "'konv*' matches no layer",
+        ),
+        (["--model.num_classes=7"], "the data has 10 classes"),
+        (["--model.optimizer.init_args.lr=1e30"], "training loss is"),
+        (["--ckpt_path=nothing.ckpt"], "No checkpoint at nothing.ckpt"),
+        (["--data.init_args.source=lokal"], "lokal"),
+        (["--data.init_args.root=nowhere", "--data.init_args.source=local"], "nowhere"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_left_behind(folder, capsys, extra, message):
+    text = failing(short_run(folder, *extra), capsys)
+    assert message in text
+    left = {p.name for p in folder.rglob("*") if p.is_file()} - {
+        "config.yaml",
+        "hparams.yaml",
+        "metrics.csv",
+    }
+    assert not left
+
+
+def test_a_misspelt_key_in_a_config_is_named(folder, capsys):
+    text = (ROOT / "configs/quickstart.yaml").read_text().replace("channels_last", "chanels_last")
+    (folder / "bad.yaml").write_text(text)
+    assert "chanels_last" in failing(["fit", "--config=bad.yaml"], capsys)
+
+
+@pytest.mark.parametrize("command", ["compact", "benchmark", "test"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_damaged_checkpoints_are_named(folder, capsys, command, damage):
+    whole = folder / "whole.ckpt"
+    torch.save({"state_dict": {"backbone.w": torch.ones(1000)}}, whole)
+    data = {"truncated": whole.read_bytes()[:900], "text": b"no checkpoint", "empty": b""}[damage]
+    bad = folder / "bad.ckpt"
+    bad.write_bytes(data)
+    given = [f"--config={QUICK}", f"--ckpt_path={bad}"] if command == "test" else [str(bad)]
+    text = failing([command, *given], capsys)
+    assert "bad.ckpt cannot be read as a checkpoint" in text
+    assert sorted(p.name for p in folder.iterdir()) == ["bad.ckpt", "whole.ckpt"]
+
+
+def test_checkpoints_of_other_networks_are_named(folder, capsys):
+    hparams = {"backbone": "lenet", "backbone_args": {}}
+    torch.save({"state_dict": {"backbone.w": torch.ones(2)}, "hyper_parameters": hparams}, "a.ckpt")
+    assert "a.ckpt does not fit the backbone 'lenet'" in failing(["compact", "a.ckpt"], capsys)
+    torch.save({"state_dict": {"backbone.w": torch.full((2,), float("nan"))}}, "b.ckpt")
+    assert "`backbone.w` in b.ckpt holds NaN" in failing(["compact", "b.ckpt"], capsys)
+    torch.save({"state_dict": {}}, "c.ckpt")
+    assert "does not name its backbone" in failing(["compact", "c.ckpt"], capsys)
+    torch.save([1], "d.ckpt")
+    assert "no `state_dict`" in failing(["compact", "d.ckpt"], capsys)
+
+
+def test_report_of_nothing(folder, capsys):
+    assert "No report at" in failing(["report", "nowhere"], capsys)
+    Path("bad.json").write_text("{")
+    assert "expected JSON" in failing(["report", "bad.json"], capsys)
+    assert "unknown command 'fitt'. Did you mean fit" in failing(["fitt"], capsys)
+
+
+def test_the_script_and_the_console_command_are_this_main(monkeypatch):
+    import tomllib
+
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"ssl-lightning": "ssl_lightning.cli:main"}
+    assert "from ssl_lightning.cli import main" in (ROOT / "cli.py").read_text()

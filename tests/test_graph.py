@@ -1,0 +1,266 @@
+"""Traces, labels, rules, residual branches."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nets_with_zeros import randomise_
+from ssl_lightning.backbones import create_backbone
+from ssl_lightning.graph import analyse, norm_followers, residual_branches, trace
+from ssl_lightning.graph import rules as rules_module
+from ssl_lightning.graph.analysis import propagate
+from ssl_lightning.graph.labels import FIXED, Labels
+from ssl_lightning.graph.rules import RULES, UNKNOWN
+from toy import Fn
+
+X = torch.zeros(1, 4, 8, 8)
+
+
+# --- trace ---------------------------------------------------------------------------------------
+
+
+def test_modes_hooks_and_weights_survive_the_trace():
+    net = create_backbone("resnet20")
+    net.layer1.eval()
+    before = [m.training for m in net.modules()]
+    trace(net, torch.zeros(1, 3, 32, 32))
+    assert [m.training for m in net.modules()] == before
+
+
+def test_a_wrong_input_shape_is_named():
+    with pytest.raises(ValueError, match=r"Cannot capture LeNet.*\(1, 3, 5, 5\)"):
+        trace(create_backbone("lenet"), torch.zeros(1, 3, 5, 5))
+    net = create_backbone("lenet").train()
+    with pytest.raises(ValueError, match="Cannot capture"):
+        trace(net, torch.zeros(1, 3, 5, 5))
+    assert net.training
+
+
+def test_repeated_leaf_calls_stay_apart():
+    net = Fn(lambda m, x: m.n(m.n(x)), n=nn.LocalResponseNorm(3))
+    assert [op.kind for op in trace(net, X).ops] == ["LocalResponseNorm"] * 2
+
+
+def test_tied_parameters_and_reused_modules_have_one_name():
+    net = Fn(lambda m, x: m.c(m.b(m.a(x))), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1))
+    net.b.weight = net.a.weight
+    net.c = net.a
+    traced = trace(net, X)
+    assert set(traced.names.values()) == {"a.weight", "a.bias", "b.bias"}
+    assert [op.module for op in traced.ops] == ["a", "b", "a"]
+
+
+def test_readers_of_an_overwritten_view_do_not_trust_the_old_value():
+    def forward(m, x):
+        y = m.a(x)
+        z = y.view(1, 4, -1)
+        y[:, :2] = 0
+        return z.sum(2) + F.relu_(y).mean((2, 3))
+
+    traced = trace(Fn(forward, a=nn.Conv2d(4, 4, 1)), X)
+    kinds = {op.name: op.kind for op in traced.ops}
+    readers = [op for op in traced.ops if op.kind in ("sum", "relu")]
+    assert {kinds[op.inputs()[0]] for op in readers} == {"overwritten"}
+
+
+def test_equivalent_forward_is_traced_as_the_class_does():
+    class Shortcut:
+        equivalent = True
+
+        def __call__(self, x):
+            return torch.zeros(1, 4, 8, 8)
+
+    net = Fn(lambda m, x: m.a(x), a=nn.Conv2d(4, 4, 1))
+    net.a.forward = Shortcut()
+    assert [op.kind for op in trace(net, X).ops] == ["conv2d"]
+    assert isinstance(net.a.forward, Shortcut)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def test_union_find():
+    labels = Labels()
+    a, b, c = labels.fresh(3), labels.fresh(3), labels.fresh(3)
+    labels.union(a, b)
+    labels.union(b[:1], c[:1])
+    assert labels.find(c).tolist() == [int(a[0]), *c[1:].tolist()]
+    labels.cause = "why"
+    labels.fix(c[0])
+    assert labels.find(a).tolist() == [FIXED, *a[1:].tolist()]
+    assert labels.why_fixed(int(b[0])) == "why"
+    assert labels.why_fixed(int(a[1])) == ""
+
+
+def test_labels_vary_along_one_dimension_only():
+    labels = Labels()
+    grid = labels.fresh(6).view(2, 3)
+    found = labels.find(labels.along_one_dim(grid))
+    assert torch.equal(found[0], found[1])
+    assert len(found.unique()) == 3
+
+
+# --- rules against autograd ---------------------------------------------------------------------
+
+POINTWISE = [k for k, r in RULES.items() if r is rules_module.POINTWISE and hasattr(torch, k)]
+EXTRA = {
+    "pow": (2,), "rsub": (1,), "clamp": (-1, 1), "clamp_min": (0,), "clamp_max": (1,),
+    "hardshrink": (), "threshold": (0.5, 0.0), "dropout": (0.5, False), "celu": (),
+    "feature_dropout": (0.5, False), "alpha_dropout": (0.5, False),
+    "feature_alpha_dropout": (0.5, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", POINTWISE)
+def test_pointwise_support_is_what_the_function_does(kind):
+    function = getattr(torch, kind)
+    extra = EXTRA.get(kind, ())
+    net = Fn(lambda m, x: function(m.a(x), *extra), a=nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        net.a.weight[1:] = 0
+        net.a.bias[1:] = 0
+    flow = propagate(net, trace(net, X))
+    result = net(torch.randn(1, 4, 8, 8) + 3)
+    alive = flow.alive[flow.trace.outputs[0]]
+    assert not bool(((result != 0) & (alive == 0)).any())
+    assert bool((alive[0, 1] == 1).all()) == bool(function(torch.zeros(1), *extra) != 0)
+
+
+CASES = {
+    "max_pool": lambda m, x: F.max_pool2d(m.a(x), 3, 2, 1, ceil_mode=True),
+    "even_lrn": lambda m, x: nn.LocalResponseNorm(4)(m.a(x)),
+    "conv_same": lambda m, x: F.relu(m.b(m.a(x))),
+    "gate": lambda m, x: m.a(x) * torch.sigmoid(m.b(x)),
+    "quotient": lambda m, x: m.a(x) / (2 + m.b(x).abs()),
+    "upsample": lambda m, x: F.interpolate(m.a(x), scale_factor=2, mode="bilinear"),
+    "constant_minus": lambda m, x: 1 - m.a(x),
+    "pad_value": lambda m, x: F.pad(m.a(x), (1, 1), value=2.0),
+    "channel_pad": lambda m, x: F.pad(m.a(x), (0, 0, 0, 0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masks_cover_what_is_non_zero(case):
+    net = Fn(
+        CASES[case], a=nn.Conv2d(4, 4, 3, padding="same"), b=nn.Conv2d(4, 4, 4, padding="same")
+    )
+    randomise_(net)
+    with torch.no_grad():
+        for layer, dead in ((net.a, [0, 2]), (net.b, [2])):
+            layer.weight[dead] = 0
+            layer.bias[dead] = 0
+    flow = propagate(net, trace(net, X))
+    assert not flow.failed
+    result = net(torch.randn(1, 4, 8, 8))
+    assert not bool(((result != 0) & (flow.alive[flow.trace.outputs[0]] == 0)).any())
+
+
+def test_every_rule_of_the_table_is_used_by_an_operation_of_torch():
+    leaves = {"PadShortcut", "ZeroLike", "ZeroConv", "ZeroLinear", "getitem"}
+    leaves |= {"LocalResponseNorm", "SparseResponseNorm"}
+    unknown = [k for k in RULES if k not in leaves and not hasattr(torch.ops.aten, k)]
+    assert not unknown
+
+
+def test_an_operation_whose_rule_fails_counts_as_unknown(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("bug")
+
+    monkeypatch.setitem(RULES, "relu", rules_module.Rule(fail, RULES["relu"].labels))
+    net = Fn(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv2d(4, 6, 1), b=nn.Conv2d(6, 4, 1))
+    with torch.no_grad():
+        net.a.weight[:3] = 0
+        net.a.bias[:3] = 0
+    slices = analyse(net, X)
+    assert len(slices["a"].outputs) == 6
+    assert "rule failed: `relu`" in slices["a"].reason
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4), training=True),
+        lambda x: F.softmax(x, 1),
+        lambda x: x.view(torch.int32).float(),
+        lambda x: torch.where(x > 0, x, x),
+    ],
+)
+def test_operations_without_a_rule_block(function):
+    net = Fn(lambda m, x: m.b(function(m.a(x))), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        net.a.weight[:2] = 0
+        net.a.bias[:2] = 0
+    slices = analyse(net, X)
+    assert len(slices["a"].outputs) == 4
+    assert "without a rule" in slices["a"].reason
+
+
+def test_batch_norm_whose_shift_and_mean_cancel_in_the_masks_is_alive():
+    net = Fn(lambda m, x: m.b(m.n(m.a(x))), a=nn.Conv2d(4, 4, 1), n=nn.BatchNorm2d(4, eps=0.0))
+    net.b = nn.Conv2d(4, 4, 1)
+    with torch.no_grad():
+        net.a.weight[:2] = 0
+        net.a.bias[:2] = 0
+        net.n.running_mean.fill_(1.0)
+        net.n.weight.fill_(0.7)
+        net.n.bias.fill_(0.3)
+    assert analyse(net, X)["n"].outputs == (0, 1, 2, 3)
+
+
+# --- residual branches ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shortcut", "blocks"), [("A", 9), ("B", 9)])
+def test_branches_of_own_resnets(shortcut, blocks):
+    net = create_backbone("resnet20", shortcut=shortcut)
+    found = residual_branches(trace(net, torch.zeros(1, 3, 32, 32)))
+    assert len(found) == blocks
+    assert found[3].weighted == ("layer2.0.conv1", "layer2.0.conv2")
+    assert set(found[3].modules) == {f"layer2.0.{m}" for m in ("conv1", "bn1", "conv2", "bn2")}
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "last"),
+    [
+        ("torchvision:resnet18", 8, ("layer4.1.conv1", "layer4.1.conv2")),
+        ("torchvision:resnet50", 16, tuple(f"layer4.2.conv{i}" for i in (1, 2, 3))),
+        ("timm:resnet18", 8, ("layer4.1.conv1", "layer4.1.conv2")),
+    ],
+)
+def test_branches_of_other_resnets(name, blocks, last):
+    net = create_backbone(name)
+    traced = trace(net, torch.zeros(1, 3, 64, 64))
+    found = residual_branches(traced)
+    assert len(found) == blocks
+    assert found[-1].weighted == last
+    assert not any("downsample" in m for branch in found for m in branch.modules)
+    assert norm_followers(traced)["layer1.0.conv1"] == "layer1.0.bn1"
+    assert norm_followers(traced)["layer2.0.downsample.0"] == "layer2.0.downsample.1"
+
+
+def test_networks_without_residuals_have_no_branches():
+    assert residual_branches(trace(create_backbone("lenet"), torch.zeros(1, 1, 28, 28))) == []
+
+
+def test_a_branch_is_none_if_read_elsewhere_or_shared_or_without_a_shortcut():
+    def conv():
+        return nn.Conv2d(4, 4, 1)
+
+    read = Fn(lambda m, x: (x + (y := m.a(x)), y), a=conv())
+    shared = Fn(lambda m, x: m.a(x + m.a(x)), a=conv())
+    constant = Fn(lambda m, x: m.a(x) + m.p.exp(), a=conv(), p=nn.Parameter(torch.ones(4, 1, 1)))
+    for net in (read, shared, constant):
+        assert residual_branches(trace(net, X)) == []
+
+
+def test_norm_followers_are_exclusive():
+    conv, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    good = Fn(lambda m, x: m.n(m.a(x)), a=conv, n=norm)
+    assert norm_followers(trace(good, X)) == {"a": "n"}
+    shared = Fn(lambda m, x: m.n(m.a(x)) + m.n(m.b(x)), a=conv, b=nn.Conv2d(4, 4, 1), n=norm)
+    two = Fn(lambda m, x: m.n(m.a(x)) + m.o(m.a(x)), a=conv, n=norm, o=nn.BatchNorm2d(4))
+    output = Fn(lambda m, x: (m.n(y := m.a(x)), y), a=conv, n=norm)
+    for net in (shared, two, output):
+        assert norm_followers(trace(net, X)) == {}
+    assert UNKNOWN not in RULES.values()

@@ -1,0 +1,52 @@
+"""Every Python block of the README runs, in order, in one namespace; commands and files exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from conftest import ROOT
+from ssl_lightning.cli import COMMANDS
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    namespace: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["module"].backbone.conv1.weight.isfinite().all()
+
+
+def test_commands_and_configs_exist():
+    for command in re.findall(r"python cli\.py (\w+)", README):
+        assert command in COMMANDS
+    for config in re.findall(r"configs/[\w/]+\.yaml", README):
+        assert (ROOT / config).is_file(), config
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert target in targets
+
+
+def test_every_config_is_listed():
+    def expand(text: str) -> list[str]:
+        found = re.match(r"(.*?)\{([^}]*)\}(.*)", text)
+        if not found:
+            return [text]
+        return [n for part in found[2].split(",") for n in expand(found[1] + part + found[3])]
+
+    listed = {
+        name
+        for cell in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE)
+        for name in expand(cell)
+    }
+    folder = ROOT / "configs"
+    for path in folder.rglob("*.yaml"):
+        assert str(path.relative_to(folder).with_suffix("")) in listed, path

@@ -1,0 +1,334 @@
+"""Reports: the file format, the table's cells, and pictures read back pixel by pixel."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from ssl_lightning.benchmark import BenchmarkResult, Machine, ModelSize, Run, Timing
+from ssl_lightning.report import (
+    RunReport,
+    bar_chart,
+    comparison_table,
+    filter_grid,
+    filter_picture,
+    print_report,
+)
+
+
+def timing(ms, ratio):
+    return Timing(ms, ms / 10, ratio, 0.01, 30, 2)
+
+
+def make_record(threads=(1,), layers=("conv1", "conv2", "fc")):
+    run = {
+        "network": {
+            "dense": timing(2.0, 1.0),
+            "masked": timing(2.02, 1.01),
+            "compact": timing(0.5, 0.25),
+        },
+        "layers": {
+            layer: {"dense": timing(12.0, 1.0), "compact": timing(3.0, 0.125)} for layer in layers
+        },
+    }
+    del run["layers"][layers[-1]]["compact"]
+    macs = {layer: {"dense": 2000, "masked": 2000, "compact": 250} for layer in layers}
+    del macs[layers[-1]]["compact"]
+    return BenchmarkResult(
+        machine=Machine("Some Processor", 8, "cpu", "3.11.7", "2.14.0"),
+        batch_size=4,
+        input_shape=(1, 28, 28),
+        dtype="float32",
+        memory_format="contiguous",
+        models={
+            "dense": ModelSize(2_293_000, 431_080, 1_724_320),
+            "masked": ModelSize(2_293_000, 431_080, 1_724_320),
+            "compact": ModelSize(573_250, 100_000, 400_000),
+        },
+        layer_macs=macs,
+        runs=tuple(Run(count, **run) for count in threads),
+    )
+
+
+def make_report(**changes):
+    usual = {
+        "title": "LeNet on MNIST",
+        "errors": {"dense": 0.9, "compact": 0.85},
+        "layers": {
+            "conv1": {"filters": [5, 20], "channels": [1, 1], "columns": [21, 25]},
+            "conv2": {"filters": [19, 50], "columns": [110, 500]},
+        },
+        "benchmark": make_record(),
+    }
+    return RunReport(**{**usual, **changes})
+
+
+def rows_of(table):
+    """The table as a list of dicts from column title to text."""
+    titles = [str(column.header) for column in table.columns]
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    return [dict(zip(titles, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def rendered(table, width=120):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+# --- the file ---
+
+
+def test_round_trip(tmp_path):
+    report = make_report()
+    report.save(tmp_path / "report.json")
+    assert RunReport.load(tmp_path / "report.json") == report
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert list(data) == ["schema", "title", "errors", "layers", "benchmark"]
+    assert data["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title": None}, "report: .*missing: title"),
+        ({"extra": 1}, "report: .*unknown: extra"),
+        ({"schema": 2}, "report.schema: expected 1, got 2"),
+        ({"schema": None}, "report.schema: expected 1, got None"),
+        ({"errors": {"dense": "low"}}, "report.errors.dense: expected int or float, got 'low'"),
+        ({"errors": {"dense": 101}}, "report.errors.dense: expected percent"),
+        ({"errors": {"sparse": 1.0}}, "report.errors: expected measured models .*'sparse'"),
+        ({"layers": {"a": {"rows": [1, 2]}}}, "report.layers.a: .*got 'rows'"),
+        ({"layers": {"a": {"filters": [3, 2]}}}, r"report.layers.a.filters: .*got \[3, 2\]"),
+        ({"layers": {"a": {"filters": [3]}}}, r"report.layers.a.filters: .*got \[3\]"),
+        ({"layers": {"a": {"filters": 3}}}, "report.layers.a.filters: expected list or tuple"),
+        ({"benchmark": {}}, "report.benchmark: .*missing"),
+    ],
+)
+def test_malformed_reports_are_refused(change, message):
+    data = {**make_report().to_dict(), **change}
+    data = {key: value for key, value in data.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        RunReport.from_dict(data)
+
+
+def test_what_is_no_report_is_refused(tmp_path):
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match="report: expected dict"):
+        RunReport.load(tmp_path / "list.json")
+
+
+# --- the table ---
+
+
+def test_whole_network_then_layers_with_one_row_per_model():
+    rows = rows_of(comparison_table(make_report()))
+    assert [row["layer"] for row in rows[::3]] == ["whole network", "conv1", "conv2", "fc"]
+    assert [row["model"] for row in rows] == ["dense", "masked", "compact"] * 4
+    assert all(not row["layer"] for i, row in enumerate(rows) if i % 3)
+
+
+def test_cells():
+    dense, masked, compact, conv1, *rest = rows_of(comparison_table(make_report()))
+    assert dense["error %"] == "0.90"
+    assert masked["error %"] == "-"
+    assert (compact["MACs"], compact["% of dense"]) == ("573k", "25")
+    assert (compact["latency ms"], compact["ratio"]) == ("0.500 ± 0.050", "0.25")
+    assert [conv1[k] for k in ("filters", "channels", "filter size")] == ["5/20", "1/1", "21/25"]
+    assert conv1["latency ms"] == "12.0 ± 1.200"
+    masked_conv1, compact_conv1, conv2 = rest[:3]
+    assert (masked_conv1["MACs"], masked_conv1["latency ms"]) == ("2k", "-")
+    assert (compact_conv1["% of dense"], compact_conv1["ratio"]) == ("12.5", "0.12")
+    assert (conv2["filters"], conv2["channels"]) == ("19/50", "-")
+    removed = rest[-1]
+    assert [removed[k] for k in ("MACs", "% of dense", "latency ms", "ratio")] == ["-"] * 4
+
+
+def test_columns_of_kinds_that_nobody_knows_are_left_out():
+    titles = [str(c.header) for c in comparison_table(make_report(layers={})).columns]
+    assert titles == [
+        "layer",
+        "model",
+        "error %",
+        "MACs",
+        "% of dense",
+        "latency ms",
+        "ratio",
+    ]
+
+
+def test_a_layer_known_only_by_its_groups_has_rows():
+    report = make_report(layers={"gone": {"filters": [0, 8]}})
+    row = next(row for row in rows_of(comparison_table(report)) if row["layer"] == "gone")
+    assert (row["filters"], row["MACs"], row["ratio"]) == ("0/8", "-", "-")
+
+
+def test_table_states_the_conditions():
+    text = " ".join(rendered(comparison_table(make_report())).split())
+    for part in ("LeNet on MNIST", "1 thread", "batch 4", "1x28x28 float32", "Some Processor"):
+        assert part in text
+    assert "…" not in text
+
+
+def test_names_are_no_markup():
+    report = make_report(layers={"[red]x[/red]": {"filters": [1, 2]}})
+    assert "[red]x[/red]" in rendered(comparison_table(report))
+
+
+def test_threads_choose_the_run():
+    report = make_report(benchmark=make_record(threads=(1, 4)))
+    assert "4 threads" in rendered(comparison_table(report, threads=4))
+    with pytest.raises(ValueError, match=r"one of \[1, 4\] threads, got 2"):
+        comparison_table(report, threads=2)
+
+
+def test_print_report(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    make_report(benchmark=make_record(threads=(1, 4))).save(path)
+    print_report(path)
+    text = capsys.readouterr().out
+    assert "1 thread," in text
+    assert "4 threads," in text
+    console = Console(file=io.StringIO(), width=120)
+    print_report(path, threads=4, console=console)
+    assert "1 thread," not in console.file.getvalue()
+    assert not capsys.readouterr().out
+
+
+# --- the chart ---
+
+
+def bars_drawn(report, path, monkeypatch):
+    """Draw, and return the bar widths and the texts of the figure."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+    )
+    bar_chart(report, path)
+    widths = [[p.get_width() for c in a.containers for p in c.patches] for a in figures[0].axes]
+    texts = [t.get_text() for a in figures[0].axes for t in (*a.texts, *a.get_yticklabels())]
+    legend = [t.get_text() for t in figures[0].legends[0].get_texts()]
+    return widths, texts, legend
+
+
+def test_bar_chart_shows_the_record(tmp_path, monkeypatch):
+    path = tmp_path / "sub" / "chart.png"
+    widths, texts, legend = bars_drawn(make_report(), path, monkeypatch)
+    macs, latency = widths
+    assert macs == pytest.approx([100] * 4 + [100] * 4 + [25, 12.5, 12.5, 0])
+    assert latency == pytest.approx([100] * 4 + [101, 0, 0, 0] + [25, 12.5, 12.5, 0])
+    assert {"whole network", "conv1", "conv2", "fc", "12.5", "101", "removed"} <= set(texts)
+    assert legend == ["dense (error 0.90%)", "masked", "compact (error 0.85%)"]
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width == 1500
+
+
+def test_deep_networks_show_their_largest_layers(tmp_path, monkeypatch):
+    record = make_record(layers=[f"conv{i}" for i in range(40)])
+    macs = {name: {"dense": 100 + i} for i, name in enumerate(record.layer_macs)}
+    report = make_report(benchmark=dataclasses.replace(record, layer_macs=macs), layers={})
+    _, texts, _ = bars_drawn(report, tmp_path / "chart.png", monkeypatch)
+    shown = [text for text in texts if text.startswith("conv")]
+    assert shown == [f"conv{i}" for i in range(24, 40)]
+
+
+def test_chart_without_layers(tmp_path):
+    record = make_record()
+    runs = (dataclasses.replace(record.runs[0], layers={}),)
+    record = dataclasses.replace(record, layer_macs={}, runs=runs)
+    bar_chart(make_report(benchmark=record, layers={}), tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+# --- filters ---
+
+
+def test_grid_places_filters_row_by_row():
+    weights = np.zeros((4, 1, 2, 2))
+    weights[0], weights[1, 0, 0, 0], weights[3] = 1.0, 0.5, -1.0
+    grid = filter_grid(weights, columns=2, scale=1)
+    assert grid.dtype == np.uint8
+    frame = grid[0, 0]
+    expected = np.full((7, 7), frame)
+    expected[1:3, 1:3] = 255  # the largest weight
+    expected[1:3, 4:6] = [[192, 128], [128, 128]]  # half of it, and zeros of a living filter
+    expected[4:6, 1:3] = 0  # a removed filter
+    expected[4:6, 4:6] = 1  # the most negative weight, not quite black
+    np.testing.assert_array_equal(grid, expected)
+    assert 0 < frame < 128
+
+
+def test_three_channels_are_colours():
+    weights = np.zeros((1, 3, 1, 1))
+    weights[0, :, 0, 0] = [1.0, 0.0, -1.0]
+    grid = filter_grid(weights, scale=1)
+    assert grid.shape == (3, 3, 3)
+    assert grid[1, 1].tolist() == [255, 128, 1]
+
+
+def test_a_filter_whose_channels_cancel_is_not_black():
+    weights = np.zeros((2, 2, 1, 1))
+    weights[0, :, 0, 0] = [1.0, -1.0]
+    grid = filter_grid(weights, columns=2, scale=1)
+    assert (grid[1, 1], grid[1, 3]) == (128, 0)
+
+
+@pytest.mark.parametrize(("num_filters", "columns"), [(20, 5), (96, 12), (64, 8), (7, 3), (13, 4)])
+def test_rows_are_full_where_possible(num_filters, columns):
+    grid = filter_grid(np.ones((num_filters, 1, 1, 1)), scale=1)
+    assert grid.shape == (2 * -(-num_filters // columns) + 1, 2 * columns + 1)
+
+
+def test_scale_enlarges():
+    grid = filter_grid(np.ones((1, 1, 5, 5), dtype=np.float32))
+    assert grid.shape == (5 * 6 + 4, 5 * 6 + 4)
+
+
+def test_all_zero_weights_are_all_black():
+    grid = filter_grid(np.zeros((4, 3, 5, 5)))
+    assert set(np.unique(grid)) == {0, 90}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_filter_picture(tmp_path, channels):
+    weights = np.random.default_rng(0).normal(size=(20, channels, 5, 5))
+    weights[::2] = 0
+    path = tmp_path / "sub" / "filters.png"
+    filter_picture(weights, path, title="conv1")
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 200
+    assert 0.3 < np.mean(pixels == 0) < 0.6  # half of the filters are black
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.zeros((3, 3)), r"expected weights \(O, C, H, W\), got the shape \(3, 3\)"),
+        (np.zeros((0, 1, 3, 3)), "got the shape"),
+        (np.full((1, 1, 2, 2), np.nan), "finite"),
+    ],
+)
+def test_pictures_refuse_what_is_no_convolution(tmp_path, weights, message):
+    with pytest.raises(ValueError, match=message):
+        filter_grid(weights)
+    with pytest.raises(ValueError, match=message):
+        filter_picture(weights, tmp_path / "x.png")
+
+
+def test_import_is_light():
+    code = (
+        "import sys, ssl_lightning.report\n"
+        "heavy = {'torch', 'lightning', 'matplotlib', 'timm'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,60 @@
+"""Small data and networks for tests that train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def toy_loader(
+    num: int = 64, batch_size: int = 8, shape: tuple[int, ...] = (1, 8, 8), dtype: Any = None
+) -> DataLoader[Any]:
+    """Ten-class images whose label can be read off their first pixels, in fixed order."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(num, *shape, generator=generator, dtype=dtype)
+    y = x.flatten(1)[:, :10].argmax(1)
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size)
+
+
+class ToyNet(nn.Module):
+    """Two convolutions with batch norm, dropout and a residual block of option-B kind."""
+
+    input_shape = (1, 8, 8)
+    num_classes = 10
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(6 * 16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = x + self.bn2(self.conv2(x))
+        x = nn.functional.max_pool2d(torch.relu(x), 2)
+        return self.fc(self.dropout(x.flatten(1)))
+
+
+def make_toy(seed: int = 0, dropout: float = 0.0) -> ToyNet:
+    """A ToyNet with fixed random weights."""
+    torch.manual_seed(seed)
+    return ToyNet(dropout)
+
+
+class Fn(nn.Module):
+    """A network whose forward is a function of itself."""
+
+    def __init__(self, function, **modules):
+        super().__init__()
+        self.function = [function]
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, *x):
+        return self.function[0](self, *x)

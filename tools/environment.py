@@ -1,0 +1,83 @@
+"""Make the virtual environment that the Makefile runs in, or reuse the one that is there.
+
+Two layers, so that a second checkout (or the next CI run) costs seconds instead of gigabytes:
+
+* ``deps-<hash>`` under ``$SSL_ENV_HOME`` (default ``~/.cache/ssl-lightning``): every dependency
+  of ``pyproject.toml``, installed once. The hash is that of their list and the Python version.
+* ``.venv`` in the checkout: sees the layer below and holds only this project, in editable form.
+
+Run with any Python >= 3.11; needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def requirements() -> list[str]:
+    """All requirement lines of ``pyproject.toml``, those for development included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return sorted([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+
+
+def layer_path() -> Path:
+    """Where the dependency layer of this checkout and this Python lies."""
+    key = "\n".join([*requirements(), f"python {sys.version_info[0]}.{sys.version_info[1]}"])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    home = os.environ.get("SSL_ENV_HOME") or "~/.cache/ssl-lightning"
+    return Path(home).expanduser() / f"deps-{digest}"
+
+
+def run(*command: str | Path) -> None:
+    """Run a command, echoing it; stop here with its exit status if it fails."""
+    print("+", *command, flush=True)
+    status = subprocess.run([str(part) for part in command], check=False).returncode
+    if status:
+        sys.exit(f"environment: `{command[0]}` failed with status {status}; see its output above.")
+
+
+def install_dependencies(layer: Path) -> None:
+    """Create the dependency layer unless it is complete (its last step writes a marker)."""
+    marker = layer / "complete"
+    if marker.exists():
+        print(f"environment: reusing the dependencies in {layer}")
+        return
+    print(f"environment: installing the dependencies into {layer} (once; several minutes)")
+    run(sys.executable, "-m", "venv", "--clear", layer)
+    run(layer / "bin" / "python", "-m", "pip", "install", "--quiet", *requirements())
+    marker.write_text("\n".join(requirements()) + "\n")
+
+
+def install_project(layer: Path, venv: Path) -> None:
+    """Put this checkout, editable, on top of the dependency layer."""
+    stamp = venv / "layer"
+    wanted = f"{layer}\n{(ROOT / 'pyproject.toml').read_text()}"
+    if stamp.exists() and stamp.read_text() == wanted:
+        print(f"environment: reusing {venv}")
+        return
+    print(f"environment: creating {venv} on top of {layer}")
+    shutil.rmtree(venv, ignore_errors=True)
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    below = layer / "lib" / version / "site-packages"
+    link = venv / "lib" / version / "site-packages" / "_dependencies.pth"
+    link.write_text(f"import site; site.addsitedir({str(below)!r})\n")
+    pip = [layer / "bin" / "python", "-m", "pip", "--python", venv / "bin" / "python"]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    stamp.write_text(wanted)
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        sys.exit(f"environment: Python >= 3.11 is needed, this is {sys.version.split()[0]}.")
+    dependency_layer = layer_path()
+    install_dependencies(dependency_layer)
+    install_project(dependency_layer, ROOT / ".venv")
