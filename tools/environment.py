@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def requirements() -> list[str]:
-    """All requirement lines of ``pyproject.toml``, those for development included."""
+    """All requirement lines of ``pyproject.toml``, those of every extra included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return sorted([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    extras = project["optional-dependencies"].values()
+    return sorted({*project["dependencies"], *(line for extra in extras for line in extra)})
 
 
 def layer_path() -> Path:
