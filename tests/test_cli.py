@@ -165,7 +165,7 @@ def test_weights_and_biases_offline(folder):
     overlay = f"--config={ROOT / 'configs/logger/wandb.yaml'}"
     arguments = short_run(folder)
     assert main([*arguments[:2], overlay, *arguments[2:]]) == 0
-    wandb.finish()
+    wandb.teardown()  # waits for the process that writes the file; `finish` may return before
     (file,) = (folder / "runs/wandb").glob("offline-run-*/run-*.wandb")
     records = read_wandb(file)
     logged = {"/".join(i.nested_key) or i.key for h in records["history"] for i in h.item}
