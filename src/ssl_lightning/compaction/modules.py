@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -169,6 +170,103 @@ class SparseResponseNorm(nn.LocalResponseNorm):
         mean = F.avg_pool2d(F.pad(energy, padding), (self.size, 1), stride=1).squeeze(1)
         mean = mean.index_select(1, self.index).view(x.shape)
         return x / (self.k + self.alpha * mean).pow(self.beta)
+
+
+CONV_FUNCTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+class SubsetLayer(nn.Module):
+    """A convolution or linear layer between wide tensors that computes only a part of them.
+
+    Inputs that it does not read are skipped. Outputs that it does not compute are its bias. So a
+    layer on the trunk of a residual network costs what is left of it, though the trunk stays wide.
+
+    Constant inputs that were removed live on in the bias or, where zero padding makes the border
+    differ, in ``border``: the kernel of one channel that is 1 everywhere.
+
+    Other attributes (``weight``, ``stride``, ...) are those of the layer inside.
+
+    Args:
+        layer: of ``len(reads)`` inputs and ``len(writes)`` outputs, without a bias.
+        out_channels: number of outputs.
+        reads: positions of the inputs that are read; None for all.
+        writes: positions of the outputs that are computed; None for all.
+        bias: ``(out_channels,)``, or None.
+        border: ``(len(writes), 1, *kernel_size)``, or None.
+
+    Example:
+        >>> layer = SubsetLayer(nn.Linear(1, 1, bias=False), 3, reads=[2], writes=[0])
+        >>> _ = nn.init.ones_(layer.weight)
+        >>> layer(torch.tensor([[5.0, 6.0, 7.0]]))
+        tensor([[7., 0., 0.]], grad_fn=<IndexCopyBackward0>)
+    """
+
+    reads: Tensor | None
+    writes: Tensor | None
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        out_channels: int,
+        reads: Sequence[int] | None = None,
+        writes: Sequence[int] | None = None,
+        bias: Tensor | None = None,
+        border: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.bias = as_parameter(bias)  # first: later the name is the layer's
+        self.border = as_parameter(border)
+        self.wide = out_channels
+        self.dim = -1 if isinstance(layer, nn.Linear) else 1
+        self.register_buffer("reads", positions(reads, layer), persistent=False)
+        self.register_buffer("writes", positions(writes, layer), persistent=False)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, *)``, of a linear layer ``(*, out_channels)``."""
+        if self.reads is not None:
+            x = x.index_select(self.dim, self.reads)
+        y: Tensor = self.layer(x)
+        if self.border is not None:
+            y = y + self.border_map(x).to(y.dtype)
+        if self.writes is not None:
+            shape = list(y.shape)
+            shape[self.dim] = self.wide
+            y = zeros_in_layout(y, shape).index_copy(self.dim, self.writes, y)
+        if self.bias is None:
+            return y
+        bias = self.bias.to(y.dtype)
+        return y + (bias if self.dim == -1 else bias.view(-1, *[1] * (y.dim() - 2)))
+
+    def border_map(self, x: Tensor) -> Tensor:
+        """Return what the removed constant inputs add, ``(1, len(writes), *)``."""
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        layer: Any = self.layer
+        function: Any = CONV_FUNCTIONS[type(layer)]
+        sizes = (layer.stride, layer.padding, layer.dilation)
+        found: Tensor = function(ones, self.border, None, *sizes)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """Look an attribute up in the layer inside, for code that asks for its weight or sizes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
+    def extra_repr(self) -> str:
+        """Show the width."""
+        return f"out_channels={self.wide}"
+
+
+def positions(given: Sequence[int] | None, layer: nn.Module) -> Tensor | None:
+    """Return positions as a tensor on a layer's device."""
+    if given is None:
+        return None
+    device = next(layer.parameters()).device
+    return torch.tensor(list(given), dtype=torch.long, device=device)
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

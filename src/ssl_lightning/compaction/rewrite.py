@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ssl_lightning.backbones import PadShortcut
 from ssl_lightning.compaction.modules import (
     SparseResponseNorm,
+    SubsetLayer,
     ZeroConv,
     ZeroLinear,
     zero_like_layer,
@@ -101,7 +103,7 @@ def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
 def shrink(module: nn.Module, slices: SiteSlices) -> nn.Module:
     """Return the module with only the kept channels: itself, changed in place, or another one."""
     if slices.zero or slices.constant:
-        bias = None if slices.zero else slice_bias(module, slices)
+        bias = None if slices.zero else folded_bias(module, slices)
         constant = zero_like_layer(module, bias, len(slices.outputs))
         if constant is not None and (slices.zero or not isinstance(module, NORMS)):
             return constant
@@ -111,13 +113,97 @@ def shrink(module: nn.Module, slices: SiteSlices) -> nn.Module:
     raise AssertionError(f"{type(module).__name__} has channels() but no shrinker")
 
 
-def shrink_conv(module: nn.Conv2d, slices: SiteSlices) -> nn.Module:
-    """Slice filters, channels and groups of a convolution."""
-    weight, module.groups = slice_groups(module.weight, module.groups, slices)
+def shrink_layer(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> nn.Module:
+    """Slice a convolution or linear layer; constants that it read go to its bias."""
+    bias, border = folded_bias(module, slices), border_kernel(module, slices)
+    part = replace(
+        slices,
+        inputs=slices.inputs if slices.reads is None else slices.reads,
+        outputs=slices.outputs if slices.writes is None else slices.writes,
+    )
+    slice_weight(module, part)
+    if border is None and not slices.is_subset():
+        module.bias = bias
+        return module
+    module.bias = None
+    return SubsetLayer(
+        module,
+        len(slices.outputs),
+        within(slices.reads, slices.inputs),
+        within(slices.writes, slices.outputs),
+        bias,
+        None if border is None else replace_parameter(border, select(border, part.outputs)),
+    )
+
+
+def slice_weight(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> None:
+    """Slice filters, channels and groups of a convolution, rows and columns of a linear layer."""
+    if isinstance(module, nn.Linear):
+        weight = select(select(module.weight, slices.outputs), slices.inputs, dim=1)
+        module.in_features, module.out_features = len(slices.inputs), len(slices.outputs)
+    else:
+        weight, module.groups = slice_groups(module.weight, module.groups, slices)
+        module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
     module.weight = replace_parameter(module.weight, weight)
-    module.bias = replace_parameter(module.bias, slice_bias(module, slices))
-    module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
-    return module
+
+
+def within(some: tuple[int, ...] | None, kept: tuple[int, ...]) -> list[int] | None:
+    """Return the positions of some channels among those that are kept."""
+    if some is None:
+        return None
+    place = {channel: position for position, channel in enumerate(kept)}
+    return [place[channel] for channel in some]
+
+
+def folded_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
+    """Return the kept part of a layer's bias, with what constant inputs add, but not by a border.
+
+    A layer without a bias is given one if it reads constants.
+    """
+    bias = slice_bias(module, slices)
+    if not slices.folded or is_padded(module):
+        return bias
+    kernel = constant_kernel(module, slices)
+    added = select(kernel.reshape(len(kernel), -1).sum(1), slices.outputs)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    total = added if bias is None else bias.detach().double() + added
+    like = weight if bias is None else bias
+    return nn.Parameter(total.to(weight.dtype), requires_grad=like.requires_grad)
+
+
+def border_kernel(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
+    """Return the kernel of what constant inputs of a padded convolution add, else None.
+
+    Shape ``(O, 1, *kernel_size)``.
+    """
+    if not slices.folded or not is_padded(module):
+        return None
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    kernel = constant_kernel(module, slices).unsqueeze(1).to(weight.dtype)
+    return nn.Parameter(kernel, requires_grad=weight.requires_grad)
+
+
+def constant_kernel(module: nn.Module, slices: SiteSlices) -> Tensor:
+    """Return the sum over folded inputs of constant times weight, in float64.
+
+    Shape ``(O, *kernel_size)``.
+    """
+    weight: Tensor = module.weight.detach().double()  # type: ignore[operator]
+    groups = getattr(module, "groups", 1)
+    per_out, per_in = len(weight) // groups, weight.shape[1]
+    values = torch.tensor(slices.constants, dtype=torch.float64, device=weight.device)
+    inputs = torch.tensor(slices.folded, device=weight.device)
+    parts = []
+    for group, rows in enumerate(weight.split(per_out)):
+        inside = inputs // per_in == group
+        parts.append(torch.tensordot(rows[:, inputs[inside] % per_in], values[inside], ([1], [0])))
+    return torch.cat(parts)
+
+
+def is_padded(module: nn.Module) -> bool:
+    """Whether a layer pads what it reads."""
+    padding = getattr(module, "padding", 0)
+    return padding == "same" or (isinstance(padding, tuple) and any(padding))
 
 
 def shrink_constant(module: ZeroConv | ZeroLinear, slices: SiteSlices) -> nn.Module:
@@ -149,15 +235,6 @@ def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tenso
         if rows:
             parts.append(select(select(weight, rows), columns, dim=1))
     return torch.cat(parts), len(parts)
-
-
-def shrink_linear(module: nn.Linear, slices: SiteSlices) -> nn.Module:
-    """Slice rows and columns of a linear layer."""
-    weight = select(select(module.weight, slices.outputs), slices.inputs, dim=1)
-    module.weight = replace_parameter(module.weight, weight)
-    module.bias = replace_parameter(module.bias, slice_bias(module, slices))
-    module.in_features, module.out_features = len(slices.inputs), len(slices.outputs)
-    return module
 
 
 def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
@@ -207,8 +284,7 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] = (
     ((ZeroConv, ZeroLinear), shrink_constant),
-    (CONVS, shrink_conv),
-    (nn.Linear, shrink_linear),
+    ((*CONVS, nn.Linear), shrink_layer),
     (NORMS, shrink_norm),
     (nn.LocalResponseNorm, shrink_response_norm),
     (PadShortcut, shrink_shortcut),

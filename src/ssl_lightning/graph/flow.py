@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.graph.labels import Labels
-from ssl_lightning.graph.ops import Op, Trace
+from ssl_lightning.graph.ops import Op, Trace, has_hooks, refs
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers that constants can be folded into, and that can skip channels."""
 
 Value = Any  # a Tensor, or a list of Tensors for operations that return several
 
@@ -36,6 +39,8 @@ class Flow:
 
     Attributes:
         alive: value name -> where it can be non-zero.
+        varies: value name -> where it can depend on the inputs, or is not known to be what it is.
+        values: value name -> what it is for one random input; empty if constants do not count.
         needed: value name -> where it is needed.
         slices: value name -> the label of every element.
         read_by: operation name -> what it alone needs of the first value it reads.
@@ -45,6 +50,8 @@ class Flow:
     model: nn.Module
     trace: Trace
     alive: dict[str, Value] = field(default_factory=dict)
+    varies: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     needed: dict[str, Value] = field(default_factory=dict)
     slices: dict[str, Value] = field(default_factory=dict)
     labels: Labels = field(default_factory=Labels)
@@ -61,15 +68,41 @@ class Flow:
         self.labels.union(site.inputs, inputs)
         self.labels.union(site.outputs, outputs)
 
+    def absorbs(self, op: Op) -> bool:
+        """Whether an operation is a layer that can be given a bias, or skip channels.
+
+        That takes a module that is no subclass, which may do more; has no hooks, which would see
+        other tensors; runs once; and shares no weights.
+        """
+        site = self.sites.get(op.module)
+        if site is None or len(site.ops) != 1 or site.ops[0] is not op:
+            return False
+        module = self.model.get_submodule(op.module)
+        if type(module) not in LAYERS or has_hooks(module):
+            return False
+        own = [ref.name for ref in refs(op.args[1:3])]
+        runs = [other for other in self.trace.ops if other.module == op.module]
+        return runs == [op] and all(self.trace.users[name] == [op] for name in own)
+
 
 @dataclass(frozen=True)
 class Rule:
-    """The answers of one operation to the three questions."""
+    """The answers of one operation to the four questions.
+
+    Attributes:
+        support: which elements of the result can be non-zero.
+        labels: which slices go together.
+        needs: which elements of the operands are needed; None: the transpose of ``support``.
+        varies: which elements of the result can depend on the inputs; None: those that ``support``
+            finds if only what can depend on them counts as non-zero.
+        constants: whether a slice of an operand that is constant, but not zero, may go.
+    """
 
     support: Callable[[Op, Mapping[str, Value]], Value]
     labels: Callable[[Op, Flow], Value]
     needs: Callable[[Op, Flow, Value], dict[str, Value]] | None = None
-    """None: the transpose of ``support``."""
+    varies: Callable[[Op, Flow], Value] | None = None
+    constants: bool = True
 
 
 def as_list(value: Value) -> list[Tensor]:

@@ -1,10 +1,11 @@
 """What each operation does to zeros, to need, and to slices: one table, :data:`RULES`.
 
-Three questions are asked of an operation:
+Four questions are asked of an operation:
 
 * ``support``: which elements of its result can be non-zero, given which of its inputs can?
 * ``needs``: which elements of its inputs does a set of elements of its result depend on?
 * ``labels``: which slices of its inputs and its result must be removed together?
+* ``varies``: which elements of its result can depend on the network's inputs?
 
 An operation that only moves elements answers the first by being run on a mask, and a linear one by
 being run with its weights replaced by their zero patterns; ``needs`` is then the transpose of
@@ -17,24 +18,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ssl_lightning.graph import needs, slices, support
+from ssl_lightning.graph import constants, needs, slices, support
 from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.graph.ops import Op, Ref, refs
 
-UNKNOWN = Rule(support.ones, slices.fix_all, needs.everything)
+UNKNOWN = Rule(support.ones, slices.fix_all, needs.everything, constants.as_alive, constants=False)
 MOVE = Rule(support.literal, slices.move_labels)
 SPLIT = Rule(support.literal, slices.split_labels)
 INDEX = Rule(support.literal, slices.index_labels)
-POINTWISE = Rule(support.pointwise, slices.keep_labels, needs.same_elements)
+POINTWISE = Rule(
+    support.pointwise, slices.keep_labels, needs.same_elements, constants.same_elements
+)
 IDENTITY = Rule(support.same, slices.keep_labels, needs.same_elements)
-SUM = Rule(support.either, slices.tie_operands, needs.sum_needs)
-POOL = Rule(support.by_channel, slices.channel_labels, needs.channel_needs)
+SUM = Rule(support.either, slices.tie_operands, needs.sum_needs, constants.total)
+POOL = Rule(support.by_channel, slices.channel_labels, needs.channel_needs, constants.pooled)
 REDUCE = Rule(support.literal, slices.reduced_labels)
-CONV = Rule(support.convolution, slices.conv_labels)
-PAD = Rule(support.padded, slices.padded_labels)
-RESPONSE_NORM = Rule(support.same, slices.same_channels, needs.window_needs)
-CONSTANT = Rule(support.constant_layer, slices.constant_layer_labels, needs.nothing)
+CONV = Rule(support.convolution, slices.conv_labels, varies=constants.layer)
+PAD = Rule(support.padded, slices.padded_labels, varies=constants.padded)
+RESPONSE_NORM = Rule(
+    support.same, slices.same_channels, needs.window_needs, constants.as_alive, constants=False
+)
+CONSTANT = Rule(
+    support.constant_layer, slices.constant_layer_labels, needs.nothing, constants.nothing
+)
 CHECK = Rule(support.ones, slices.untouched, needs.nothing)
 
 
@@ -44,17 +51,17 @@ def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
 
 
 RULES: dict[str, Rule] = {
-    "linear": Rule(support.literal, slices.linear_labels),
-    "batch_norm": Rule(support.batch_norm, slices.norm_labels),
-    "mul": Rule(support.both, slices.tie_operands),
-    "div": Rule(support.numerator, slices.tie_operands, needs.quotient_needs),
+    "linear": Rule(support.literal, slices.linear_labels, varies=constants.layer),
+    "batch_norm": Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised),
+    "mul": Rule(support.both, slices.tie_operands, varies=constants.product),
+    "div": Rule(support.numerator, slices.tie_operands, needs.quotient_needs, constants.quotient),
     "prelu": Rule(support.same, slices.prelu_labels, needs.same_elements),
     "cat": Rule(support.literal, slices.cat_labels),
     "getitem": Rule(support.literal, slices.item_labels),
     "pixel_shuffle": Rule(support.literal, slices.pixel_shuffle_labels),
     "channel_shuffle": Rule(support.literal, slices.channel_shuffle_labels),
-    "PadShortcut": Rule(support.shortcut, slices.shortcut_labels),
-    "ZeroLike": Rule(support.zeros, slices.keep_labels, needs.nothing),
+    "PadShortcut": Rule(support.shortcut, slices.shortcut_labels, constants=False),
+    "ZeroLike": Rule(support.zeros, slices.keep_labels, needs.nothing, constants.nothing),
     **dict(rows(CONV, "conv1d conv2d conv3d")),
     **dict(rows(RESPONSE_NORM, "LocalResponseNorm SparseResponseNorm")),
     **dict(rows(CONSTANT, "ZeroConv ZeroLinear")),
