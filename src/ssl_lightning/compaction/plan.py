@@ -152,6 +152,7 @@ def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
         **parts,
         folded=tuple(int(i) for i in folded),
         constants=tuple(float(value) for value in constants),
+        dim=None if given.get("dim") is None else int(given["dim"]),
     )
 
 

@@ -14,6 +14,8 @@ from ssl_lightning.backbones import PadShortcut
 from ssl_lightning.compaction.modules import (
     SparseResponseNorm,
     SubsetLayer,
+    WideGroupNorm,
+    WideLayerNorm,
     ZeroConv,
     ZeroLinear,
     zero_like_layer,
@@ -33,6 +35,9 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
     check_modules(model, modules)
     known = dict(model.named_modules(remove_duplicate=False))
     for name, slices in modules.items():
+        if name not in known:
+            slice_parameter(model, name, slices)
+            continue
         module = known[name]
         if has_equivalent_forward(module):
             del module.forward
@@ -53,8 +58,33 @@ def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
         ValueError: if a module is missing or has other sizes.
     """
     known = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters())
     for name, slices in modules.items():
-        check_module(model, name, known.get(name), slices)
+        if name in parameters and slices.dim is not None:
+            check_parameter(model, name, parameters[name], slices)
+        else:
+            check_module(model, name, known.get(name), slices)
+
+
+def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: SiteSlices) -> None:
+    """Compare a parameter with what the plan expects there."""
+    dim = slices.dim
+    if dim is None or not 0 <= dim < parameter.dim() or parameter.shape[dim] != slices.of[1]:
+        raise ValueError(
+            f"The plan expects `{name}` with {slices.of[1]} elements in dimension {dim}, "
+            f"{type(model).__name__} has it with the shape {tuple(parameter.shape)}. Use the plan "
+            "with the backbone and arguments it was made for."
+        )
+
+
+def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
+    """Cut a parameter that belongs to no layer, in all modules that have it."""
+    parameter = model.get_parameter(name)
+    part = replace_parameter(parameter, select(parameter, slices.outputs, dim=slices.dim or 0))
+    for module in model.modules():
+        for attribute, other in list(module._parameters.items()):
+            if other is parameter:
+                setattr(module, attribute, part)
 
 
 def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
@@ -91,6 +121,10 @@ def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
         return module.in_features, module.out_features
     if isinstance(module, NORMS):
         return module.num_features, module.num_features
+    if isinstance(module, nn.LayerNorm):
+        return (module.normalized_shape[0],) * 2
+    if isinstance(module, nn.GroupNorm):
+        return (module.num_channels,) * 2
     if isinstance(module, ZeroConv):
         return None, module.out_channels
     if isinstance(module, ZeroLinear):
@@ -249,6 +283,16 @@ def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
     return module
 
 
+def shrink_layer_norm(module: nn.LayerNorm, slices: SiteSlices) -> nn.Module:
+    """Keep the statistics of all channels."""
+    return WideLayerNorm(module, slices.outputs, -1 if slices.dim is None else slices.dim)
+
+
+def shrink_group_norm(module: nn.GroupNorm, slices: SiteSlices) -> nn.Module:
+    """Keep the statistics of all channels."""
+    return WideGroupNorm(module, slices.outputs)
+
+
 def shrink_response_norm(module: nn.LocalResponseNorm, slices: SiteSlices) -> nn.Module:
     """Tell the normalisation the old positions of the channels that are left."""
     positions, width, device = list(slices.outputs), slices.of[1], None
@@ -281,11 +325,16 @@ def replace_parameter(old: Tensor | None, new: Tensor | None) -> Any:
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] = (
     ((ZeroConv, ZeroLinear), shrink_constant),
     ((*CONVS, nn.Linear), shrink_layer),
     (NORMS, shrink_norm),
+    (nn.LayerNorm, shrink_layer_norm),
+    (nn.GroupNorm, shrink_group_norm),
     (nn.LocalResponseNorm, shrink_response_norm),
     (PadShortcut, shrink_shortcut),
 )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ssl_lightning.graph.constants import not_zero, real_values
 from ssl_lightning.graph.flow import Flow, Rule, Value, as_list, binary, filled, like
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
+from ssl_lightning.graph.labels import spread, varies
 from ssl_lightning.graph.needs import everything, transpose
 from ssl_lightning.graph.ops import Op, Trace
 from ssl_lightning.graph.rules import UNKNOWN, rule_of
@@ -80,10 +81,11 @@ def propagate(
         for name, tensor in traced.tensors.items():
             flow.alive[name] = binary(tensor.detach()).cpu()
             flow.varies[name] = torch.zeros(tensor.shape)
-            flow.slices[name] = fixed(tuple(tensor.shape))
+            flow.slices[name] = stored_labels(flow, traced.names.get(name), tuple(tensor.shape))
         for op in traced.ops:
             forward(op, rule_in(flow, op, blocked), flow)
         fix_shared_parameters(flow)
+        collect_parameters(flow)
         backpropagate(flow, blocked)
     return flow
 
@@ -154,6 +156,32 @@ def fix_shared_parameters(flow: Flow) -> None:
             flow.labels.cause = f"`{name}` is also read by `{others[0].kind}` elsewhere"
             flow.labels.fix(site.inputs)
             flow.labels.fix(site.outputs)
+
+
+def stored_labels(flow: Flow, name: str | None, shape: tuple[int, ...]) -> Tensor:
+    """Return labels of a stored tensor: a parameter can be sliced along its last dimension.
+
+    (The last of more than one element: the channels of a layer scale, a class token or a positional
+    embedding.) Layers ask for their weights' labels themselves.
+    """
+    long = [dim for dim, size in enumerate(shape) if size > 1]
+    if name not in flow.names_of_parameters or not long:
+        labels: Tensor = fixed(shape)
+        return labels
+    return spread(flow.labels.fresh(shape[long[-1]]), shape, long[-1])
+
+
+def collect_parameters(flow: Flow) -> None:
+    """Fill ``flow.parameters`` with those that belong to no layer; fix the labels of the others."""
+    for value, name in flow.trace.names.items():
+        if name not in flow.names_of_parameters:
+            continue
+        labels = flow.slices[value]
+        dims = [dim for dim in range(labels.dim()) if varies(labels, dim)]
+        if name.rpartition(".")[0] in flow.sites:
+            flow.labels.fix(labels)
+        elif dims:
+            flow.parameters[name] = dims[0], flow.labels.per_index(labels, dims[0])
 
 
 def backpropagate(flow: Flow, blocked: frozenset[str]) -> None:

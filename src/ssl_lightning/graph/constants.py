@@ -25,6 +25,8 @@ from ssl_lightning.graph.support import (
     constant_layer,
     convolution,
     first,
+    group_norm,
+    layer_norm,
     literal,
     operands,
 )
@@ -166,6 +168,14 @@ def normalised(op: Op, flow: Flow) -> Tensor:
     scale = op.args[1]
     known = {scale.name: flow.alive[scale.name]} if isinstance(scale, Ref) else {}
     return batch_norm(op, {**flow.varies, **known})
+
+
+def normalised_together(op: Op, flow: Flow) -> Tensor:
+    """A norm over the present statistics varies wherever its scale is not zero."""
+    shifts = [a.name for a in op.args if isinstance(a, Ref)][2:]
+    still = {name: torch.zeros_like(flow.alive[name]) for name in shifts}
+    function = {"layer_norm": layer_norm, "group_norm": group_norm}[op.kind]
+    return function(op, {**flow.alive, **still})
 
 
 def pooled(op: Op, flow: Flow) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ Value = Any  # a Tensor, or a list of Tensors for operations that return several
 class Site:
     """A module whose weights are numbered by slices: one label per input and output channel.
 
-    ``dim`` is the dimension of its results that numbers the output channels.
+    Attributes:
+        dim: dimension of its operations' results that numbers the output channels.
+        module_dim: the dimension of the module's own input that does, if it must be told.
     """
 
     module: str
@@ -30,6 +33,7 @@ class Site:
     outputs: Tensor
     dim: int = 1
     groups: int = 1
+    module_dim: int | None = None
     ops: list[Op] = field(default_factory=list)
 
 
@@ -43,6 +47,8 @@ class Flow:
         values: value name -> what it is for one random input; empty if constants do not count.
         needed: value name -> where it is needed.
         slices: value name -> the label of every element.
+        parameters: qualified name of a parameter that no layer owns -> the dimension along which it
+            can be sliced, and its labels there.
         read_by: operation name -> what it alone needs of the first value it reads.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
     """
@@ -56,14 +62,27 @@ class Flow:
     slices: dict[str, Value] = field(default_factory=dict)
     labels: Labels = field(default_factory=Labels)
     sites: dict[str, Site] = field(default_factory=dict)
+    parameters: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     read_by: dict[str, Value] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def names_of_parameters(self) -> frozenset[str]:
+        """Qualified names of the model's parameters."""
+        return frozenset(name for name, _ in self.model.named_parameters())
+
     def add_site(
-        self, op: Op, inputs: Tensor, outputs: Tensor, dim: int = 1, groups: int = 1
+        self,
+        op: Op,
+        inputs: Tensor,
+        outputs: Tensor,
+        dim: int = 1,
+        groups: int = 1,
+        module_dim: int | None = None,
     ) -> None:
         """Record the labels of a module's channels; a module that is run again ties both runs."""
-        site = self.sites.setdefault(op.module, Site(op.module, inputs, outputs, dim, groups))
+        new = Site(op.module, inputs, outputs, dim, groups, module_dim)
+        site = self.sites.setdefault(op.module, new)
         site.ops.append(op)
         self.labels.union(site.inputs, inputs)
         self.labels.union(site.outputs, outputs)

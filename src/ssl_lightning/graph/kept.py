@@ -36,6 +36,8 @@ class SiteSlices:
         writes: kept outputs that it computes, if it should fill in the others; else None.
         folded: inputs that are constant, and become part of the bias.
         constants: their values.
+        dim: of a parameter: the dimension that is cut; of a norm that must keep its old width: the
+            dimension of its input that numbers the channels.
     """
 
     inputs: tuple[int, ...]
@@ -49,6 +51,7 @@ class SiteSlices:
     writes: tuple[int, ...] | None = None
     folded: tuple[int, ...] = ()
     constants: tuple[float, ...] = ()
+    dim: int | None = None
 
     def shrinks(self) -> bool:
         """Whether the module loses anything."""
@@ -67,7 +70,16 @@ def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
     keep_one(flow, keep)
     balance_groups(flow, keep)
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
-    return {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
+    modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
+    return {**modules, **dict(parameter_slices(flow, keep))}
+
+
+def parameter_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield what is left of each parameter that belongs to no layer, if it loses something."""
+    for name, (dim, labels) in flow.parameters.items():
+        kept = indices(keep[flow.labels.find(labels)])
+        if len(kept) < len(labels):
+            yield name, SiteSlices((), kept, (0, len(labels)), zero=False, dim=dim)
 
 
 def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]) -> SiteSlices:
@@ -82,6 +94,7 @@ def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]
         constant=is_constant(site, flow),
         idle=int(idle.sum()),
         reason=reason_of(site, idle, busy, flow),
+        dim=site.module_dim,
     )
     return slices if slices.zero or not is_layer(site) else fold(flow, site, slices)
 
@@ -117,12 +130,12 @@ def kept_labels(flow: Flow, useful: dict[str, list[tuple[Tensor, Tensor]]]) -> T
 
 
 def keep_one(flow: Flow, keep: Tensor) -> None:
-    """Keep one input and output of every module: tensors without channels break poolings."""
-    for site in flow.sites.values():
-        for labels in (site.inputs, site.outputs):
-            roots = flow.labels.find(labels)
-            if len(roots) and not bool(keep[roots].any()):
-                keep[roots[0]] = True
+    """Keep one slice of every module and parameter: tensors without channels break poolings."""
+    sides = [side for site in flow.sites.values() for side in (site.inputs, site.outputs)]
+    for labels in (*sides, *(labels for _, labels in flow.parameters.values())):
+        roots = flow.labels.find(labels)
+        if len(roots) and not bool(keep[roots].any()):
+            keep[roots[0]] = True
 
 
 def balance_groups(flow: Flow, keep: Tensor) -> None:

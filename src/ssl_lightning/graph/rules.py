@@ -17,6 +17,7 @@ is always sound.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ssl_lightning.graph import constants, needs, slices, support
 from ssl_lightning.graph.aliases import is_in_place
@@ -42,6 +43,21 @@ RESPONSE_NORM = Rule(
 CONSTANT = Rule(
     support.constant_layer, slices.constant_layer_labels, needs.nothing, constants.nothing
 )
+LAYER_NORM = Rule(
+    support.layer_norm,
+    slices.layer_norm_labels,
+    needs.whole_groups,
+    constants.normalised_together,
+    constants=False,
+)
+GROUP_NORM = replace(LAYER_NORM, support=support.group_norm, labels=slices.group_norm_labels)
+INSTANCE_NORM = Rule(
+    support.instance_norm,
+    slices.instance_norm_labels,
+    needs.whole_groups,
+    constants.as_alive,
+    constants=False,
+)
 CHECK = Rule(support.ones, slices.untouched, needs.nothing)
 
 
@@ -53,6 +69,9 @@ def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
 RULES: dict[str, Rule] = {
     "linear": Rule(support.literal, slices.linear_labels, varies=constants.layer),
     "batch_norm": Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised),
+    "layer_norm": LAYER_NORM,
+    "group_norm": GROUP_NORM,
+    "instance_norm": INSTANCE_NORM,
     "mul": Rule(support.both, slices.tie_operands, varies=constants.product),
     "div": Rule(support.numerator, slices.tie_operands, needs.quotient_needs, constants.quotient),
     "prelu": Rule(support.same, slices.prelu_labels, needs.same_elements),

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, Value, as_list
 from ssl_lightning.graph.labels import FIXED, spread, varies
-from ssl_lightning.graph.ops import Op, Ref
+from ssl_lightning.graph.ops import Op, Ref, has_hooks
 from ssl_lightning.graph.support import first, leaf, spatial_dims
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def fixed(shape: Any) -> Value:
@@ -191,10 +192,10 @@ def tie_operands(op: Op, flow: Flow) -> Value:
 # --- layers -------------------------------------------------------------------------------------
 
 
-def owns(op: Op, flow: Flow, *names: str) -> bool:
-    """Whether an operation reads its module's own tensors, in this order from argument 1 on."""
+def owns(op: Op, flow: Flow, *names: str, start: int = 1) -> bool:
+    """Whether an operation reads its module's own tensors, in this order from an argument on."""
     module = flow.model.get_submodule(op.module)
-    for position, name in enumerate(names, start=1):
+    for position, name in enumerate(names, start=start):
         given = op.args[position] if len(op.args) > position else None
         if given is None and getattr(module, name, None) is not None:
             return False
@@ -246,6 +247,55 @@ def norm_labels(op: Op, flow: Flow) -> Value:
     if not isinstance(module, NORMS) or not owns(op, flow, *names):
         return fix_all(op, flow)
     return same_channels(op, flow)
+
+
+def instance_norm_labels(op: Op, flow: Flow) -> Value:
+    """A normalisation of each channel alone; channels stay themselves."""
+    module = flow.model.get_submodule(op.module)
+    names = ("weight", "bias", "running_mean", "running_var")
+    if not isinstance(module, INSTANCE_NORMS) or not owns(op, flow, *names):
+        return fix_all(op, flow)
+    return same_channels(op, flow)
+
+
+def layer_norm_labels(op: Op, flow: Flow) -> Value:
+    """Channels stay themselves; the module goes on dividing by the old number of them."""
+    module = flow.model.get_submodule(op.module)
+    dim = input_dim(op, flow)
+    known = isinstance(module, nn.LayerNorm) and owns(op, flow, "weight", "bias", start=2)
+    if not known or dim is None or len(op.args[1]) != 1:
+        return fix_all(op, flow)
+    last = len(op.shape) - 1
+    channels = flow.labels.per_index(flow.slices[first(op)], last)
+    flow.add_site(op, channels, channels, dim=-1, module_dim=dim)
+    return spread(channels, op.shape, last)
+
+
+def group_norm_labels(op: Op, flow: Flow) -> Value:
+    """Channels stay themselves; the module goes on dividing by the old number of each group."""
+    module = flow.model.get_submodule(op.module)
+    known = isinstance(module, nn.GroupNorm) and owns(op, flow, "weight", "bias", start=2)
+    if not known or input_dim(op, flow) is None:
+        return fix_all(op, flow)
+    channels = flow.labels.per_index(flow.slices[first(op)], 1)
+    flow.add_site(op, channels, channels, module_dim=1)
+    return spread(channels, op.shape, 1)
+
+
+def input_dim(op: Op, flow: Flow) -> int | None:
+    """Return the dimension of a norm module's input that numbers the channels.
+
+    -1 if the module does nothing but the norm; 1 if it moves the channels to the end, normalises,
+    and moves them back; None if it does anything else, or has hooks, so that none can replace it.
+    """
+    runs = [o for o in flow.trace.ops if o.module == op.module and o.call == op.call]
+    if has_hooks(flow.model.get_submodule(op.module)):
+        return None
+    if runs == [op]:
+        return -1
+    moves = [(o.kind, o.args[1:]) for o in runs if o is not op]
+    there_and_back = [("permute", ([0, 2, 3, 1],)), ("permute", ([0, 3, 1, 2],))]
+    return 1 if moves == there_and_back and runs[1] is op else None
 
 
 def same_channels(op: Op, flow: Flow) -> Tensor:

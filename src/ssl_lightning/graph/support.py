@@ -101,6 +101,47 @@ def batch_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
     return result
 
 
+def layer_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale and shift are: a zero channel is moved away from zero by the others."""
+    return affine(alive[first(op)].amax(-1, keepdim=True).expand(op.shape), op, 2, alive, -1)
+
+
+def group_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale and shift are, and in groups that are zero."""
+    x: Tensor = alive[first(op)]
+    groups = x.reshape(x.shape[0], op.args[1], -1)
+    found = groups.amax(-1, keepdim=True).expand_as(groups).reshape(x.shape)
+    return affine(found, op, 2, alive, 1)
+
+
+def instance_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale times input and the shift are."""
+    assert op.args[5] is True, "instance norm with running statistics has no rule"
+    x: Tensor = alive[first(op)]
+    return affine(
+        x.flatten(2).amax(-1)[..., None].expand(*x.shape[:2], x[0, 0].numel()).reshape(x.shape),
+        op,
+        1,
+        alive,
+        1,
+    )
+
+
+def affine(found: Tensor, op: Op, position: int, alive: Mapping[str, Value], dim: int) -> Tensor:
+    """Return where scale times what was found, and the shift, are not zero.
+
+    Scale and shift are the arguments from ``position`` on, one per channel in dimension ``dim``.
+    """
+    view = [1] * found.dim()
+    view[dim] = -1
+    scale, shift = (
+        alive[a.name].view(view) if isinstance(a, Ref) else None
+        for a in op.args[position : position + 2]
+    )
+    scaled = found if scale is None else found * scale
+    return scaled if shift is None else scaled + shift
+
+
 def by_channel(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """Zero in a channel whose input is zero everywhere (pooling, interpolation)."""
     x: Tensor = alive[first(op)]

@@ -280,6 +280,11 @@ def coupled_set(
                 shape = tuple(parameter.shape)
                 member = Member(qualified(module, name), shape, (0,), index)
                 (weights if parameter.dim() > 1 else extra).append(member)
+    named = dict(around.model.named_parameters())
+    for name, dim, positions in family.parameters:
+        shape = tuple(named[name].shape)
+        index = () if positions == tuple(range(shape[dim])) else positions
+        extra.append(Member(name, shape, (dim,), index))
     if selector.members == "all" or not weights:
         return GroupSet(layer, COUPLED, (*weights, *extra))
     return GroupSet(layer, COUPLED, tuple(weights), tuple(extra))
