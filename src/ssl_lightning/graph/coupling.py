@@ -142,12 +142,9 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
     for places in channels.values():
         alike.setdefault(tuple(name for name, _ in places), []).append(places)
     for names, rows in alike.items():
-        columns: list[tuple[int, ...]] = [
-            tuple(row[i][1] for row in rows) for i in range(len(names))
-        ]
-        places = list(zip(names, columns, strict=True))
-        writers = tuple(place for place in places if place[0] in sides)
-        others = [place for place in places if place[0] not in sides]
+        columns = [(name, tuple(row[i][1] for row in rows)) for i, name in enumerate(names)]
+        writers = tuple(column for column in columns if column[0] in sides)
+        others = [column for column in columns if column[0] not in sides]
         yield CoupledFamily(writers, tuple((n, flow.parameters[n][0], p) for n, p in others))
 
 
