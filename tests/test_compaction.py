@@ -293,8 +293,6 @@ def test_convolutions(kwargs):
     _, plan = check_equal(net, X)
     groups = kwargs.get("groups", 1)
     expected = {1: (5, 11), 2: (6, 14), 4: (6, 12), 8: (5, 10)}[groups]
-    if kwargs.get("padding_mode"):
-        expected = (8, 11)
     assert kept(plan)["b"] == expected
 
 
@@ -487,6 +485,49 @@ def test_an_embedding_and_integer_inputs():
     _, plan = check_equal(net, tokens)
     assert kept(plan) == {"a": (6, 6), "b": (6, 3)}
     assert plan.input_types == ("int64",)
+
+
+def test_an_embedding_of_which_channels_are_zero():
+    net = Fn(lambda m, tokens: m.b(m.a(m.e(tokens))).mean(1), e=nn.Embedding(10, 6))
+    net.a, net.b = nn.Linear(6, 8), nn.Linear(8, 3)
+    with torch.no_grad():
+        net.e.weight[:, [0, 4]] = 0
+    small, plan = check_equal(net, torch.arange(8).view(2, 4))
+    assert small.e.weight.shape == (10, 4)
+    assert kept(plan)["a"] == (4, 8)
+
+
+@pytest.mark.parametrize("layer", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions(layer, groups):
+    dims = int(layer.__name__[-2])
+    plain = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    net = Fn(lambda m, x: m.c(F.relu(m.b(m.a(x)))), a=plain(4, 8, 1), c=plain(6, 3, 1))
+    net.b = layer(8, 6, 3, stride=2, padding=1, output_padding=1, groups=groups)
+    randomise_(net)
+    zero_(net.a, [0, 5])
+    with torch.no_grad():
+        net.b.weight[:, 1] = 0
+        net.b.bias[1] = 0
+    _, plan = check_equal(net, torch.zeros(1, 4, *[5] * dims))
+    assert kept(plan)["a"] == (4, 6 if groups == 1 else 8)
+    assert kept(plan)["c"] == (5 if groups == 1 else 6, 3)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "constant"])
+def test_padding_of_all_modes(mode):
+    net = Fn(lambda m, x: m.b(F.pad(m.a(x), (1, 2, 2, 1), mode=mode)), a=conv(4, 8), b=conv(8, 3))
+    randomise_(net)
+    zero_(net.a, [0, 5])
+    _, plan = check_equal(net, X)
+    assert kept(plan)["a"] == (4, 6)
+
+
+def test_gated_linear_units():
+    net = randomise_(Fn(lambda m, x: m.b(F.glu(m.a(x), 1)), a=conv(4, 8), b=conv(4, 3)))
+    zero_(net.a, [1, 5])
+    _, plan = check_equal(net, X)
+    assert kept(plan)["a"] == (4, 6)
 
 
 # --- what must survive ---------------------------------------------------------------------------

@@ -153,6 +153,7 @@ def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
         folded=tuple(int(i) for i in folded),
         constants=tuple(float(value) for value in constants),
         dim=None if given.get("dim") is None else int(given["dim"]),
+        attributes={str(k): int(v) for k, v in given.get("attributes", {}).items()},
     )
 
 

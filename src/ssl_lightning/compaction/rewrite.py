@@ -39,6 +39,9 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             slice_parameter(model, name, slices)
             continue
         module = known[name]
+        module.__dict__.update(slices.attributes)
+        if channels(module) is None:
+            continue  # its code splits channels into heads; it has none itself
         if has_equivalent_forward(module):
             del module.forward
         if not slices.shrinks():
@@ -89,6 +92,9 @@ def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
 
 def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
     """Compare a module with what the plan expects there."""
+    if module is not None and channels(module) is None and not slices.of[0]:
+        check_attributes(name, module, slices)
+        return
     sizes = None if module is None else channels(module)
     if sizes is None or any(a not in (None, b) for a, b in zip(sizes, slices.of, strict=True)):
         found = "no such layer" if module is None else f"{module}"
@@ -99,6 +105,16 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
         )
     if isinstance(module, CONVS) and module.groups > 1:
         check_groups(name, module.groups, slices)
+
+
+def check_attributes(name: str, module: nn.Module, slices: SiteSlices) -> None:
+    """Make sure that a module has the numbers that the plan changes."""
+    missing = [key for key in slices.attributes if type(module.__dict__.get(key)) is not int]
+    if missing:
+        raise ValueError(
+            f"The plan expects `{name}` to have a number `{missing[0]}`, {type(module).__name__} "
+            "has none. Use the plan with the backbone and arguments it was made for."
+        )
 
 
 def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
@@ -115,7 +131,7 @@ def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
 
 def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
     """Return a layer's (input, output) channels, None where it works for any number."""
-    if isinstance(module, (*CONVS, PadShortcut)):
+    if isinstance(module, (*CONVS, *TRANSPOSED, PadShortcut)):
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
@@ -179,6 +195,15 @@ def slice_weight(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> None:
         weight, module.groups = slice_groups(module.weight, module.groups, slices)
         module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
     module.weight = replace_parameter(module.weight, weight)
+
+
+def shrink_transposed(module: nn.ConvTranspose2d, slices: SiteSlices) -> nn.Module:
+    """Slice inputs (the weight's first dimension) and outputs of a transposed convolution."""
+    weight = select(select(module.weight, slices.inputs), slices.outputs, dim=1)
+    module.weight = replace_parameter(module.weight, weight)
+    module.bias = slice_bias(module, slices)
+    module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
+    return module
 
 
 def within(some: tuple[int, ...] | None, kept: tuple[int, ...]) -> list[int] | None:
@@ -325,6 +350,7 @@ def replace_parameter(old: Tensor | None, new: Tensor | None) -> Any:
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
@@ -332,6 +358,7 @@ NORMS = (
 SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] = (
     ((ZeroConv, ZeroLinear), shrink_constant),
     ((*CONVS, nn.Linear), shrink_layer),
+    (TRANSPOSED, shrink_transposed),
     (NORMS, shrink_norm),
     (nn.LayerNorm, shrink_layer_norm),
     (nn.GroupNorm, shrink_group_norm),

@@ -26,10 +26,12 @@ class CoupledFamily:
             belong to each channel (the halves of a chunk) has several entries.
         parameters: (qualified name, dimension, positions) of parameters that no layer owns, such as
             a layer scale, a class token or a positional embedding.
+        heads: whether the channels are attention heads.
     """
 
     writers: tuple[tuple[str, tuple[int, ...]], ...]
     parameters: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    heads: bool = False
 
     def places(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return (name, positions) of all writers and parameters."""
@@ -61,8 +63,8 @@ def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
     Example:
         >>> from ssl_lightning.graph import trace
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> coupled_families(net, trace(net, torch.zeros(1, 2)))
-        [CoupledFamily(writers=(('0', (0, 1, 2)),), parameters=())]
+        >>> coupled_families(net, trace(net, torch.zeros(1, 2)))[0].writers
+        (('0', (0, 1, 2)),)
     """
     flow = propagate(model, with_weights(traced, {}))
     tie_padded_shortcuts(flow)
@@ -138,14 +140,17 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
             if root in channels:
                 channels[root].append((name, position))
     channels.pop(FIXED, None)
+    heads = {int(i) for found in flow.heads.values() for i in flow.labels.find(found.labels)}
     alike: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
-    for places in channels.values():
-        alike.setdefault(tuple(name for name, _ in places), []).append(places)
-    for names, rows in alike.items():
+    for root, places in channels.items():
+        key = ("heads" if root in heads else "", *(name for name, _ in places))
+        alike.setdefault(key, []).append(places)
+    for (kind, *names), rows in alike.items():
         columns = [(name, tuple(row[i][1] for row in rows)) for i, name in enumerate(names)]
         writers = tuple(column for column in columns if column[0] in sides)
         others = [column for column in columns if column[0] not in sides]
-        yield CoupledFamily(writers, tuple((n, flow.parameters[n][0], p) for n, p in others))
+        parameters = tuple((name, flow.parameters[name][0], places) for name, places in others)
+        yield CoupledFamily(writers, parameters, kind == "heads")
 
 
 def has_parameters(module: nn.Module) -> bool:

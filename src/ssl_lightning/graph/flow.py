@@ -49,6 +49,7 @@ class Flow:
         slices: value name -> the label of every element.
         parameters: qualified name of a parameter that no layer owns -> the dimension along which it
             can be sliced, and its labels there.
+        heads: module name -> the heads into which its code splits channels.
         read_by: operation name -> what it alone needs of the first value it reads.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
     """
@@ -63,6 +64,7 @@ class Flow:
     labels: Labels = field(default_factory=Labels)
     sites: dict[str, Site] = field(default_factory=dict)
     parameters: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    heads: dict[str, Any] = field(default_factory=dict)
     read_by: dict[str, Value] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ssl_lightning.graph.attention import new_attributes
 from ssl_lightning.graph.flow import Flow, Site, Value, as_list
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Op
@@ -38,6 +39,7 @@ class SiteSlices:
         constants: their values.
         dim: of a parameter: the dimension that is cut; of a norm that must keep its old width: the
             dimension of its input that numbers the channels.
+        attributes: of a module whose code splits channels into heads: the numbers it must hold.
     """
 
     inputs: tuple[int, ...]
@@ -52,6 +54,7 @@ class SiteSlices:
     folded: tuple[int, ...] = ()
     constants: tuple[float, ...] = ()
     dim: int | None = None
+    attributes: Mapping[str, int] = field(default_factory=dict)
 
     def shrinks(self) -> bool:
         """Whether the module loses anything."""
@@ -71,7 +74,7 @@ def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
     balance_groups(flow, keep)
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
     modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
-    return {**modules, **dict(parameter_slices(flow, keep))}
+    return {**modules, **dict(parameter_slices(flow, keep)), **dict(head_slices(flow, keep))}
 
 
 def parameter_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
@@ -97,6 +100,15 @@ def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]
         dim=site.module_dim,
     )
     return slices if slices.zero or not is_layer(site) else fold(flow, site, slices)
+
+
+def head_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield the heads that are left of each module that loses some, and what it must know of it."""
+    for name, heads in flow.heads.items():
+        kept = indices(keep[flow.labels.find(heads.labels)])
+        if len(kept) < len(heads.labels):
+            attributes = new_attributes(flow.model.get_submodule(name), heads, len(kept))
+            yield name, SiteSlices((), kept, (0, len(heads.labels)), False, attributes=attributes)
 
 
 def indices(mask: Tensor) -> tuple[int, ...]:
@@ -132,7 +144,9 @@ def kept_labels(flow: Flow, useful: dict[str, list[tuple[Tensor, Tensor]]]) -> T
 def keep_one(flow: Flow, keep: Tensor) -> None:
     """Keep one slice of every module and parameter: tensors without channels break poolings."""
     sides = [side for site in flow.sites.values() for side in (site.inputs, site.outputs)]
-    for labels in (*sides, *(labels for _, labels in flow.parameters.values())):
+    sides += [labels for _, labels in flow.parameters.values()]
+    sides += [heads.labels for heads in flow.heads.values()]
+    for labels in sides:
         roots = flow.labels.find(labels)
         if len(roots) and not bool(keep[roots].any()):
             keep[roots[0]] = True

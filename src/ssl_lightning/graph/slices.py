@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ssl_lightning.graph.flow import Flow, Value, as_list
 from ssl_lightning.graph.labels import FIXED, spread, varies
 from ssl_lightning.graph.ops import Op, Ref, has_hooks
-from ssl_lightning.graph.support import first, leaf, spatial_dims
+from ssl_lightning.graph.support import first, leaf, padding, spatial_dims
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
@@ -123,10 +124,11 @@ def padded_labels(op: Op, flow: Flow) -> Value:
     """Padding belongs to the slice it pads; new slices cannot be removed."""
     labels = flow.slices[first(op)]
     pads = list(op.args[1])
+    filled = padding(op)[0] == "constant"
     for dim in range(labels.dim()):
         before, after = pads[2 * (labels.dim() - 1 - dim) :][:2] or (0, 0)
         line = labels.movedim(dim, -1)
-        if varies(labels, dim) and min(before, after) < 0:
+        if varies(labels, dim) and (min(before, after) < 0 or ((before or after) and not filled)):
             return fix_all(op, flow)
         if varies(labels, dim):
             line = F.pad(line, (before, after), value=FIXED)
@@ -161,6 +163,20 @@ def channel_labels(op: Op, flow: Flow) -> Tensor:
     labels = flow.slices[first(op)]
     dim = labels.dim() - spatial_dims(op) - 1
     return spread(flow.labels.per_index(labels, dim), op.shape, dim)
+
+
+def embedding_labels(op: Op, flow: Flow) -> Tensor:
+    """Every row of the table has the same channels."""
+    channels = flow.labels.per_index(flow.slices[first(op)], 1)
+    return spread(channels, op.shape, len(op.shape) - 1)
+
+
+def glu_labels(op: Op, flow: Flow) -> Value:
+    """Both halves keep the same of their slices."""
+    labels = flow.slices[first(op)]
+    halves = labels.chunk(2, op.argument(1, "dim", -1))
+    flow.labels.union(*halves)
+    return flow.labels.along_one_dim(halves[0])
 
 
 # --- two operands -------------------------------------------------------------------------------
@@ -224,6 +240,20 @@ def conv_labels(op: Op, flow: Flow) -> Value:
     if module.groups == module.in_channels > 1:
         flow.labels.union(inputs.repeat_interleave(module.out_channels // module.groups), outputs)
     flow.add_site(op, inputs, outputs, groups=module.groups)
+    return spread(outputs, op.shape, 1)
+
+
+def transposed_labels(op: Op, flow: Flow) -> Value:
+    """Of a transposed convolution the weight's first dimension numbers the inputs."""
+    module, labels = flow.model.get_submodule(op.module), flow.slices[first(op)]
+    if not isinstance(module, TRANSPOSED) or not owns(op, flow, "weight", "bias"):
+        return fix_all(op, flow)
+    batched = len(op.shape) == spatial_dims(op) + 2
+    if module.groups != 1 or not batched or op.argument(6, "groups", 1) != 1:
+        return fix_all(op, flow)
+    inputs = flow.labels.per_index(labels, 1)
+    outputs = known_outputs(op, flow, module.out_channels)
+    flow.add_site(op, inputs, outputs)
     return spread(outputs, op.shape, 1)
 
 
