@@ -30,6 +30,8 @@ from ssl_lightning.groups import (
 )
 from ssl_lightning.groups.kinds import has_kind
 from ssl_lightning.groups.sets import CHUNK
+from test_attention import Block as Transformer
+from test_attention import X as TOKENS
 
 LAYERS = {
     "linear": lambda: nn.Linear(5, 3),
@@ -245,9 +247,6 @@ class Block(nn.Module):
         x = x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
         return self.fc(x.mean((2, 3)))
 
-
-from test_attention import Block as Transformer
-from test_attention import X as TOKENS
 
 INPUT = torch.zeros(2, 3, 8, 8)
 
