@@ -381,6 +381,36 @@ def test_norms_over_channels_keep_their_statistics(case, affine):
     assert all(p.grad is not None for p in small.parameters())
 
 
+class NormThenAct(nn.GroupNorm):
+    """A norm with an activation as its child, as in timm."""
+
+    def __init__(self):
+        super().__init__(4, 8)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+def test_children_of_a_norm_survive():
+    net = randomise_(Fn(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 8), n=NormThenAct(), b=conv(8, 4)))
+    zero_(net.a, [0, 1, 3], net.n)
+    small, plan = check_equal(net, X)
+    assert kept(plan)["n"] == (5, 5)
+    assert isinstance(small.n[1], nn.SiLU)
+
+
+def test_operations_that_cannot_be_run_alone_count_as_varying():
+    def forward(m, x):
+        with torch.autocast("cpu", enabled=False):
+            x = m.a(x).relu()
+        return m.b(x)
+
+    net = randomise_(Fn(forward, a=conv(4, 8), b=conv(8, 4)))
+    zero_(net.a, [0, 1])
+    check_equal(net, X)
+
+
 class ChannelsFirst(nn.LayerNorm):
     def forward(self, x):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

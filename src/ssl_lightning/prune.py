@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from ssl_lightning.benchmark import count_macs
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
 from ssl_lightning.groups import GroupSet, Selector, group_norms, resolve_groups, zero_groups_
+from ssl_lightning.groups.kinds import COUPLED_KINDS
+from ssl_lightning.groups.resolve import Surroundings, make_sets
 from ssl_lightning.groups.sets import norm_dtype
 from ssl_lightning.suggest import pick
 
@@ -134,6 +137,8 @@ def prune_(
     norm = pick("importance", importance, IMPORTANCES)
     check_finite(model)
     group_sets = resolve(model, example_input, groups, kind)
+    if not group_sets:
+        return nothing_to_prune(model, kind, macs)
     parameters = named_parameters(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
@@ -149,6 +154,19 @@ def prune_(
     masks = zero_(model, group_sets, order)
     zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
     return PruneReport(zeroed, counted)
+
+
+def nothing_to_prune(model: nn.Module, kind: str, macs: float | None) -> PruneReport:
+    """Return the report of a model that has no such groups, with a warning.
+
+    Raises:
+        ValueError: if a budget was given, which cannot be reached then.
+    """
+    text = f"prune_: {type(model).__name__} has no {kind} groups that compaction could remove"
+    if macs is not None and macs < 1:
+        raise ValueError(f"{text}, so macs={macs} cannot be reached. Give other groups.")
+    warnings.warn(f"{text}; nothing is pruned.", stacklevel=3)
+    return PruneReport({})
 
 
 def check_goal(**goals: float | None) -> None:
@@ -181,11 +199,14 @@ def resolve(
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None,
     kind: str,
 ) -> list[GroupSet]:
-    """Return the group sets to prune.
+    """Return the group sets to prune: none if the model has none of a coupled kind.
 
     Raises:
-        ValueError: if there are none, or they are not of this model.
+        ValueError: if there are none in ``groups``, or they are not of this model.
     """
+    if groups is None and kind in COUPLED_KINDS:
+        around = Surroundings(model, example_input)
+        return make_sets(around, Selector(kind)) if around.has_kind(kind) else []
     given = [Selector(kind)] if groups is None else list(groups)
     sets = [g for g in given if isinstance(g, GroupSet)]
     selectors = [g for g in given if not isinstance(g, GroupSet)]

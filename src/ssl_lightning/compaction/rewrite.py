@@ -310,12 +310,19 @@ def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
 
 def shrink_layer_norm(module: nn.LayerNorm, slices: SiteSlices) -> nn.Module:
     """Keep the statistics of all channels."""
-    return WideLayerNorm(module, slices.outputs, -1 if slices.dim is None else slices.dim)
+    wide = WideLayerNorm(module, slices.outputs, -1 if slices.dim is None else slices.dim)
+    return with_children(wide, module)
 
 
 def shrink_group_norm(module: nn.GroupNorm, slices: SiteSlices) -> nn.Module:
     """Keep the statistics of all channels."""
-    return WideGroupNorm(module, slices.outputs)
+    return with_children(WideGroupNorm(module, slices.outputs), module)
+
+
+def with_children(norm: nn.Module, old: nn.Module) -> nn.Module:
+    """Return a norm followed by what the old one had as children, such as an activation."""
+    children = list(old.children())
+    return nn.Sequential(norm, *children) if children else norm
 
 
 def shrink_response_norm(module: nn.LocalResponseNorm, slices: SiteSlices) -> nn.Module:

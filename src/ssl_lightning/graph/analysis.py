@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.constants import not_zero, real_values
+from ssl_lightning.graph.constants import NOT_RUN, not_zero, real_values
 from ssl_lightning.graph.flow import Flow, Rule, Value, as_list, binary, filled, like
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
@@ -124,7 +124,7 @@ def forward(op: Op, rule: Rule, flow: Flow) -> None:
 def mark_constants(op: Op, rule: Rule, flow: Flow) -> None:
     """Fill where an operation's result varies, and take from what is alive what is found zero."""
     alive = flow.alive[op.name]
-    if not flow.values:
+    if not flow.values or op.name in flow.values.get(NOT_RUN, ()):
         flow.varies[op.name] = alive
         return
     if not rule.constants:

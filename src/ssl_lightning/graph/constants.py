@@ -28,9 +28,13 @@ from ssl_lightning.graph.support import (
     group_norm,
     layer_norm,
     literal,
+    ones,
     operands,
     padding,
 )
+
+NOT_RUN = "operations that could not be run"
+"""Key, beside the values' names, of a list of operations."""
 
 UNIFORM = 1e-9
 """Largest relative difference between positions of a channel that is called constant."""
@@ -39,8 +43,8 @@ UNIFORM = 1e-9
 def real_values(traced: Trace) -> dict[str, Value]:
     """Run the operations on random inputs; return every value.
 
-    Raises:
-        Exception: whatever an operation raises, which ran when it was traced.
+    An operation that cannot be run alone (it holds a graph of its own, say) gets any value; it
+    counts as varying.
     """
     generator = torch.Generator().manual_seed(1)  # not those that the last gate compares with
     values: dict[str, Value] = dict(traced.tensors)
@@ -49,7 +53,11 @@ def real_values(traced: Trace) -> dict[str, Value]:
         values[name] = random.to(x.dtype) if x.is_floating_point() else x
     with torch.no_grad():
         for op in traced.ops:
-            values[op.name] = real_value(op, values)
+            try:
+                values[op.name] = real_value(op, values)
+            except Exception:
+                values[op.name] = ones(op, {})
+                values.setdefault(NOT_RUN, []).append(op.name)
     return values
 
 

@@ -100,7 +100,7 @@ def with_weights(
         module, _, attribute = name.rpartition(".")
         tensors[value] = torch.ones(traced.tensors[value].shape)
         if dims and name in dims:
-            tensors[value].index_fill_(dims[name], torch.tensor(zeros[name]), 0.0)
+            tensors[value].index_fill_(dims[name], torch.tensor(zeros[name]).long(), 0.0)
         elif attribute in ("weight", "bias") and module in zeros:
             tensors[value][zeros[module]] = 0.0
     return replace(traced, tensors=tensors, users={})

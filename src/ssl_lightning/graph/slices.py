@@ -315,8 +315,9 @@ def group_norm_labels(op: Op, flow: Flow) -> Value:
 def input_dim(op: Op, flow: Flow) -> int | None:
     """Return the dimension of a norm module's input that numbers the channels.
 
-    -1 if the module does nothing but the norm; 1 if it moves the channels to the end, normalises,
-    and moves them back; None if it does anything else, or has hooks, so that none can replace it.
+    -1 if the module does nothing but the norm (and then what its children do, such as an
+    activation); 1 if it moves the channels to the end, normalises, and moves them back; None if it
+    does anything else, or has hooks, so that none can replace it.
     """
     runs = [o for o in flow.trace.ops if o.module == op.module and o.call == op.call]
     if has_hooks(flow.model.get_submodule(op.module)):

@@ -108,6 +108,10 @@ class Surroundings:
             self._families = coupled_families(self.model, traced)
         return self._families
 
+    def has_kind(self, kind: str) -> bool:
+        """Whether the model has groups of a coupled kind."""
+        return any(has_family_kind(self, family, kind) for family in self.families())
+
     def norm_after(self, layer: str) -> str | None:
         """Return the batch norm that alone reads a layer's output."""
         if not any(isinstance(m, NORMS) for m in self.modules.values()):
