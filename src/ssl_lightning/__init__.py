@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
     from ssl_lightning.benchmark import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.callbacks import (
+        CompactDuringFit,
         DepthCollapse,
         FilterPictures,
         SaveCompact,
@@ -63,6 +64,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
     "benchmark": ("BenchmarkResult", "benchmark", "count_macs"),
     "callbacks": (
+        "CompactDuringFit",
         "DepthCollapse",
         "FilterPictures",
         "SaveCompact",
