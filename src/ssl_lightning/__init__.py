@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ImagenetteDataModule,
         MNISTDataModule,
     )
+    from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.groups import (
         GroupSet,
         Member,
@@ -81,6 +82,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "ImagenetteDataModule",
         "MNISTDataModule",
     ),
+    "export": ("ExportResult", "export_model"),
     "groups": (
         "GroupSet",
         "Member",
