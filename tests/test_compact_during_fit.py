@@ -558,3 +558,33 @@ def test_nothing_to_remove_changes_nothing(trainer):
     trainer(max_epochs=2, callbacks=[CompactDuringFit(at=[0, 1])]).fit(module, toy_loader())
     assert module.backbone is net
     assert module.plans == []
+
+
+def test_the_command_line_compacts_resumes_tests_and_publishes(tmp_path, monkeypatch, capsys):
+    """A run of YAML settings; the zoo entry compares with the backbone that training began with."""
+    from ssl_lightning import zoo
+    from ssl_lightning.cli import main
+    from test_cli import short_run
+
+    monkeypatch.chdir(tmp_path)
+    arguments = short_run(tmp_path)
+    place = arguments.index("--trainer.callbacks") + 1
+    callbacks = json.loads(arguments[place])
+    callbacks.insert(1, {"class_path": "CompactDuringFit", "init_args": {"at": [1]}})
+    arguments[place] = json.dumps(callbacks)
+    assert main(arguments) == 0
+    run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    trained = load_backbone(checkpoint)
+    assert len(trained.plans) == 1
+    assert trained.model.conv1.out_channels < 20
+    x = torch.randn(2, 1, 28, 28)
+    torch.testing.assert_close(load_compact(run / "compact")(x), trained.model(x))
+    assert main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={checkpoint}"]) == 0
+    assert "test/error" in capsys.readouterr().out
+    zoo.publish(run, "short", tmp_path / "zoo")
+    card = zoo.card("short", tmp_path / "zoo")
+    assert card.dense.num_parameters == 431_080
+    assert card.groups["conv1"]["filters"][1] == 20
+    assert all(check.ok for check in zoo.verify("short", tmp_path / "zoo"))
+    assert main([*arguments, "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}"]) == 0
+    assert load_backbone(checkpoint).model.conv1.out_channels == trained.model.conv1.out_channels
