@@ -5,11 +5,18 @@ from __future__ import annotations
 import copy
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -327,6 +334,15 @@ def test_averaged_weights_shrink_too(trainer, tmp_path):
         torch.testing.assert_close(parameter, average[name], rtol=0, atol=0)
 
 
+def test_stochastic_weight_averaging_goes_on(trainer):
+    averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1, annealing_epochs=1)
+    module, run = fit(trainer, callbacks=[averaging], epochs=4)
+    assert module.backbone.conv1.out_channels == len(KEPT)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
+    average = dict(averaging._average_model.named_parameters())
+    assert all(average[name].shape == p.shape for name, p in module.named_parameters())
+
+
 class KilledError(Exception):
     pass
 
@@ -516,28 +532,24 @@ def test_a_collapsed_branch_goes_and_its_neighbours_are_not_taken_for_it(trainer
 
 
 @pytest.mark.parametrize(
-    ("net", "callback", "settings", "error", "message"),
+    ("net", "at", "message"),
     [
-        (None, 5, {}, ValueError, "at=5 is never reached: the run has the epochs 0 to 1"),
-        (None, 1, {"strategy": "ddp"}, MisconfigurationException, "one device, got DDPStrategy"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 1, {}, ValueError, "Pass `input_shape`"),
+        (None, 5, "at=5 is never reached: the run has the epochs 0 to 1"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 1, "Pass `input_shape`"),
     ],
 )
-def test_runs_that_could_not_go_on_are_refused_before_training(
-    trainer, net, callback, settings, error, message
-):
+def test_runs_that_could_not_go_on_are_refused_before_training(trainer, net, at, message):
     module = SSLLightningModule(net or make_toy(), optimizer=SGD)
-    run = trainer(max_epochs=2, callbacks=[CompactDuringFit(at=callback)], **settings)
-    try:
-        with pytest.raises(error, match=message):
-            run.fit(module, toy_loader())
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    run = trainer(max_epochs=2, callbacks=[CompactDuringFit(at=at)])
+    with pytest.raises(ValueError, match=message):
+        run.fit(module, toy_loader())
     assert run.global_step == 0
 
 
-def test_optimizers_and_compiled_modules_are_refused(trainer):
+def test_strategies_optimizers_and_compiled_modules_are_refused(trainer):
+    run = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(MisconfigurationException, match="one device or DDP, got FSDPStrategy"):
+        CompactDuringFit(at=1).setup(run, SSLLightningModule(make_toy()), "fit")
     module = SSLLightningModule(make_toy(), optimizer=partial(torch.optim.Adafactor, lr=0.01))
     with pytest.raises(ValueError, match=r"state of Adafactor .* cannot be sliced.*SGD, Adam"):
         trainer(max_epochs=2, callbacks=[CompactDuringFit(at=1)]).fit(module, toy_loader())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -31,7 +31,8 @@ class CompactDuringFit(Callback):
     and gradient scalers keep what they hold, averaged weights (``WeightAveraging`` and its kin)
     shrink too, locked groups that are still there stay locked, and penalties go on with the
     strengths they had. What is removed cannot come back. Checkpoints taken afterwards hold the
-    plan; ``fit --ckpt_path``, ``test``, ``compact`` and ``benchmark`` read them.
+    plan; ``fit --ckpt_path``, ``test``, ``compact`` and ``benchmark`` read them. Under DDP, all
+    processes carry out the first one's plan.
 
     Callbacks that zero groups at the start of the same epoch (``ThresholdPruning``,
     ``DepthCollapse``) go before this one in the list of callbacks.
@@ -43,8 +44,8 @@ class CompactDuringFit(Callback):
         ValueError: for no epoch or a negative one; at the start of training, for an epoch after
             the last, a backbone that cannot be traced or whose input shape is not known, or an
             optimizer whose state cannot be sliced.
-        MisconfigurationException: at the start of training, for several processes, or a module
-            that was given compiled.
+        MisconfigurationException: at the start of training, for a strategy other than one device
+            or DDP, or a module that was given compiled.
 
     Example:
         >>> CompactDuringFit(at=[20, 40]).epochs
@@ -60,9 +61,9 @@ class CompactDuringFit(Callback):
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what would hold the old parameters: several processes, a compiled module."""
+        """Refuse what would hold the old parameters: other strategies, a compiled module."""
         if stage == "fit":
-            refuse_processes(trainer.strategy)
+            refuse_strategies(trainer.strategy)
             refuse_compiled(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,7 +97,7 @@ class CompactDuringFit(Callback):
         module = require_module(pl_module, self)
         example = module.example_input()
         assert example is not None
-        plan = make_plan(module.backbone, example)
+        plan = common_plan(trainer.strategy, make_plan(module.backbone, example))
         before = num_parameters(module.backbone)
         if plan.removed():
             compact_in_place_(trainer, module, plan)
@@ -118,19 +119,32 @@ def compact_in_place_(trainer: pl.Trainer, module: SSLLightningModule, plan: Pla
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, DepthCollapse):
             callback.look_again(module)
+    if isinstance(trainer.strategy, DDPStrategy):
+        wrap_again(trainer.strategy, module)
 
 
-def refuse_processes(strategy: Strategy) -> None:
-    """Refuse strategies that wrap the module or its parameters.
+def common_plan(strategy: Strategy, plan: Plan) -> Plan:
+    """Return the plan of the first process: statistics of batch norms differ between processes."""
+    return Plan.from_json(strategy.broadcast(plan.to_json()))
+
+
+def wrap_again(strategy: DDPStrategy, module: SSLLightningModule) -> None:
+    """Let DDP reduce the gradients of the new parameters; weights become those of process 0."""
+    strategy.model = module
+    strategy.configure_ddp()
+
+
+def refuse_strategies(strategy: Strategy) -> None:
+    """Refuse strategies that go on with the parameters that they saw first.
 
     Raises:
         MisconfigurationException: naming the way out.
     """
-    if not isinstance(strategy, SingleDeviceStrategy):
+    if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
         raise MisconfigurationException(
-            f"CompactDuringFit needs one device, got {type(strategy).__name__}, which goes on with "
-            "the parameters that it saw at the start of training. Train with `devices: 1`, or "
-            "compact between two runs: `ssl-lightning compact CHECKPOINT`."
+            f"CompactDuringFit needs one device or DDP, got {type(strategy).__name__}, which goes "
+            "on with the parameters that it saw at the start of training. Train with `strategy: "
+            "ddp` or `devices: 1`, or compact after training: `ssl-lightning compact CHECKPOINT`."
         )
 
 
