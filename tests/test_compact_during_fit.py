@@ -248,7 +248,13 @@ def test_a_group_that_lost_all_its_parameters_stays_empty(trainer, tmp_path):
             optimizer=SGD,
             parameter_groups=[{"parameters": "conv2.*", "lr": 0.01}],
         )
-        callbacks = [DepthCollapse(), CompactDuringFit(at=0), SparsityMonitor(table=False)]
+        callbacks = [
+            ThresholdPruning(start=0, kinds=["depth"]),
+            DepthCollapse(),
+            CompactDuringFit(at=0),
+            SparsityMonitor(table=False),
+            FilterPictures(layer="conv2"),
+        ]
         return module, trainer(callbacks=callbacks, **settings)
 
     module, run = make(max_epochs=1)
@@ -358,8 +364,24 @@ class Killer(SSLLightningModule):
         return super().training_step(batch, batch_idx)
 
 
+class LockLastTwo(Callback):
+    """At the start of each epoch but the first, zero and lock the last two groups of every set."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        for group_set in pl_module.regularizer.group_sets if trainer.current_epoch else []:
+            mask = torch.arange(group_set.num_groups) >= group_set.num_groups - 2
+            pl_module.prune_groups_(group_set, mask, lock=True)
+
+
 def resumable_run(
-    trainer, folder, seed=3, die_at=None, resume=False, channels_last=False, averaging=False
+    trainer,
+    folder,
+    seed=3,
+    die_at=None,
+    resume=False,
+    every=2,
+    channels_last=False,
+    averaging=False,
 ):
     torch.manual_seed(seed)
     net = make_toy(dropout=0.5)
@@ -376,30 +398,37 @@ def resumable_run(
         parameter_groups=[{"parameters": "bn*", "weight_decay": 0.0}],
     )
     module.die_at = die_at
-    checkpoint = ModelCheckpoint(dirpath=folder, save_last=True, every_n_train_steps=2)
+    checkpoint = ModelCheckpoint(dirpath=folder, save_last=True, every_n_train_steps=every)
     run = trainer(
         max_epochs=3,
+        limit_train_batches=5,
         limit_val_batches=2,
         enable_checkpointing=True,
         callbacks=[
             checkpoint,
-            ThresholdPruning(start=1, every_n_epochs=1, threshold=0.97, relative=True),
+            LockLastTwo(),
             CompactDuringFit(at=[1, 2]),
             *([EMAWeightAveraging(decay=0.9)] if averaging else []),
         ],
     )
-    data = MNISTDataModule(batch_size=1400, augment=True)
+    data = MNISTDataModule(batch_size=200, augment=True)
     run.fit(module, data, ckpt_path=folder / "last.ckpt" if resume else None)
     return module
 
 
 @pytest.mark.parametrize(
     ("die_at", "settings"),
-    [(6, {}), (8, {"channels_last": True}), (13, {"averaging": True})],
+    [
+        (6, {}),
+        (8, {"channels_last": True}),
+        (12, {"every": None}),  # resumes from the end of an epoch, before a compaction
+        (13, {"averaging": True}),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_weights(trainer, tmp_path, die_at, settings):
     whole = resumable_run(trainer, tmp_path / "whole", **settings)
     assert len(whole.plans) == 2
+    assert whole.backbone.conv1.out_channels == 2
     with pytest.raises(KilledError):
         resumable_run(trainer, tmp_path / "killed", die_at=die_at, **settings)
     torch.manual_seed(99)
