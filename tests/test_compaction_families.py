@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nets_with_zeros import check_equal, randomise_, zero_randomly_
+from nets_with_zeros import assert_same, check_equal, randomise_, zero_randomly_
 from ssl_lightning.backbones import create_backbone
 
 # --- a grammar of small networks -----------------------------------------------------------------
@@ -127,7 +127,9 @@ def test_random_networks(seed, fraction, norms):
     net = randomise_(Random(seed).eval(), seed)
     x = torch.zeros(1, 4, 8, 8)
     zero_randomly_(net, x, fraction, seed, norms)
-    check_equal(net, x)
+    small, _ = check_equal(net, x)
+    other_size = torch.randn(2, 4, 11, 6)  # plans know no image size
+    assert_same(net, small, other_size, tolerance=1e-5)
 
 
 # --- families ------------------------------------------------------------------------------------

@@ -360,8 +360,10 @@ def reference(model: nn.Module, sets: list[GroupSet], importance: str) -> list[t
         scores = []
         for number, group in enumerate(group_rows(model, group_set)):
             values = [v for _, _, w in group for v in w.double().flatten().tolist()]
-            mean = sum(v * v if importance == "l2" else abs(v) for v in values) / len(values)
-            scores.append((math.sqrt(mean) if importance == "l2" else mean, number))
+            total = sum(v * v if importance == "l2" else abs(v) for v in values)
+            scores.append((math.sqrt(total) if importance == "l2" else total, number))
+        mean = sum(score for score, _ in scores) / len(scores)
+        scores = [(score / mean, number) for score, number in scores]
         ranked += [(score, group_set.name, n) for score, n in sorted(scores)[:-1]]
     return [(name, number) for _, name, number in sorted(ranked)]
 

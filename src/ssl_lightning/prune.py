@@ -39,14 +39,8 @@ def l1_norms(group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-IMPORTANCES: dict[str, tuple[Callable[..., Tensor], float]] = {
-    "l2": (group_norms, 0.5),
-    "l1": (l1_norms, 1.0),
-}
-"""Name -> norm of a group, and the power of the group size that it is divided by for ranking.
-
-So ``l2`` ranks by the root mean square of a group's elements, ``l1`` by their mean absolute value.
-"""
+IMPORTANCES: dict[str, Callable[..., Tensor]] = {"l2": group_norms, "l1": l1_norms}
+"""Name -> norm of a group; for ranking it is divided by the mean norm of its set."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +94,13 @@ def prune_(
 ) -> PruneReport:
     r"""Zero the least important groups of ``model`` in place, all at once.
 
-    Groups of all sets are ranked together by :math:`\|w_g\|_2 / \sqrt{n_g}` (``"l2"``) or
-    :math:`\|w_g\|_1 / n_g` (``"l1"``), where n is the group size. The most important group of each
-    set stays, whatever its rank, so that the network is never cut (depth groups have a shortcut
-    instead). Of coupled groups, what is zeroed is what :func:`make_plan` and :func:`compact` then
-    remove, unless the model's code fixes sizes; other kinds of groups may leave zeros that stay.
+    Groups of all sets are ranked together by their norm :math:`\|w_g\|_2` (``"l2"``) or
+    :math:`\|w_g\|_1` (``"l1"``) in units of the mean norm of their set: layers differ in the scale
+    of their weights, which says nothing about what they are needed for. The most important group
+    of each set stays, whatever its rank, so that the network is never cut (depth groups have a
+    shortcut instead). Of coupled groups, what is zeroed is what :func:`make_plan` and
+    :func:`compact` then remove, unless the model's code fixes sizes; other kinds of groups may
+    leave zeros that stay.
 
     Exactly one of ``fraction``, ``macs`` and ``threshold`` says how many go.
 
@@ -135,14 +131,13 @@ def prune_(
         all             0/570
     """
     check_goal(fraction=fraction, macs=macs, threshold=threshold)
-    norm, power = pick("importance", importance, IMPORTANCES)
+    norm = pick("importance", importance, IMPORTANCES)
     check_finite(model)
     group_sets = resolve(model, example_input, groups, kind)
     parameters = named_parameters(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
-    sized = zip(norms, group_sets, strict=True)
-    order = ranking(group_sets, [n / s.group_size**power for n, s in sized])
+    order = ranking(group_sets, [n / n.mean().clamp_min(1e-30) for n in norms])
     counted = None
     if fraction is not None:
         order = order[: number_of(fraction, order, group_sets)]

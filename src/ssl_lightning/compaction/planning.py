@@ -15,7 +15,9 @@ from ssl_lightning.graph import SIZED, Trace, analyse, trace
 ATTEMPTS = 6
 
 
-def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Plan:
+def make_plan(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, constants: bool = True
+) -> Plan:
     """Find what can be removed from ``model`` without changing the function it computes in eval.
 
     The model is run with ``torch.export`` once and its operations are analysed; what the analysis
@@ -27,6 +29,9 @@ def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> P
         model: any module that ``torch.export`` captures, with its zeros; it is not changed.
         example_input: its inputs, shapes such as ``(1, C, H, W)``; the values do not matter, and
             a batch of one is enough.
+        constants: also remove what is constant for every input without being zero (the shift of a
+            batch norm behind a zero filter), which becomes part of later biases. In train mode,
+            where batch norms use other statistics, the smaller network is then another one.
 
     Raises:
         ValueError: if the model cannot be captured, or its weights are not finite.
@@ -43,21 +48,26 @@ def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> P
     """
     example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     check_finite(model)
-    traced = trace(model, example)
+    double = copy.deepcopy(model).double()
+    traced = trace(double, tuple(x.double() if x.is_floating_point() else x for x in example))
     shapes = tuple(tuple(x.shape) for x in example)
     types = tuple(str(x.dtype).removeprefix("torch.") for x in example)
     blocked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     for _ in range(ATTEMPTS):
-        modules = analyse(model, traced, blocked)
+        modules = analyse(double, traced, blocked, constants=constants)
         problem = difference(model, modules, example)
         if problem is None:
             return Plan(modules, shapes, types, notes)
-        more = suspects(model, traced, problem, blocked)
-        if not more:
+        more = suspects(double, traced, problem, blocked)
+        if constants and not (problem.modules and more):
+            constants, more = False, frozenset()
+            notes = (*notes, f"constants were not folded: {problem.text}")
+        elif not more:
             break
-        blocked |= more
-        notes = (*notes, blocked_note(traced, more, problem))
+        else:
+            blocked |= more
+            notes = (*notes, blocked_note(traced, more, problem))
     assert problem is not None
     note = f"nothing was removed: the compact network would not do ({problem.text})"
     return Plan({}, shapes, types, (note,))

@@ -130,3 +130,8 @@ def rename(value: Any, latest: Mapping[str, str]) -> Any:
     """Return nested arguments with each :class:`Ref` renamed as ``latest`` says."""
     table = {ref.name: Ref(latest.get(ref.name, ref.name)) for ref in refs(value)}
     return substitute(value, table)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module's result may differ from what its ``forward`` returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
