@@ -32,7 +32,9 @@ from ssl_lightning import (
     create_backbone,
     load_backbone,
     load_compact,
+    make_plan,
 )
+from ssl_lightning.compaction import slice_tensors
 from ssl_lightning.compaction.state import SLICEABLE
 from toy import make_toy, toy_loader
 
@@ -591,6 +593,43 @@ def test_strategies_optimizers_and_compiled_modules_are_refused(trainer):
         CompactDuringFit(at=[])
     with pytest.raises(ValueError, match="counted from 0, got -1"):
         CompactDuringFit(at=-1)
+
+
+def test_constants_stay_because_batch_norms_go_on_training(trainer):
+    """The shift behind a zero filter could be folded away in eval mode, but not in train mode."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+    seen = []
+
+    @torch.no_grad()
+    def zero(trainer, module):
+        for parameter in net[0].parameters():
+            parameter[:2] = 0
+        net[1].weight[0] = net[1].bias[0] = 0
+        net[1].bias[1] = 1
+        net[1].running_mean[1] = 0.3
+        look(trainer, module)
+
+    def look(trainer, module):
+        x, _ = next(iter(toy_loader()))
+        seen.append(copy.deepcopy(module.backbone).double().train()(x.double()))
+
+    module = SSLLightningModule(net, optimizer=SGD, input_shape=[1, 8, 8])
+    callbacks = [Watch(zero), CompactDuringFit(at=1), Watch(look)]
+    trainer(max_epochs=2, callbacks=callbacks).fit(module, toy_loader())
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-12, atol=1e-12)
+    assert module.backbone[0].out_channels == 5
+
+
+def test_plans_that_fold_constants_slice_no_state():
+    net, x = make_toy(), torch.zeros(1, 1, 8, 8)
+    with torch.no_grad():
+        net.conv1.weight[:3] = 0
+    plan = make_plan(net, x)
+    with pytest.raises(ValueError, match=r"of `conv\d`.*constants=False"):
+        slice_tensors(net, plan, {})
 
 
 def test_nothing_to_remove_changes_nothing(trainer):

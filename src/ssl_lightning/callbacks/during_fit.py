@@ -26,7 +26,8 @@ from ssl_lightning.module import SSLLightningModule, averaged_copies
 class CompactDuringFit(Callback):
     """At the start of chosen epochs, replace the backbone by its compact network and train on.
 
-    What is zero by then is removed, so that the remaining epochs are faster. Training continues as
+    What is zero by then is removed, so that the remaining epochs are faster. (What is constant but
+    not zero stays: in train mode, batch norms would give another constant.) Training continues as
     if nothing had happened: optimizer state is sliced as the weights are, learning-rate schedulers
     and gradient scalers keep what they hold, averaged weights (``WeightAveraging`` and its kin)
     shrink too, locked groups that are still there stay locked, and penalties go on with the
@@ -97,7 +98,7 @@ class CompactDuringFit(Callback):
         module = require_module(pl_module, self)
         example = module.example_input()
         assert example is not None
-        plan = common_plan(trainer.strategy, make_plan(module.backbone, example))
+        plan = common_plan(trainer.strategy, make_plan(module.backbone, example, constants=False))
         before = num_parameters(module.backbone)
         if plan.removed():
             compact_in_place_(trainer, module, plan)

@@ -7,7 +7,7 @@ the very code that shrinks the weights, and the tensors are read back by name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def slice_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -
 
     Args:
         model: the network that the plan was made for; it is not changed.
-        plan: from :func:`~ssl_lightning.compaction.make_plan`.
+        plan: from :func:`~ssl_lightning.compaction.make_plan` with ``constants=False``.
         tensors: parameter name -> tensor of the parameter's shape, any type.
 
     Returns:
@@ -35,7 +35,8 @@ def slice_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -
         does not have any more are missing.
 
     Raises:
-        ValueError: if a tensor belongs to no parameter, or has another shape.
+        ValueError: if a tensor belongs to no parameter, or has another shape, or if the plan does
+            more than to leave slices out.
 
     Example:
         >>> net = nn.Linear(3, 2)
@@ -45,6 +46,7 @@ def slice_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -
         {'weight': tensor([[0., 2.],
                 [3., 5.]])}
     """
+    check_pure(plan)
     carrier = copy.deepcopy(model)
     parameters = dict(carrier.named_parameters())
     for name, tensor in tensors.items():
@@ -58,6 +60,21 @@ def slice_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -
         parameters[name].requires_grad_(False).data = tensor.detach().clone()
     apply_plan(carrier, plan)
     return {n: p.detach() for n, p in carrier.named_parameters() if n in tensors}
+
+
+def check_pure(plan: Plan) -> None:
+    """Refuse a plan that folds constants into biases or lets layers skip channels.
+
+    Raises:
+        ValueError: naming the first such module.
+    """
+    for name, slices in plan.modules.items():
+        if slices.folded or slices.is_subset():
+            raise ValueError(
+                f"The plan moves constants into the bias of `{name}`, or lets it skip channels; "
+                "what belongs to its weights cannot be sliced then. Make a plan for training: "
+                "make_plan(model, example_input, constants=False)."
+            )
 
 
 def check_sliceable(optimizer: Optimizer) -> None:
@@ -79,8 +96,7 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
 
     Its state (momentum, moments, sums) is sliced as the weights were; parameter groups keep their
     settings, their order and their number, even those that lost all parameters. Parameters that
-    are not the model's stay. One that only the compact network has joins the group of the
-    parameter before it, without state.
+    are not the model's stay.
 
     Args:
         optimizer: one of :data:`SLICEABLE`; learning-rate schedulers that hold it go on.
@@ -89,7 +105,7 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
         small: the compact network.
 
     Raises:
-        ValueError: as :func:`check_sliceable`.
+        ValueError: as :func:`check_sliceable` and :func:`slice_tensors`.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -100,7 +116,7 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
         >>> with torch.no_grad():
         ...     net.conv1.weight[3:] = 0
         ...     net.conv1.bias[3:] = 0
-        >>> plan = make_plan(net, x)
+        >>> plan = make_plan(net, x, constants=False)
         >>> small = compact(net, plan)
         >>> slice_optimizer_(sgd, net, plan, small)
         >>> sgd.state[small.conv1.weight]["momentum_buffer"].shape
@@ -110,7 +126,6 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
     names = {id(p): name for name, p in model.named_parameters()}
     kept = dict(small.named_parameters())
     states = sliced_states(optimizer, model, plan, kept)
-    joining = newcomers(list(names.values()), kept)
     for group in optimizer.param_groups:
         parameters: list[nn.Parameter] = []
         for parameter in group["params"]:
@@ -121,7 +136,6 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
             optimizer.state.pop(parameter, None)
             if name in kept:
                 parameters.append(kept[name])
-                parameters.extend(joining.get(name, []))
         group["params"] = parameters
     for name, state in states.items():
         optimizer.state[kept[name]] = state
@@ -145,17 +159,3 @@ def sliced_states(
 def is_elementwise(value: Any, parameter: Tensor) -> bool:
     """Whether a part of a parameter's state has one number per element (a step count has not)."""
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
-
-
-def newcomers(
-    names: Sequence[str], kept: Mapping[str, nn.Parameter]
-) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters that only the compact network has, by the old one before each."""
-    known, last = set(names), ""
-    result: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in kept.items():
-        if name in known:
-            last = name
-        else:
-            result.setdefault(last, []).append(parameter)
-    return result
