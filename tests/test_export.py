@@ -14,6 +14,7 @@ from conftest import ROOT
 from ssl_lightning import compact, create_backbone, export_model, make_plan, save_compact
 from ssl_lightning.callbacks.depth import skip_branch
 from ssl_lightning.cli import main
+from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv, ZeroLike
 from ssl_lightning.export import FORMATS
 from ssl_lightning.graph import residual_branches, trace
 from toy import Fn, make_toy
@@ -56,7 +57,10 @@ def assert_engine_agrees(net, path, kind, batch):
 
 @cache
 def small_network(name):
-    """A compact network of each of the backbones: with constant layers, without a branch."""
+    """A compact network of each of the backbones.
+
+    ResNet-20's lost a branch, has constants in borders, and layers that compute a part of a trunk.
+    """
     torch.manual_seed(1)
     net = create_backbone(name)
     with torch.no_grad():
@@ -68,6 +72,8 @@ def small_network(name):
             for layer in (net.layer1[1].bn2, net.layer2[1].conv1, net.layer2[1].bn1):
                 for parameter in layer.parameters():
                     parameter.zero_()
+            for layer in [m for m in net.layer3.modules() if isinstance(m, nn.Conv2d)]:
+                layer.weight[torch.randperm(64)[:26]] = 0
         layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         for layer in layers[:-1] if name != "resnet20" else []:
             keep = max(2, len(layer.weight) // 16) if name == "alexnet" else len(layer.weight) // 2
@@ -76,6 +82,12 @@ def small_network(name):
                 layer.bias[keep:] = 0
     example = torch.zeros(1, *net.input_shape)
     return compact(net.eval(), make_plan(net, example)).eval()
+
+
+def test_the_compact_networks_have_all_kinds_of_layers():
+    modules = list(small_network("resnet20").modules())
+    assert {SubsetLayer, ZeroConv, ZeroLike} <= {type(m) for m in modules}
+    assert any(m.border is not None for m in modules if isinstance(m, SubsetLayer))
 
 
 @pytest.mark.parametrize("name", NAMES)
