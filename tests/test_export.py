@@ -204,6 +204,7 @@ def test_a_network_that_fixes_its_batch_size_says_so(tmp_path):
     ("settings", "message"),
     [
         ({"format": "onxx"}, "onxx.*Did you mean onnx"),
+        ({"format": "openvino"}, r"ending in \.xml for openvino, got 'm\.onnx'"),
         ({"batch": 0}, "batch 'dynamic' or a number of at least 1, got 0"),
         ({"batch": "all"}, "got 'all'"),
         ({"tolerance": -1.0}, "tolerance >= 0, got -1"),

@@ -64,15 +64,15 @@ def export_model(
     Args:
         model: the network, on the CPU; compact or with zeros, it is written as it is.
         example_input: its inputs, batch first; the values do not matter.
-        path: file to write; missing folders are made.
+        path: file to write, ending in ``.onnx``, ``.pt2`` or ``.xml``; missing folders are made.
         format: ``"onnx"``, ``"torch_export"`` or ``"openvino"``.
         batch: ``"dynamic"``, or the one batch size that the file takes.
         tolerance: largest difference to accept, relative to the largest output.
 
     Raises:
-        ValueError: for an unknown format, a batch size below 1, packages that are missing, a
-            network that cannot be captured or written, and outputs that differ. Nothing is left
-            on disk then.
+        ValueError: for an unknown format, a path with the suffix of another, a batch size below
+            1, packages that are missing, a network that cannot be captured or written, and outputs
+            that differ. Nothing is left on disk then.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -84,6 +84,7 @@ def export_model(
     """
     chosen = pick("export format", format, FORMATS)
     check_arguments(batch, tolerance)
+    check_suffix(Path(path), format, chosen)
     chosen.require_packages(format)
     example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     sizes = CHECKED_BATCHES if batch == "dynamic" else (batch,)
@@ -108,6 +109,15 @@ def check_arguments(batch: Batch, tolerance: float) -> None:
         raise ValueError(
             f"export_model: expected a tolerance >= 0, got {tolerance}. It is relative to the "
             f"largest output; {TOLERANCE:g} is the default."
+        )
+
+
+def check_suffix(path: Path, name: str, chosen: Format) -> None:
+    """Reject a path that the engine would not take for a file of this format."""
+    if path.suffix != chosen.suffix:
+        raise ValueError(
+            f"export_model: expected a path ending in {chosen.suffix} for {name}, got "
+            f"{path.name!r}. Rename it."
         )
 
 
