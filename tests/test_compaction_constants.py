@@ -11,9 +11,11 @@ from torch import nn
 
 from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, zero_randomly_
 from ssl_lightning.backbones import create_backbone
+from ssl_lightning.benchmark import benchmark
 from ssl_lightning.compaction import apply_plan, compact, load_compact, make_plan, save_compact
 from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv
 from ssl_lightning.graph import constants, rules
+from ssl_lightning.groups import kept_groups
 from toy import Fn
 
 X = torch.zeros(1, 4, 9, 9)
@@ -189,6 +191,24 @@ def test_such_layers_are_ordinary_modules(tmp_path):
     assert_same(small, last, x.to(memory_format=torch.channels_last), tolerance=1e-5)
     small.train()(x).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+def test_such_layers_are_counted_and_timed_under_the_name_of_the_layer():
+    net = trunk()
+    small, _ = check_equal(net, X)
+    assert kept_groups(small)["a"] == {"filters": [9, 9], "channels": [11, 11], "columns": [99, 99]}
+    assert kept_groups(small).keys() == kept_groups(net).keys()
+    result = benchmark({"dense": net, "compact": small}, X, repeats=1, warmup=0, min_run_time=0.0)
+    assert set(result.runs[0].layers["b"]) == {"dense", "compact"}
+    assert set(result.runs[0].layers) == {"stem", "a", "b", "head"}
+    assert result.layer_macs["a"]["compact"] == 81 * 9 * 11 * 9
+
+
+def test_compiled_they_compute_the_same():
+    small, _ = check_equal(trunk(), X)
+    found = torch.compile(small, backend="aot_eager")(X + 1)
+    torch.testing.assert_close(found, small(X + 1))
+    torch.compiler.reset()
 
 
 def test_half_precision_and_autocast():

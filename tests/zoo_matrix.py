@@ -17,6 +17,7 @@ from nets_with_zeros import assert_same, randomise_
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.benchmark import count_macs, num_parameters
 from ssl_lightning.compaction import compact, make_plan
+from ssl_lightning.graph import trace
 from ssl_lightning.prune import prune_
 
 TORCHVISION = {
@@ -64,6 +65,14 @@ TIMM = {
 }  # fmt: skip
 """Timm's classifiers -> input size."""
 
+NOT_TRACED = {
+    "timm:halonet26t": "torch.export: its position logits need sizes that are known when traced",
+}
+"""Architectures that torch.export does not capture, and why."""
+
+PRODUCTS = {"matmul", "softmax", "scaled_dot_product_attention", "einsum", "bmm", "lstm"}
+"""Operations that convolutional networks do not have."""
+
 SIZED = ("img_size", "image_size")
 ARCHITECTURES = {
     **{f"torchvision:{name}": size for name, size in TORCHVISION.items()},
@@ -77,6 +86,7 @@ class Outcome:
 
     macs: tuple[int, int]
     parameters: tuple[int, int]
+    convolutional: bool
     seconds: float
 
     @property
@@ -109,10 +119,18 @@ def zero_filters_(net: nn.Module, fraction: float = 0.4) -> None:
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            zero = torch.rand(len(module.weight), generator=generator) < fraction
+            count = len(module.weight)
+            zero = torch.randperm(count, generator=generator)[: round(fraction * count)]
             module.weight[zero] = 0
             if module.bias is not None:
                 module.bias[zero] = 0
+
+
+def is_convolutional(net: nn.Module, x: torch.Tensor) -> bool:
+    """Whether convolutions, no products between tokens, mix what is at different positions."""
+    kinds = [op.kind for op in trace(net, x).ops]
+    mixing = sum(kind.startswith("conv") for kind in kinds)
+    return not PRODUCTS & set(kinds) and mixing > 4
 
 
 def check(name: str, way: str) -> Outcome:
@@ -129,6 +147,7 @@ def check(name: str, way: str) -> Outcome:
     outcome = Outcome(
         (count_macs(net, x), count_macs(small, x)),
         (num_parameters(net), num_parameters(small)),
+        is_convolutional(net, x),
         seconds,
     )
     generator = torch.Generator().manual_seed(1)
@@ -151,7 +170,7 @@ def main() -> None:
             continue
         print(
             f"{name:45} MACs {found.macs_left:.3f} parameters {found.parameters_left:.3f} "
-            f"{found.seconds:6.1f} s",
+            f"{found.seconds:6.1f} s{' convolutional' if found.convolutional else ''}",
             flush=True,
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.graph import LeafOperation
+from ssl_lightning.graph import LayerWrapper, LeafOperation
 
 
 class ZeroConv(LeafOperation):
@@ -273,7 +273,7 @@ def single(x: Tensor) -> Tensor:
 CONV_FUNCTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
 
-class SubsetLayer(nn.Module):
+class SubsetLayer(LayerWrapper):
     """A convolution or linear layer between wide tensors that computes only a part of them.
 
     Inputs that it does not read are skipped. Outputs that it does not compute are its bias. So a

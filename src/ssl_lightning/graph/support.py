@@ -105,7 +105,8 @@ def transposed_convolution(op: Op, alive: Mapping[str, Value]) -> Tensor:
 def glu(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """The first half times a gate that is never zero."""
     value, gate = alive[first(op)].chunk(2, op.argument(1, "dim", -1))
-    return value * (1 + gate)
+    result: Tensor = value * (1 + gate)
+    return result
 
 
 def embedding(op: Op, alive: Mapping[str, Value]) -> Tensor:
