@@ -42,6 +42,7 @@ DEPTH = {"kind": "depth", "layers": "conv2", "strength": 1e-4}
 ARGUMENTS = {
     "ThresholdPruning": {"start": 1},
     "DepthCollapse": {"start": 1},
+    "CompactDuringFit": {"at": 1},
     "SparsityMonitor": {"table": False},
     "FilterPictures": {},
     "SaveCompact": {},

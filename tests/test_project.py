@@ -27,6 +27,7 @@ ROOMS = [
     "compaction",
     "benchmark",
     "prune",
+    "export",
     "report",
     "checkpoints",
     "data",

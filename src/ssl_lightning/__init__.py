@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
     from ssl_lightning.benchmark import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.callbacks import (
+        CompactDuringFit,
         DepthCollapse,
         FilterPictures,
         SaveCompact,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         ImagenetteDataModule,
         MNISTDataModule,
     )
+    from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.groups import (
         GroupSet,
         Member,
@@ -63,6 +65,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
     "benchmark": ("BenchmarkResult", "benchmark", "count_macs"),
     "callbacks": (
+        "CompactDuringFit",
         "DepthCollapse",
         "FilterPictures",
         "SaveCompact",
@@ -79,6 +82,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "ImagenetteDataModule",
         "MNISTDataModule",
     ),
+    "export": ("ExportResult", "export_model"),
     "groups": (
         "GroupSet",
         "Member",

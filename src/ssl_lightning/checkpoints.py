@@ -12,16 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_backbone
+from ssl_lightning.compaction import Plan, apply_plan
+from ssl_lightning.compaction.store import plans_from_data
 
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A backbone with trained weights, and how to create it again."""
+    """A backbone with trained weights, and how to create it again.
+
+    Attributes:
+        model: the network, in eval mode.
+        name: of the backbone.
+        arguments: of the backbone.
+        epoch: in which the checkpoint was written.
+        plans: what was carried out on the named backbone during training; nothing, usually.
+    """
 
     model: nn.Module
     name: str
     arguments: dict[str, Any]
     epoch: int
+    plans: tuple[Plan, ...] = ()
+
+    def original(self) -> nn.Module:
+        """Return the named backbone, untrained: what training started with."""
+        return create_backbone(self.name, **self.arguments)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -63,7 +78,7 @@ def check_state(state: Mapping[str, Any], where: str) -> None:
 
 
 def load_backbone(path: str | Path) -> TrainedBackbone:
-    """Return the trained backbone of a checkpoint, in eval mode.
+    """Return the trained backbone of a checkpoint, in eval mode, as small as it was in training.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`, and if the backbone was given to
@@ -82,12 +97,15 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
     if settings.get("num_classes") is not None:
         arguments.setdefault("num_classes", settings["num_classes"])
     model = create_backbone(name, **arguments)
+    plans = plans_from_data(content.get("ssl_lightning", {}).get("plans", []))
     prefix = "backbone."
     state = {
         k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
     }
     try:
+        for plan in plans:
+            apply_plan(model, plan)
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit the backbone {name!r}: {error}") from error
-    return TrainedBackbone(model.eval(), name, arguments, int(content.get("epoch", 0)))
+    return TrainedBackbone(model.eval(), name, arguments, int(content.get("epoch", 0)), plans)

@@ -65,7 +65,7 @@ class ThresholdPruning(Callback):
         """Reject settings that would never prune anything."""
         module = require_module(pl_module, self)
         self.occasions.check(trainer)
-        if not self.chosen(module.regularizer.group_sets):
+        if not self.chosen(module.regularizer.group_sets) and not module.plans:
             known = ", ".join(s.name for s in module.regularizer.group_sets) or "none"
             raise ValueError(
                 f"ThresholdPruning(kinds={self.kinds}, layers={list(self.layers)}) matches none of "

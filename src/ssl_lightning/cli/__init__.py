@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("training", "class probabilities of a checkpoint"),
     "compact": ("compact", "write the smaller network that computes the same as a checkpoint"),
     "benchmark": ("benchmark", "measure dense, masked and compact networks side by side"),
+    "export": ("export", "write a network for onnxruntime, OpenVINO or torch.export"),
     "report": ("report", "tables and figures of a benchmark"),
     "zoo": ("zoo", "list, show, verify and publish compact networks"),
 }

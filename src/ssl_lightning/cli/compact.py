@@ -31,12 +31,13 @@ def compact_checkpoint(checkpoint: str, output: str | None = None) -> None:
     plan = make_plan(trained.model, example)
     small = compact(trained.model, plan)
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
-    save_compact(folder, small, plan, trained.name, trained.arguments)
+    save_compact(folder, small, [*trained.plans, plan], trained.name, trained.arguments)
+    original = trained.original()
     for what, count in (
         ("parameters", num_parameters),
         ("MACs", lambda model: count_macs(model, example)),
     ):
-        before, after = count(trained.model), count(small)
+        before, after = count(original), count(small)
         console.print(f"{what}: {before:,} -> {after:,} ({100 * after / before:.1f} %)")
     for note in plan.notes:
         console.print(f"note: {note}")

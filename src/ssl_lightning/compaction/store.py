@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 
 
 def save_compact(
-    folder: str | Path, model: nn.Module, plan: Plan, backbone: str, arguments: Mapping[str, Any]
+    folder: str | Path,
+    model: nn.Module,
+    plan: Plan | Sequence[Plan],
+    backbone: str,
+    arguments: Mapping[str, Any],
 ) -> Path:
     """Write a compact network to ``folder``; :func:`load_compact` reads it.
 
@@ -31,7 +35,8 @@ def save_compact(
         folder: made if missing. It gets ``model.safetensors`` and ``plan.json``, each replaced
             only once it is complete.
         model: the compact network.
-        plan: the plan it was made with.
+        plan: the plan it was made with, or several in the order in which they were carried out on
+            the backbone.
         backbone: name of the backbone it was made from.
         arguments: arguments of that backbone.
 
@@ -42,7 +47,7 @@ def save_compact(
     recipe = {
         "backbone": backbone,
         "arguments": dict(arguments),
-        "plan": json.loads(plan.to_json()),
+        "plan": plans_to_data([plan] if isinstance(plan, Plan) else plan),
     }
     with replacing(folder / WEIGHTS) as weights, replacing(folder / RECIPE) as text:
         save_model(model, str(weights))
@@ -75,6 +80,27 @@ def load_compact(folder: str | Path) -> nn.Module:
     return model.eval()
 
 
+def plans_to_data(plans: Sequence[Plan]) -> Any:
+    """Return plans as plain values: one alone as a mapping, several as a list of them."""
+    data = [json.loads(plan.to_json()) for plan in plans]
+    return data[0] if len(data) == 1 else data
+
+
+def plans_from_data(data: Any) -> tuple[Plan, ...]:
+    """Return the plans that :func:`plans_to_data` turned into plain values.
+
+    Raises:
+        ValueError: if one of them is damaged.
+
+    Example:
+        >>> plan = Plan({}, ((1, 3),), ("float32",))
+        >>> plans_from_data(plans_to_data([plan, plan])) == (plan, plan)
+        True
+    """
+    given = data if isinstance(data, list) else [data]
+    return tuple(Plan.from_json(json.dumps(each)) for each in given)
+
+
 def create_small(folder: str | Path) -> nn.Module:
     """Return the architecture that :func:`save_compact` stored, with fresh weights.
 
@@ -91,11 +117,13 @@ def create_small(folder: str | Path) -> nn.Module:
             )
     try:
         recipe = json.loads((folder / RECIPE).read_text())
-        plan = Plan.from_json(json.dumps(recipe["plan"]))
+        plans = plans_from_data(recipe["plan"])
         arguments = {k: v for k, v in recipe["arguments"].items() if k not in OTHER_WEIGHTS}
         model = create_backbone(recipe["backbone"], **arguments)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{folder / RECIPE} is damaged: {type(error).__name__}: {error}."
         ) from error
-    return apply_plan(model, plan)
+    for plan in plans:
+        apply_plan(model, plan)
+    return model

@@ -75,8 +75,11 @@ class Selector:
 class Surroundings:
     """What a model's graph says about a layer; traced on first use, for it takes seconds."""
 
-    def __init__(self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None) -> None:
+    def __init__(
+        self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None, strict: bool
+    ) -> None:
         self.model = model
+        self.strict = strict
         self.example_input = example_input
         self.modules = dict(model.named_modules())
         self._traced: Trace | None = None
@@ -118,10 +121,14 @@ class Surroundings:
             return None
         return self.find(f"the batch norm behind `{layer}` belongs to its groups")[0].get(layer)
 
+    def has_shortcut(self, layer: str) -> bool:
+        """Whether a layer is in a residual branch, so that the network is not cut without it."""
+        branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
+        return any(layer in branch.weighted for branch in branches)
+
     def require_shortcut(self, layer: str) -> None:
         """Reject a depth group without which the network would be cut."""
-        branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
-        if not any(layer in branch.weighted for branch in branches):
+        if not self.has_shortcut(layer):
             raise ValueError(
                 f"Cannot collapse `{layer}`: it has no shortcut, so the network would be cut. "
                 "Exclude it from the depth groups."
@@ -162,10 +169,19 @@ def resolve_each(
     model: nn.Module,
     selectors: Sequence[Selector | Mapping[str, Any]],
     example_input: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    strict: bool = True,
 ) -> list[list[GroupSet]]:
     """Return the group sets of each selector, in the model's order; see :func:`resolve_groups`.
 
     A group set that several selectors name is the same object in each of their lists.
+
+    Args:
+        model: any module; it is not changed.
+        selectors: as for :func:`resolve_groups`.
+        example_input: as for :func:`resolve_groups`.
+        strict: False passes over patterns that match no layer and depth groups without a shortcut,
+            for a model that lost layers in compaction.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -173,7 +189,7 @@ def resolve_each(
         >>> [[s.name for s in group_sets] for group_sets in resolve_each(net, selectors)]
         [['0:neuron_in', '1:neuron_in'], ['1:neuron_in']]
     """
-    around = Surroundings(model, example_input)
+    around = Surroundings(model, example_input, strict)
     known: dict[str, GroupSet] = {}
     result = []
     for selector in map(as_selector, selectors):
@@ -218,23 +234,28 @@ def as_selector(given: Selector | Mapping[str, Any]) -> Selector:
     return Selector(**given)
 
 
-def matching_layers(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
+def matching_layers(around: Surroundings, selector: Selector) -> list[str]:
     """Return the names of the layers that a selector matches, in the model's order."""
-    layers = {name: m for name, m in modules.items() if layer_type(m) is not None}
+    layers = {name: m for name, m in around.modules.items() if layer_type(m) is not None}
     able = [name for name, module in layers.items() if has_kind(module, selector.kind)]
-    return match(selector, able, layers)
+    chosen = match(selector, able, layers, around.strict)
+    if selector.kind == "depth" and not around.strict:
+        return [layer for layer in chosen if around.has_shortcut(layer)]
+    return chosen
 
 
-def match(selector: Selector, able: Sequence[str], layers: Iterable[str]) -> list[str]:
+def match(
+    selector: Selector, able: Sequence[str], layers: Iterable[str], strict: bool
+) -> list[str]:
     """Return those of the layers that are able to have groups which a selector matches.
 
     Raises:
-        ValueError: if one of the patterns matches none.
+        ValueError: if ``strict`` and one of the patterns matches none.
     """
     chosen: list[str] = []
     for pattern in selector.patterns():
         hits = [name for name in able if fnmatchcase(name, pattern)]
-        if not hits:
+        if not hits and strict:
             others = [name for name in layers if fnmatchcase(name, pattern)]
             why = f"It matches {', '.join(others)}, without such groups. " if others else ""
             raise ValueError(
@@ -249,7 +270,7 @@ def make_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
     """Return the group sets that a selector names."""
     if selector.kind in COUPLED_KINDS:
         return coupled_sets(around, selector)
-    return [make_set(around, x, selector) for x in matching_layers(around.modules, selector)]
+    return [make_set(around, x, selector) for x in matching_layers(around, selector)]
 
 
 def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
@@ -262,7 +283,7 @@ def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
     families = [f for f in around.families() if has_family_kind(around, f, selector.kind)]
     weighted = [[n for n, _ in f.writers if n in layers] for f in families]
     able = [name for name in layers if any(name in names for names in weighted)]
-    chosen = match(selector, able, layers)
+    chosen = match(selector, able, layers, around.strict)
     seen: Counter[str] = Counter()
     sets = []
     for family, names in zip(families, weighted, strict=True):

@@ -35,11 +35,16 @@ SAME_FUNCTION = 1e-4
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run folder holds; ``trained`` is the masked network of the last checkpoint."""
+    """What a run folder holds.
+
+    ``dense`` is the backbone that the run started with, ``trained`` the masked network of the last
+    checkpoint.
+    """
 
     folder: Path
     config: dict[str, Any]
     epochs: int
+    dense: nn.Module
     trained: nn.Module
     compact: nn.Module
     data: Any
@@ -113,7 +118,7 @@ def read_run(folder: Path) -> FinishedRun:
             f"`trainer.default_root_dir`, with {CONFIG}, checkpoints/last.ckpt and compact/."
         )
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    trained, loops = load_backbone(checkpoint).model, read_checkpoint(checkpoint).get("loops", {})
+    trained, loops = load_backbone(checkpoint), read_checkpoint(checkpoint).get("loops", {})
     try:
         config = yaml.safe_load(path.read_text())
         done = int(loops["fit_loop"]["epoch_progress"]["current"]["processed"])
@@ -128,7 +133,8 @@ def read_run(folder: Path) -> FinishedRun:
             f"Cannot publish {folder}: expected a run with a seed that trained all its epochs, "
             f"got seed {seed} and {done} of {epochs} epochs. Resume it with `fit --ckpt_path`."
         )
-    return FinishedRun(folder, config, done, trained, load_compact(folder / "compact"), data)
+    small = load_compact(folder / "compact")
+    return FinishedRun(folder, config, done, trained.original(), trained.model, small, data)
 
 
 def open_data(section: Mapping[str, Any]) -> Any:
@@ -177,8 +183,8 @@ def measured_card(
         seed=run.config["seed_everything"],
         epochs=run.epochs,
         penalties=tuple(run.config["model"].get("penalties") or ()),
-        groups=groups_left(run.trained, run.compact),
-        dense=measure_size(run.trained),
+        groups=groups_left(run.dense, run.compact),
+        dense=measure_size(run.dense),
         compact=measure_size(run.compact),
         licence=LICENCE,
         paper=paper,
