@@ -205,7 +205,7 @@ def resolve(
         ValueError: if there are none in ``groups``, or they are not of this model.
     """
     if groups is None and kind in COUPLED_KINDS:
-        around = Surroundings(model, example_input)
+        around = Surroundings(model, example_input, strict=True)
         return make_sets(around, Selector(kind)) if around.has_kind(kind) else []
     given = [Selector(kind)] if groups is None else list(groups)
     sets = [g for g in given if isinstance(g, GroupSet)]

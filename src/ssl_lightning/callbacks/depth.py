@@ -6,18 +6,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from ssl_lightning.callbacks.when import Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.graph import ResidualBranch, residual_branches, trace
 from ssl_lightning.groups import resolve_groups
 from ssl_lightning.module import SSLLightningModule
 
 
-class DepthCollapse(Callback):
+class DepthCollapse(EpochStartCallback):
     """Collapse residual blocks whose branch is zero: they become their shortcut.
 
     A branch whose function no longer depends on its input, because the weights of one of its
@@ -81,7 +80,7 @@ class DepthCollapse(Callback):
             )
         return self._branches
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collapse the branches that became zero."""
         if not self.occasions.at(trainer.current_epoch):
             return

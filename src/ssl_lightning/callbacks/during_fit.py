@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from ssl_lightning.benchmark import num_parameters
 from ssl_lightning.callbacks.depth import DepthCollapse
-from ssl_lightning.callbacks.when import require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, require_module
 from ssl_lightning.compaction import (
     Plan,
     check_sliceable,
@@ -23,7 +22,7 @@ from ssl_lightning.graph import trace
 from ssl_lightning.module import SSLLightningModule, averaged_copies
 
 
-class CompactDuringFit(Callback):
+class CompactDuringFit(EpochStartCallback):
     """At the start of chosen epochs, replace the backbone by its compact network and train on.
 
     What is zero by then is removed, so that the remaining epochs are faster. (What is constant but
@@ -91,7 +90,7 @@ class CompactDuringFit(Callback):
                 f"0 to {last - 1}. Lower `at` or raise `trainer.max_epochs`."
             )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compact, if this is one of the epochs to do so and something can go."""
         if trainer.current_epoch not in self.epochs:
             return
