@@ -13,6 +13,7 @@ from ssl_lightning.compaction import (
     Plan,
     apply_plan,
     compact,
+    expand,
     load_compact,
     make_plan,
     save_compact,
@@ -212,3 +213,54 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, lenet, plan):
 def test_example_inputs_have_the_stored_types(plan):
     other = replace(plan, input_shapes=((1, 4),), input_types=("int64",))
     assert [x.dtype for x in other.example_inputs()] == [torch.int64]
+
+
+# --- two plans in a row, and the way back --------------------------------------------------------
+
+FAMILIES = {
+    "lenet": {},
+    "mlp": {"widths": (20, 15)},
+    "resnet20": {"widths": (4, 6, 8)},
+    "alexnet": {"num_classes": 5},
+    "torchvision:mobilenet_v2": {"num_classes": 5},
+}
+
+
+def shrunk(name, arguments, fraction=0.4):
+    """A backbone with zeros, its example input and its plan."""
+    net = randomise_(create_backbone(name, **arguments)).eval()
+    x = torch.zeros(1, *net.input_shape)
+    zero_randomly_(net, x, fraction)
+    return net, x, make_plan(net, x)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_expanding_gives_back_the_masked_network(name):
+    net, x, plan = shrunk(name, FAMILIES[name])
+    small = compact(net, plan)
+    masked = expand(small, create_backbone(name, **FAMILIES[name]), plan)
+    again = compact(masked, plan)
+    for key, value in small.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)
+    x = torch.randn(2, *x.shape[1:])
+    assert_same(net.double(), masked.double(), x.double(), tolerance=1e-9)
+
+
+def test_expanding_needs_the_right_plan(lenet, plan):
+    with pytest.raises(ValueError, match="does not turn this LeNet into"):
+        expand(create_backbone("lenet"), lenet, plan)
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp", "resnet20"])
+def test_two_plans_in_a_row_are_one(name):
+    net, x, first = shrunk(name, FAMILIES[name], fraction=0.2)
+    small = compact(net, first)
+    zero_randomly_(small, x, 0.4, seed=1)
+    later = make_plan(small, x)
+    smaller = compact(small, later)
+    both = Plan.from_json(first.then(later).to_json())
+    at_once = apply_plan(create_backbone(name, **FAMILIES[name]), both)
+    at_once.load_state_dict(smaller.state_dict())
+    assert str(at_once) == str(smaller)
+    x = torch.randn(2, *x.shape[1:])
+    assert_same(smaller, at_once.eval(), x, tolerance=0.0)

@@ -37,6 +37,27 @@ class Plan:
         """Return the modules that lose something."""
         return {name: slices for name, slices in self.modules.items() if slices.shrinks()}
 
+    def then(self, later: Plan) -> Plan:
+        """Return the plan that does at once what this one and then ``later`` do.
+
+        Args:
+            later: a plan made for the network that this plan leaves.
+
+        Example:
+            >>> first = Plan({"a": SiteSlices((0,), (1, 2, 4), (1, 5), False)}, (), ())
+            >>> later = Plan({"a": SiteSlices((0,), (0, 2), (1, 3), False)}, (), ())
+            >>> first.then(later).modules["a"].outputs
+            (1, 4)
+        """
+        both = {
+            name: chain(slices, later.modules[name])
+            for name, slices in self.modules.items()
+            if name in later.modules
+        }
+        notes = tuple(dict.fromkeys((*self.notes, *later.notes)))
+        modules = {**self.modules, **later.modules, **both}
+        return Plan(modules, self.input_shapes, self.input_types, notes)
+
     def explain(self) -> str:
         """Return a table: what is kept of each module, and why zeros in it stay.
 
@@ -89,6 +110,23 @@ class Plan:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
         return cls(modules, shapes, types, notes)
+
+
+def chain(first: SiteSlices, later: SiteSlices) -> SiteSlices:
+    """Return what is left of a module after two plans, in the numbers before both.
+
+    A module that became a constant has no inputs of its own any more: those of ``first`` stand.
+    """
+    gone = first.zero or first.constant
+    return SiteSlices(
+        first.inputs if gone else tuple(first.inputs[i] for i in later.inputs),
+        tuple(first.outputs[i] for i in later.outputs),
+        first.of,
+        first.zero or later.zero,
+        first.constant or later.constant,
+        later.idle,
+        later.reason,
+    )
 
 
 def explain_row(name: str, slices: SiteSlices) -> tuple[str, str, str, str]:

@@ -152,3 +152,51 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             "weights changed since the plan was made; make the plan again."
         )
     return apply_slices(copy.deepcopy(model), plan.modules)
+
+
+@torch.no_grad()
+def expand(small: nn.Module, backbone: nn.Module, plan: Plan) -> nn.Module:
+    """Return the masked network that a compact one stands for: its weights where they came from.
+
+    What the plan removed is zero. Where each weight came from is found by shrinking a copy of the
+    backbone whose elements hold their own numbers.
+
+    Args:
+        small: the compact network.
+        backbone: any network of the architecture it was made from; only that is used.
+        plan: the plan it was made with.
+
+    Raises:
+        ValueError: if the three do not belong together.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net = create_backbone("mlp", widths=(4,))
+        >>> _ = torch.nn.init.zeros_(net.fc1.weight[1:3]), torch.nn.init.zeros_(net.fc1.bias)
+        >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+        >>> masked = expand(compact(net, plan), net, plan)
+        >>> torch.equal(masked.fc1.weight, net.fc1.weight)
+        True
+    """
+    masked = copy.deepcopy(backbone)
+    numbers = apply_plan(number_elements_(copy.deepcopy(backbone).double()), plan)
+    places, values = numbers.state_dict(), small.state_dict()
+    if {k: v.shape for k, v in places.items()} != {k: v.shape for k, v in values.items()}:
+        raise ValueError(
+            f"expand: the plan does not turn this {type(backbone).__name__} into the compact "
+            "network given. Use the backbone, arguments and plan stored with it."
+        )
+    for parameter in masked.parameters():
+        parameter.zero_()
+    for name, target in masked.state_dict().items():
+        if name in values:
+            source, place = values[name].to(target.dtype).flatten(), places[name].flatten()
+            target.view(-1)[place.long()] = source
+    return masked.train(small.training)
+
+
+def number_elements_(model: nn.Module) -> nn.Module:
+    """Give every element of parameters and floating-point buffers its own number in its tensor."""
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
+    return model
