@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from ssl_lightning.suggest import nearest
-from ssl_lightning.zoo.cards import CARD, Card, StoredFile, check_name
+from ssl_lightning.zoo.cards import CARD, Card, check_name
+from ssl_lightning.zoo.records import StoredFile
 
 VARIABLE = "SSL_ZOO_DIR"
 HERE = Path(__file__).resolve().parent

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from torch import nn
 
-from ssl_lightning.compaction.store import create_small, load_compact
+from ssl_lightning.compaction.plan import Plan
+from ssl_lightning.compaction.store import RECIPE, create_small, load_compact
 from ssl_lightning.zoo.entries import checked_entry
+
+PREFIX = "zoo:"
+"""Of a backbone's name that is an entry's."""
 
 
 def load(name: str, pretrained: bool = True, root: str | Path | None = None) -> nn.Module:
@@ -18,14 +25,30 @@ def load(name: str, pretrained: bool = True, root: str | Path | None = None) -> 
 
     Args:
         name: an entry of :func:`ssl_lightning.zoo.list_models`.
-        pretrained: with the published weights; otherwise the same small layers with fresh ones.
+        pretrained: with the published weights; otherwise the same small layers with fresh ones,
+            scaled for the number of inputs that each layer has now.
         root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
 
     Raises:
         FileNotFoundError: if there is no zoo, or a file of the entry is missing.
         ValueError: if the name is no plain name or unknown, or a file is not what was published.
     """
-    return build(checked_entry(name, root)[1], pretrained)
+    return load_with_recipe(name, pretrained, root)[0]
+
+
+def load_with_recipe(
+    name: str, pretrained: bool = True, root: str | Path | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return what :func:`load` does, and how its architecture is made again.
+
+    Returns:
+        The network; and its ``"backbone"``, ``"arguments"`` and ``"plan"``, as plain values.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`.
+    """
+    files = checked_entry(name, root)[1]
+    return build(files, pretrained), json.loads(files[RECIPE])
 
 
 def build(files: dict[str, bytes], pretrained: bool = True) -> nn.Module:
@@ -33,4 +56,22 @@ def build(files: dict[str, bytes], pretrained: bool = True) -> nn.Module:
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
-        return load_compact(folder) if pretrained else create_small(folder).eval()
+        if pretrained:
+            return load_compact(folder)
+        plan = Plan.from_json(json.dumps(json.loads(files[RECIPE])["plan"]))
+        return rescale_(create_small(folder), plan).eval()
+
+
+@torch.no_grad()
+def rescale_(small: nn.Module, plan: Plan) -> nn.Module:
+    """Scale fresh weights, drawn for the dense layers' inputs, for the inputs that are left.
+
+    The usual initialisations have a standard deviation of one over the root of the number of
+    inputs: slices of the dense layers' would start a small network from too small weights.
+    """
+    modules = dict(small.named_modules())
+    for name, slices in plan.modules.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and slices.inputs:
+            weight.mul_((slices.of[0] / len(slices.inputs)) ** 0.5)
+    return small
