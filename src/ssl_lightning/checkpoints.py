@@ -12,16 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_backbone
+from ssl_lightning.compaction import Plan
+from ssl_lightning.compaction.store import Recipe
 
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A backbone with trained weights, and how to create it again."""
+    """A backbone with trained weights, and how to create it again.
+
+    Attributes:
+        model: the network, in eval mode.
+        name: of the backbone, ``zoo:<name>`` if training started from an entry.
+        arguments: of the backbone.
+        epoch: number of the last one trained.
+        origin: of a network that was compact already: how its architecture is made.
+    """
 
     model: nn.Module
     name: str
     arguments: dict[str, Any]
     epoch: int
+    origin: Recipe | None = None
+
+    def recipe(self, plan: Plan) -> Recipe:
+        """Return how the network that ``plan`` leaves of the model is made again."""
+        if self.origin is not None:
+            return self.origin.then(plan)
+        return Recipe(self.name, self.arguments, plan)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -79,9 +96,10 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
             "make_plan and compact yourself."
         )
     arguments = dict(settings.get("backbone_args") or {})
-    if settings.get("num_classes") is not None:
+    origin = read_origin(content, str(path))
+    if origin is None and settings.get("num_classes") is not None:
         arguments.setdefault("num_classes", settings["num_classes"])
-    model = create_backbone(name, **arguments)
+    model = create_backbone(name, **arguments) if origin is None else origin.create()
     prefix = "backbone."
     state = {
         k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
@@ -90,4 +108,14 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the backbone {name!r}: {error}") from error
-    return TrainedBackbone(model.eval(), name, arguments, int(content.get("epoch", 0)))
+    return TrainedBackbone(model.eval(), name, arguments, int(content.get("epoch", 0)), origin)
+
+
+def read_origin(content: Mapping[str, Any], where: str) -> Recipe | None:
+    """Return the recipe that a checkpoint holds if training started from a compact network.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    text = content.get("ssl_lightning", {}).get("origin")
+    return None if text is None else Recipe.from_json(text, f"`origin` in {where}")

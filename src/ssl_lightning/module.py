@@ -19,6 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.checkpoints import check_state
+from ssl_lightning.compaction import Plan
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.groups import GroupSet, group_counts, nonzero_groups, zero_groups_
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.penalties import (
@@ -29,6 +31,8 @@ from ssl_lightning.penalties import (
     penalty_to_dict,
 )
 from ssl_lightning.steps import check_optimizer, has_stepped
+from ssl_lightning.suggest import check_keys
+from ssl_lightning.zoo.loading import PREFIX, load_with_recipe
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,9 +55,11 @@ class SSLLightningModule(pl.LightningModule):
     (percent), and per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left).
 
     Args:
-        backbone: name for :func:`~ssl_lightning.create_backbone`, or any module that maps a batch
-            to logits ``(N, num_classes)``.
-        backbone_args: arguments for the named backbone.
+        backbone: name for :func:`~ssl_lightning.create_backbone`; ``zoo:<name>`` for an entry of
+            the zoo with its weights; or any module that maps a batch to logits
+            ``(N, num_classes)``.
+        backbone_args: arguments for the named backbone; of an entry ``pretrained: false`` for the
+            small network with fresh weights, and ``root``.
         penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
             1e-3}``, or :class:`~ssl_lightning.GroupLasso` and :class:`~ssl_lightning.L1` objects.
         optimizer: makes the optimizer from parameters.
@@ -113,9 +119,13 @@ class SSLLightningModule(pl.LightningModule):
             }
         )
         self.backbone_arguments = dict(backbone_args or {})
-        if num_classes is not None and isinstance(backbone, str):
-            self.backbone_arguments.setdefault("num_classes", num_classes)
-        self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.origin: Recipe | None = None
+        if isinstance(backbone, str) and backbone.startswith(PREFIX):
+            self.backbone, self.origin = load_entry(backbone, self.backbone_arguments)
+        else:
+            if num_classes is not None and isinstance(backbone, str):
+                self.backbone_arguments.setdefault("num_classes", num_classes)
+            self.backbone = make_backbone(backbone, self.backbone_arguments)
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -311,6 +321,21 @@ class SSLLightningModule(pl.LightningModule):
         """Write zeros into all locked groups."""
         self.locks.enforce_(dict(self.backbone.named_parameters()))
 
+    def recipe(self, plan: Plan) -> Recipe:
+        """Return how the network that ``plan`` leaves of the backbone is made again.
+
+        Raises:
+            ValueError: if the backbone was given as an object, so that its name is unknown.
+        """
+        if self.origin is not None:
+            return self.origin.then(plan)
+        if "backbone" not in self.hparams:
+            raise ValueError(
+                "SSLLightningModule: the backbone was given as an object, so that nobody could "
+                "create it again. Give its name."
+            )
+        return Recipe(self.hparams["backbone"], self.backbone_arguments, plan)
+
     # --- hooks ----------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -358,6 +383,8 @@ class SSLLightningModule(pl.LightningModule):
         """Store locks and seed; what is stored has zeros in all locked groups."""
         self.locks.enforce_(checkpoint["state_dict"], prefix="backbone.")
         checkpoint["ssl_lightning"] = {"locks": self.locks.state_dict(), "run_seed": self.run_seed}
+        if self.origin is not None:  # so that the checkpoint can be compacted without the zoo
+            checkpoint["ssl_lightning"]["origin"] = self.origin.to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore locks and seed, after checking that the weights are numbers."""
@@ -377,6 +404,22 @@ def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn
             )
         return backbone
     return create_backbone(backbone, **arguments)
+
+
+def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
+    """Return the network of a zoo entry, in training mode, and how it is made again.
+
+    Args:
+        backbone: ``"zoo:<name>"``.
+        arguments: ``pretrained`` and ``root`` of :func:`ssl_lightning.zoo.load`.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
+        ValueError: if another argument is given, the name is unknown, or a file is damaged.
+    """
+    check_keys(f"The backbone {backbone}", arguments, ("pretrained", "root"))
+    model, recipe = load_with_recipe(backbone.removeprefix(PREFIX), **arguments)
+    return model.train(), recipe
 
 
 def count_classes(backbone: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,78 @@ WEIGHTS = "model.safetensors"
 RECIPE = "plan.json"
 OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 """Arguments of a backbone that load weights, which the stored ones would replace."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the architecture of a compact network is made again.
+
+    Attributes:
+        backbone: name of the backbone it was made from.
+        arguments: of that backbone.
+        plan: what is kept of it.
+
+    Example:
+        >>> recipe = Recipe("mlp", {"widths": [4]}, Plan({}, (), ()))
+        >>> recipe.create().fc2.in_features, Recipe.from_json(recipe.to_json()) == recipe
+        (4, True)
+    """
+
+    backbone: str
+    arguments: dict[str, Any]
+    plan: Plan
+
+    def create(self) -> nn.Module:
+        """Return the architecture, with fresh weights.
+
+        Raises:
+            ValueError: if the plan does not fit the backbone.
+        """
+        return apply_plan(create_backbone(self.backbone, **self._without_weights()), self.plan)
+
+    def create_dense(self) -> nn.Module:
+        """Return the backbone that it was made from, with fresh weights."""
+        return create_backbone(self.backbone, **self._without_weights())
+
+    def _without_weights(self) -> dict[str, Any]:
+        return {k: v for k, v in self.arguments.items() if k not in OTHER_WEIGHTS}
+
+    def then(self, plan: Plan) -> Recipe:
+        """Return the recipe of what ``plan`` leaves of this network."""
+        return Recipe(self.backbone, self.arguments, self.plan.then(plan))
+
+    def to_json(self) -> str:
+        """Return the content of ``plan.json``."""
+        recipe = {
+            "backbone": self.backbone,
+            "arguments": self.arguments,
+            "plan": json.loads(self.plan.to_json()),
+        }
+        return json.dumps(recipe, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "Recipe") -> Recipe:
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            text: the JSON.
+            where: it was found, for messages.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        try:
+            recipe = json.loads(text)
+            plan = Plan.from_json(json.dumps(recipe["plan"]))
+            return cls(str(recipe["backbone"]), dict(recipe["arguments"]), plan)
+        except (
+            json.JSONDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            UnicodeDecodeError,
+        ) as error:
+            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}.") from error
 
 
 def save_compact(
@@ -39,14 +112,10 @@ def save_compact(
         The folder.
     """
     folder = Path(folder)
-    recipe = {
-        "backbone": backbone,
-        "arguments": dict(arguments),
-        "plan": json.loads(plan.to_json()),
-    }
+    recipe = Recipe(backbone, dict(arguments), plan)
     with replacing(folder / WEIGHTS) as weights, replacing(folder / RECIPE) as text:
         save_model(model, str(weights))
-        text.write_text(json.dumps(recipe, indent=1) + "\n")
+        text.write_text(recipe.to_json())
     return folder
 
 
@@ -89,13 +158,4 @@ def create_small(folder: str | Path) -> nn.Module:
                 f"No {name} in {folder}: a compact network is a folder with {WEIGHTS} and "
                 f"{RECIPE}. Write one with `ssl-lightning compact CHECKPOINT`."
             )
-    try:
-        recipe = json.loads((folder / RECIPE).read_text())
-        plan = Plan.from_json(json.dumps(recipe["plan"]))
-        arguments = {k: v for k, v in recipe["arguments"].items() if k not in OTHER_WEIGHTS}
-        model = create_backbone(recipe["backbone"], **arguments)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / RECIPE} is damaged: {type(error).__name__}: {error}."
-        ) from error
-    return apply_plan(model, plan)
+    return Recipe.from_json((folder / RECIPE).read_bytes(), str(folder / RECIPE)).create()

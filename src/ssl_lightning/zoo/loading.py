@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
 
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.store import RECIPE, create_small, load_compact
+from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
 from ssl_lightning.zoo.entries import checked_entry
 
 PREFIX = "zoo:"
@@ -38,28 +36,33 @@ def load(name: str, pretrained: bool = True, root: str | Path | None = None) -> 
 
 def load_with_recipe(
     name: str, pretrained: bool = True, root: str | Path | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, Recipe]:
     """Return what :func:`load` does, and how its architecture is made again.
 
     Returns:
-        The network; and its ``"backbone"``, ``"arguments"`` and ``"plan"``, as plain values.
+        The network and its recipe.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load`.
     """
     files = checked_entry(name, root)[1]
-    return build(files, pretrained), json.loads(files[RECIPE])
+    return build(files, pretrained), read_recipe(files)
+
+
+def read_recipe(files: dict[str, bytes]) -> Recipe:
+    """Return the recipe among checked files."""
+    return Recipe.from_json(files[RECIPE], RECIPE)
 
 
 def build(files: dict[str, bytes], pretrained: bool = True) -> nn.Module:
     """Return the network that checked files describe: these very bytes, whatever is on disk now."""
+    if not pretrained:
+        recipe = read_recipe(files)
+        return rescale_(recipe.create(), recipe.plan).eval()
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
-        if pretrained:
-            return load_compact(folder)
-        plan = Plan.from_json(json.dumps(json.loads(files[RECIPE])["plan"]))
-        return rescale_(create_small(folder), plan).eval()
+        return load_compact(folder)
 
 
 @torch.no_grad()

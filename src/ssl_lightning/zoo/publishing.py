@@ -244,8 +244,8 @@ def measured_card(
         unmeasured["controls"] = "no finished runs of controls were given"
     return Card(
         name=name,
-        backbone=run.recipe["backbone"],
-        arguments=run.recipe["arguments"],
+        backbone=run.recipe.backbone,
+        arguments=run.recipe.arguments,
         data=DataSet(set_name, run.data.normalize, *splits),
         validation_error=published.validation_error,
         test_error=published.test_error,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from ssl_lightning.backbones import create_backbone
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
-from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.compaction.store import RECIPE, load_compact
+from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
@@ -39,7 +36,7 @@ class FinishedRun:
     seconds: float | None
     trained: nn.Module
     compact: nn.Module
-    recipe: dict[str, Any]
+    recipe: Recipe
     data: Any
 
     @property
@@ -49,12 +46,11 @@ class FinishedRun:
 
     def backbone(self) -> nn.Module:
         """Return the dense network that it was compacted from, with fresh weights."""
-        return create_backbone(self.recipe["backbone"], **self.recipe["arguments"])
+        return self.recipe.create_dense()
 
     def masked(self) -> nn.Module:
         """Return the compact network's weights in the dense network, all others zero."""
-        plan = Plan.from_json(json.dumps(self.recipe["plan"]))
-        return expand(self.compact, self.backbone(), plan).eval()
+        return expand(self.compact, self.backbone(), self.recipe.plan).eval()
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -86,7 +82,7 @@ def read_run(folder: Path) -> FinishedRun:
             f"got seed {seed} and {done} of {epochs} epochs. Resume it with `fit --ckpt_path`."
         )
     compact = load_compact(folder / "compact")
-    recipe = json.loads((folder / "compact" / RECIPE).read_text())
+    recipe = Recipe.from_json((folder / "compact" / RECIPE).read_text(), RECIPE)
     seconds = training_seconds(stored)
     return FinishedRun(folder, config, done, seconds, trained, compact, recipe, data)
 

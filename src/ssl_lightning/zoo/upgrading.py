@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ssl_lightning.backbones import create_backbone
-from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE
 from ssl_lightning.zoo.cards import (
@@ -25,7 +22,7 @@ from ssl_lightning.zoo.cards import (
 )
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder
-from ssl_lightning.zoo.loading import build
+from ssl_lightning.zoo.loading import build, read_recipe
 from ssl_lightning.zoo.measuring import measure_error, measure_layers
 from ssl_lightning.zoo.pages import write_table
 from ssl_lightning.zoo.publishing import (
@@ -115,12 +112,11 @@ def upgraded(old: Mapping[str, Any], files: dict[str, bytes], folder: Path, thre
             f"{old['name']} has {found:.2f} % validation error on this machine, its card says "
             f"{old['validation_error']:.2f} %. Use the data that it was trained on."
         )
-    backbone = partial(create_backbone, old["backbone"], **old["arguments"])
-    plan = Plan.from_json(json.dumps(json.loads(files[RECIPE])["plan"]))
-    dense = backbone().eval()
-    masked = expand(compact, dense, plan)
+    recipe = read_recipe(files)
+    dense = recipe.create_dense().eval()
+    masked = expand(compact, dense, recipe.plan)
     write_filters({"compact": masked}, folder)
-    step_cost, why_not = step_cost_of(config, backbone, data, threads)
+    step_cost, why_not = step_cost_of(config, recipe.create_dense, data, threads)
     size = Size(**old["compact"])
     result = SeedResult(
         old["seed"], old["validation_error"], old["test_error"], size.macs, size.num_parameters

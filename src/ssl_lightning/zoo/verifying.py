@@ -12,12 +12,10 @@ from safetensors.torch import load as parse_tensors
 from torch import nn
 
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.compaction.store import RECIPE
 from ssl_lightning.zoo.cards import CONFIG, GOLDEN, Card
 from ssl_lightning.zoo.entries import checked_entry
-from ssl_lightning.zoo.loading import build
+from ssl_lightning.zoo.loading import build, read_recipe
 from ssl_lightning.zoo.measuring import (
     difference,
     groups_left,
@@ -141,8 +139,8 @@ def check_error(card: Card, model: nn.Module) -> list[Check]:
 def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
     """Time the dense, masked and compact network again and compare the ratios, never the times."""
     dense = create_backbone(card.backbone, **card.arguments).eval()
-    plan = Plan.from_json(json.dumps(json.loads(files[RECIPE])["plan"]))
-    models = {"dense": dense, "masked": expand(model, dense, plan), "compact": model}
+    masked = expand(model, dense, read_recipe(files).plan)
+    models = {"dense": dense, "masked": masked, "compact": model}
     return [check for record in card.latency for check in compare_ratios(record, models)]
 
 
@@ -167,11 +165,11 @@ def compare_ratios(record: Latency, models: dict[str, nn.Module]) -> list[Check]
 
 def check_settings(card: Card, files: dict[str, bytes]) -> list[Check]:
     """Compare the card with the plan and the config beside it."""
-    recipe, config = json.loads(files[RECIPE]), yaml.safe_load(files[CONFIG])
+    recipe, config = read_recipe(files), yaml.safe_load(files[CONFIG])
     penalties = config["model"].get("penalties") or []
     return [
-        Check("backbone", card.backbone, str(recipe["backbone"])),
-        Check("arguments", json.dumps(card.arguments), json.dumps(recipe["arguments"])),
+        Check("backbone", card.backbone, recipe.backbone),
+        Check("arguments", json.dumps(card.arguments), json.dumps(recipe.arguments)),
         Check("seed", card.seed, config["seed_everything"]),
         Check("epochs", card.epochs, config["trainer"]["max_epochs"]),
         Check("penalties", json.dumps(card.penalties), json.dumps(penalties)),
