@@ -36,6 +36,7 @@ from ssl_lightning.zoo.curves import parse_curves, read_log
 from ssl_lightning.zoo.measuring import measure_error
 from ssl_lightning.zoo.pages import entry_page, table_page
 from ssl_lightning.zoo.records import SeedResult, median_result
+from ssl_lightning.zoo.timing import create_optimizer, measure_step_cost, training_step
 from test_cli import short_run
 
 ZOO = ROOT / "zoo"
@@ -529,7 +530,7 @@ def test_runs_that_do_not_belong_together_are_refused(seeds, spoilt, run, tmp_pa
         zoo.publish(seeds[0], "x", root, controls={"random": [spoilt]})
     with pytest.raises(ValueError, match="Unknown kind of control 'luck'"):
         zoo.publish(seeds[0], "x", root, controls={"luck": [seeds[0]]})
-    with pytest.raises(ValueError, match="expected at least one run"):
+    with pytest.raises(ValueError, match=r"different seeds, got the seeds \[\]"):
         zoo.publish(seeds[0], "x", root, controls={"random": []})
     assert not root.exists() or not list(root.iterdir())
 
@@ -764,3 +765,45 @@ def test_a_damaged_origin_is_named(tuned, tmp_path):
     torch.save(content, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError, match=r"`origin` in .*bad.ckpt is damaged"):
         load_backbone(tmp_path / "bad.ckpt")
+
+
+# Timings
+
+
+SETTINGS = {"penalties": [{"kind": "filter", "layers": "conv*", "strength": 1e-3}]}
+BATCH = (torch.randn(4, 1, 28, 28), torch.arange(4))
+
+
+@pytest.mark.parametrize("precision", [None, "bf16-mixed"])
+@pytest.mark.parametrize("mode", ["proximal", "subgradient"])
+def test_step_cost_times_both_kinds_of_step(precision, mode):
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}}
+    penalties = [{**SETTINGS["penalties"][0], "mode": mode}]
+    settings = {"penalties": penalties, "optimizer": optimizer, "channels_last": True}
+    threads = torch.get_num_threads()
+    cost = measure_step_cost(settings, lambda: create_backbone("lenet"), BATCH, precision, rounds=2)
+    assert cost.median_ms.keys() == {"without", "with"}
+    assert min(cost.ratio, *cost.median_ms.values()) > 0
+    assert (cost.batch_size, cost.precision.startswith("bf")) == (4, precision is not None)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_timed_step_is_a_training_step():
+    torch.manual_seed(0)
+    model = create_backbone("lenet")
+    with torch.no_grad():
+        model.conv1.weight[3] = 1e-12
+        model.conv1.bias[3] = 0
+    window = {"kind": "window", "start": 5, "end": 6}
+    penalties = [{**SETTINGS["penalties"][0], "schedule": window, "strength": 10.0}]
+    training_step(model, penalties, {}, BATCH, mixed=False)()
+    assert not model.conv1.weight[3].any()
+    assert model.conv1.weight[4].all()
+    assert model.conv1.weight.grad.any()
+
+
+def test_what_cannot_be_timed_is_named():
+    with pytest.raises(ValueError, match="has no penalties"):
+        measure_step_cost({}, lambda: create_backbone("lenet"), BATCH)
+    with pytest.raises(ValueError, match="Unknown optimizer 'system'"):
+        create_optimizer({"class_path": "os.system"}, create_backbone("lenet"))

@@ -46,7 +46,6 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
     figure = Figure(figsize=(8, 1.0 + 2.5 * rows), dpi=150, facecolor="white", layout="constrained")
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     draw_lines(panels[0], errors, "error, %")
-    panels[0].set_yscale("log")
     label_errors(panels[0], errors)
     if sparsity:
         draw_lines(panels[1], sparsity, "groups that are zero, %")
@@ -97,11 +96,11 @@ def draw_lines(axes: "Axes", lines: Curves, title: str) -> None:
 
 
 def label_errors(axes: "Axes", errors: Curves) -> None:
-    """Write plain percentages at the logarithmic axis: 1, 2, 5, 10, ..."""
+    """Make the axis logarithmic and write plain percentages at it: 1, 2, 5, 10, ..."""
     values = [v for line in errors.values() for v in line if v > 0 and math.isfinite(v)]
     if not values:
-        axes.set_yscale("linear")
         return
+    axes.set_yscale("log")
     low, high = min(values), max(values)
     steps = [m * 10.0**e for e in range(-3, 3) for m in (1, 2, 5)]
     ticks = [step for step in steps if 0.8 * low <= step <= 1.25 * high]

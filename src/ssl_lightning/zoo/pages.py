@@ -116,6 +116,7 @@ def figures(card: Card) -> str:
             for kind in GROUP_KINDS
             if kind in paper
         ),
+        *macs_per_layer(card, paper.get("flop_percent")),
         ("multiply-adds", share(card.compact.macs, card.dense.macs), NOTHING),
         (
             "parameters",
@@ -126,6 +127,16 @@ def figures(card: Card) -> str:
     row = paper.get("row", "no published row")
     text = table(("figure", "here", f"the paper ({row})"), rows)
     return f"{text}\n\nThe paper: {paper['reference']}." if "reference" in paper else text
+
+
+def macs_per_layer(card: Card, flop_percent: Any) -> list[tuple[str, str, str]]:
+    """Return the row that compares the layers' shares of multiply-adds, if the paper gives them."""
+    if not isinstance(flop_percent, dict):
+        return []
+    ours = [percent(*card.layer_macs[n]) for n in flop_percent if n in card.layer_macs]
+    layers = ", ".join(flop_percent)
+    theirs = " - ".join(map(str, flop_percent.values()))
+    return [(f"multiply-adds of {layers}, %", " - ".join(ours), theirs)]
 
 
 def share(part: int, whole: int) -> str:
@@ -262,11 +273,22 @@ def training(card: Card) -> str:
             f"{where(cost.machine, cost.threads)}."
         )
     rows = [
-        (f"`{p.get('kind')}`", f"`{p.get('layers', '*')}`", p.get("strength"), schedule_of(p))
+        (f"`{p.get('kind')}`", layers_of(p), p.get("strength"), schedule_of(p))
         for p in card.penalties
     ]
     penalties = table(("penalty", "layers", "strength", "schedule"), rows) if rows else ""
     return "\n\n".join(part for part in (" ".join(lines), penalties) if part)
+
+
+def layers_of(penalty: dict[str, Any]) -> str:
+    """Write the patterns that say which layers a penalty is on.
+
+    Example:
+        >>> layers_of({"layers": ["fc1", "fc2"]}), layers_of({})
+        ('`fc1`, `fc2`', '`*`')
+    """
+    given = penalty.get("layers") or "*"
+    return ", ".join(f"`{pattern}`" for pattern in ([given] if isinstance(given, str) else given))
 
 
 def schedule_of(penalty: dict[str, Any]) -> str:
@@ -340,16 +362,17 @@ def latency_cell(card: Card) -> str:
 
 
 def paper_cells(card: Card) -> tuple[str, str]:
-    """Write the groups left here and in the paper's row."""
+    """Write the groups left here, and the paper's row with its error and groups.
+
+    Both are ``-`` where no row of the paper is compared with.
+    """
     paper = card.paper or {}
     kinds = [kind for kind in GROUP_KINDS if kind in paper]
     here = "; ".join(f"{kind} {groups_line(card, kind)}" for kind in kinds)
-    there = "; ".join(f"{kind} {paper_groups(paper, kind)}" for kind in kinds)
-    row = [str(paper["row"])] if "row" in paper else []
     error = [f"{paper['error']} %"] if "error" in paper else []
-    return here or NOTHING, ": ".join(
-        [*row, ", ".join([*error, *([there] if there else [])])] if paper else []
-    ) or NOTHING
+    there = ", ".join([*error, *(f"{kind} {paper_groups(paper, kind)}" for kind in kinds)])
+    row = [str(paper["row"])] if "row" in paper else []
+    return here or NOTHING, ": ".join(part for part in (*row, there) if part) or NOTHING
 
 
 def write_table(root: str | Path) -> Path:

@@ -47,6 +47,7 @@ from ssl_lightning.zoo.runs import (
     check_same_config,
     golden_images,
     measure_run,
+    placeless,
     portable_config,
     read_run,
 )
@@ -120,12 +121,14 @@ def measure_control(kind: str, folders: Sequence[Place], run: FinishedRun) -> Co
     """Measure the runs of a control on the data of the published run.
 
     Raises:
-        ValueError: if the kind is unknown, or a run was trained on other data.
+        ValueError: if the kind is unknown, the runs differ in more than their seed, or they were
+            trained on other data.
     """
     pick("kind of control", kind, CONTROLS)
     finished = [read_run(Path(folder)) for folder in folders]
+    check_same_config(finished)
     for control in finished:
-        if control.config["data"] != run.config["data"]:
+        if placeless(control, "data") != placeless(run, "data"):
             raise ValueError(
                 f"Cannot compare {control.folder} with {run.folder}: `data` of their configs "
                 "differs. Train the control on the same images."

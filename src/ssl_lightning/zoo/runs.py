@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for section in first.config.keys() | run.config.keys():
-            if section not in PLACES and first.config.get(section) != run.config.get(section):
+            if section not in PLACES and placeless(first, section) != placeless(run, section):
                 raise ValueError(
                     f"Cannot publish {first.folder} and {run.folder} together: `{section}` of "
                     "their configs differs. Only seeds and places may."
@@ -137,6 +138,14 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
                 f"Cannot publish {first.folder} and {run.folder} together: they trained "
                 f"{first.epochs} and {run.epochs} epochs. Train them equally long."
             )
+
+
+def placeless(run: FinishedRun, section: str) -> Any:
+    """Return a section of a run's config without the folder in which it found its data."""
+    content = copy.deepcopy(run.config.get(section))
+    if section == "data" and isinstance(content, dict):
+        (content.get("init_args") or {}).pop("root", None)
+    return content
 
 
 def measure_run(run: FinishedRun) -> SeedResult:
