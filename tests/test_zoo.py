@@ -456,6 +456,23 @@ def test_pages_of_cards_with_everything(published):
     assert "goal missed" in page
 
 
+def test_a_dense_network_is_an_entry_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {"dirpath": str(tmp_path / "run/checkpoints"), "save_last": True}
+    callbacks = [
+        {"class_path": "SaveCompact"},
+        {"class_path": "ModelCheckpoint", "init_args": checkpoint},
+    ]
+    dense = ("--model.penalties", "[]", "--trainer.callbacks", json.dumps(callbacks))
+    assert main(short_run(tmp_path, *dense, *LOG)) == 0
+    zoo.publish("run", "dense", "zoo")
+    card = zoo.card("dense", "zoo")
+    assert card.compact == card.dense
+    assert card.unmeasured["step_cost"] == "the run has no penalties"
+    assert "trained densely" in entry_page(card)
+    assert all(check.ok for check in zoo.verify("dense", "zoo", latency=False))
+
+
 # Several seeds and controls
 
 
