@@ -50,6 +50,7 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
     if sparsity:
         draw_lines(panels[1], sparsity, "groups that are zero, %")
         panels[1].set_ylim(-3, 103)
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("epochs trained", color=INK, fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
     with replacing(path) as temporary:

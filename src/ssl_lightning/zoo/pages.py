@@ -18,7 +18,7 @@ from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
 
 NOTHING = "-"
 TAGS = ("structured-sparsity", "group-lasso", "pruning", "model-compression")
-SHOWN = 12  # layers of a table in an entry's page; deeper networks show those with most MACs
+SHOWN = 12  # layers in an entry's page; of deeper networks those that lost most multiply-adds
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -174,8 +174,9 @@ def pictures(card: Card) -> str:
 
 def layers(card: Card) -> str:
     """Return a table of what is left of each layer."""
-    by_macs = sorted(card.layer_macs, key=lambda name: -card.layer_macs[name][1])[:SHOWN]
-    names = [name for name in card.layer_macs if name in by_macs]
+    lost = {name: dense - compact for name, (compact, dense) in card.layer_macs.items()}
+    most = sorted(lost, key=lambda name: (-lost[name], -card.layer_macs[name][1]))[:SHOWN]
+    names = [name for name in card.layer_macs if name in most]
     rows = [
         (
             f"`{name}`",

@@ -169,7 +169,7 @@ def write_filters(panels: Mapping[str, nn.Module], folder: Path) -> None:
 def first_filters(run: FinishedRun) -> dict[str, nn.Module]:
     """Return the networks to draw: that of the earliest checkpoint and the masked one."""
     stored = sorted(run.folder.glob("checkpoints/epoch-*.ckpt"), key=epoch_of)
-    early = {f"after {epoch_of(p) + 1} epochs": load_backbone(p).model for p in stored[:1]}
+    early = {f"after epoch {epoch_of(p) + 1}": load_backbone(p).model for p in stored[:1]}
     return {**early, "compact": run.masked()}
 
 
