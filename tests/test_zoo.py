@@ -239,6 +239,7 @@ def test_a_forged_card_is_found_out_by_measuring(copied):
     fields["test_error"] -= 0.1
     fields["seeds"][0]["test_error"] -= 0.1
     fields["compact"]["macs"] -= 1
+    fields["seeds"][0]["macs"] -= 1
     fields["groups"]["conv1"]["filters"][0] -= 1
     fields["seed"] += 1
     fields["seeds"][0]["seed"] += 1
@@ -281,6 +282,7 @@ def test_a_card_survives_the_trip():
         ({"seed": "0"}, "card.seed: expected int"),
         ({"test_error": 101}, "percent from 0 to 100"),
         ({"test_error": 1}, "median validation error"),
+        ({"compact": {"macs": 1, "num_parameters": 1}}, "median validation error.* got SeedRes"),
         ({"unmeasured": {}}, "expected a reason for controls, curves, training_seconds, got none"),
         ({"seeds": []}, "expected at least one run"),
         ({"controls": [{"kind": "luck", "seeds": []}]}, "expected magnitude, random, small_dense"),

@@ -15,6 +15,7 @@ from ssl_lightning import zoo
 from ssl_lightning.cli.parse import call
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
+from ssl_lightning.zoo.pages import latency_cell
 
 WIDTH = 120  # characters, where the output is no terminal
 
@@ -33,7 +34,7 @@ def run(name: str, arguments: list[str]) -> int | None:
 
 
 def list_entries(root: str | None = None) -> None:
-    """List the entries: error on the test split, multiply-adds and parameters.
+    """List the entries: test error, multiply-adds, parameters, latency as a ratio to the dense.
 
     Args:
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
@@ -47,11 +48,14 @@ def list_entries(root: str | None = None) -> None:
                 name,
                 f"{card.backbone}, {card.data.name}",
                 f"{card.test_error:.2f}",
+                str(len(card.seeds)),
                 f"{short_count(macs)} ({percent(macs, card.dense.macs)} %)",
                 f"{short_count(parameters)} ({percent(parameters, card.dense.num_parameters)} %)",
+                latency_cell(card),
             )
         )
-    show_table("", ("entry", "network, data", "test error %", "MACs", "parameters"), rows)
+    head = ("entry", "network, data", "test error %", "seeds", "MACs", "parameters", "latency")
+    show_table("", head, rows)
 
 
 def show_entry(name: str, root: str | None = None) -> None:

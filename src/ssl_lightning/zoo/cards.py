@@ -120,12 +120,14 @@ class Card:
 
     def _check_median(self) -> None:
         """Make sure that the published run is the one with the median validation error."""
-        published = median_result(self.seeds)
-        errors = (self.seed, self.validation_error, self.test_error)
-        if errors != (published.seed, published.validation_error, published.test_error):
+        expected, size = median_result(self.seeds), self.compact
+        found = SeedResult(
+            self.seed, self.validation_error, self.test_error, size.macs, size.num_parameters
+        )
+        if found != expected:
             raise ValueError(
-                f"card.seed: expected the run with the median validation error, {published}, got "
-                f"(seed, validation, test error) {errors}. Publish the runs again."
+                "card.seed: expected the figures of the run with the median validation error, "
+                f"{expected}, got {found}. Publish the runs again."
             )
 
     def _check_files(self) -> None:
