@@ -544,6 +544,10 @@ def test_runs_that_do_not_belong_together_are_refused(seeds, spoilt, run, tmp_pa
     edit_config(spoilt, "strength: 0.001", "strength: 0.002")
     with pytest.raises(ValueError, match="`model` of their configs differs"):
         zoo.publish([seeds[0], spoilt], "x", root)
+    edit_config(spoilt, "strength: 0.002", "strength: 0.001")
+    edit_config(spoilt, "threshold: 0.95", "threshold: 0.9")
+    with pytest.raises(ValueError, match="`trainer` of their configs differs"):
+        zoo.publish([seeds[0], spoilt], "x", root)
     edit_config(spoilt, "num_validation: 2000", "num_validation: 1000")
     with pytest.raises(ValueError, match="`data` of their configs differs"):
         zoo.publish(seeds[0], "x", root, controls={"random": [spoilt]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,18 @@ from ssl_lightning.zoo.records import SeedResult
 NUM_GOLDEN = 8
 SAME_FUNCTION = 1e-4
 """Largest relative difference between the outputs of the masked and the compact network."""
-PLACES = ("seed_everything", "trainer", "ckpt_path")
-"""Sections of a config in which runs that differ in their seed alone may differ."""
+MAY_DIFFER = (
+    "seed_everything",
+    "ckpt_path",
+    "root",
+    "dirpath",
+    "folder",
+    "default_root_dir",
+    "logger",
+    "enable_progress_bar",
+    "enable_model_summary",
+)
+"""Keys of a config in which runs that differ in their seed alone may differ: places and looks."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for section in first.config.keys() | run.config.keys():
-            if section not in PLACES and placeless(first, section) != placeless(run, section):
+            if placeless(first, section) != placeless(run, section):
                 raise ValueError(
                     f"Cannot publish {first.folder} and {run.folder} together: `{section}` of "
                     "their configs differs. Only seeds and places may."
@@ -141,11 +150,20 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
 
 
 def placeless(run: FinishedRun, section: str) -> Any:
-    """Return a section of a run's config without the folder in which it found its data."""
-    content = copy.deepcopy(run.config.get(section))
-    if section == "data" and isinstance(content, dict):
-        (content.get("init_args") or {}).pop("root", None)
-    return content
+    """Return a section of a run's config without what may differ."""
+    return without(MAY_DIFFER, {section: run.config.get(section)})
+
+
+def without(keys: Sequence[str], content: Any) -> Any:
+    """Return plain values without some keys, at any depth.
+
+    Example:
+        >>> without(["root"], {"a": [{"root": "x", "b": 1}]})
+        {'a': [{'b': 1}]}
+    """
+    if isinstance(content, dict):
+        return {key: without(keys, value) for key, value in content.items() if key not in keys}
+    return [without(keys, item) for item in content] if isinstance(content, list) else content
 
 
 def measure_run(run: FinishedRun) -> SeedResult:
