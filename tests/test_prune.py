@@ -440,6 +440,18 @@ def test_half_precision_and_several_inputs() -> None:
         assert prune_(half, example, fraction=0.5, importance=importance).total == (8, 16)
 
 
+def test_random_groups_are_as_many_and_never_those_that_are_zero() -> None:
+    first, second = create_backbone("lenet"), create_backbone("lenet")
+    example = torch.zeros(1, 1, 28, 28)
+    prune_(first, example, fraction=0.3, importance="random")
+    zero = {n: p == 0 for n, p in first.named_parameters()}
+    assert prune_(first, example, fraction=0.5, importance="random").total == (285, 570)
+    assert all(bool((p[zero[n]] == 0).all()) for n, p in first.named_parameters())
+    prune_(second, example, macs=0.5, importance="random")
+    with pytest.raises(ValueError, match="importance='random' has no norms"):
+        prune_(second, example, threshold=0.1, importance="random")
+
+
 @pytest.mark.parametrize("goal", range(-5, 105, 7))
 @pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
 def test_the_search_finds_the_nearest(goal: int, power: float) -> None:

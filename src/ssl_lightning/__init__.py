@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CompactDuringFit,
         DepthCollapse,
         FilterPictures,
+        PruneLike,
         SaveCompact,
         SparsityMonitor,
         ThresholdPruning,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
         prox_group_lasso_metric,
         prox_l1,
     )
-    from ssl_lightning.prune import PruneReport, prune_
+    from ssl_lightning.prune import PruneReport, prune_, prune_like_
     from ssl_lightning.report import RunReport, bar_chart, comparison_table, filter_picture
     from ssl_lightning.schedules import Constant, Cosine, Ramp, StageLR, Window
 
@@ -68,6 +69,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "CompactDuringFit",
         "DepthCollapse",
         "FilterPictures",
+        "PruneLike",
         "SaveCompact",
         "SparsityMonitor",
         "ThresholdPruning",
@@ -102,7 +104,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "prox_group_lasso_metric",
         "prox_l1",
     ),
-    "prune": ("PruneReport", "prune_"),
+    "prune": ("PruneReport", "prune_", "prune_like_"),
     "report": ("RunReport", "bar_chart", "comparison_table", "filter_picture"),
     "schedules": ("Constant", "Cosine", "Ramp", "StageLR", "Window"),
 }

@@ -23,7 +23,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.checkpoints import check_state
 from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
-from ssl_lightning.compaction.store import plans_from_data, plans_to_data
+from ssl_lightning.compaction.store import Recipe, plans_from_data, plans_to_data
 from ssl_lightning.groups import (
     GroupSet,
     group_counts,
@@ -41,6 +41,8 @@ from ssl_lightning.penalties import (
     penalty_to_dict,
 )
 from ssl_lightning.steps import check_optimizer, has_stepped
+from ssl_lightning.suggest import check_keys
+from ssl_lightning.zoo.loading import PREFIX, load_with_recipe
 
 Batch = tuple[Tensor, Tensor]
 
@@ -78,9 +80,11 @@ class SSLLightningModule(pl.LightningModule):
     (percent), and per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left).
 
     Args:
-        backbone: name for :func:`~ssl_lightning.create_backbone`, or any module that maps a batch
-            to logits ``(N, num_classes)``.
-        backbone_args: arguments for the named backbone.
+        backbone: name for :func:`~ssl_lightning.create_backbone`; ``zoo:<name>`` for an entry of
+            the zoo with its weights; or any module that maps a batch to logits
+            ``(N, num_classes)``.
+        backbone_args: arguments for the named backbone; of an entry ``pretrained: false`` for the
+            small network with fresh weights, and ``root``.
         penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
             1e-3}``, or :class:`~ssl_lightning.GroupLasso` and :class:`~ssl_lightning.L1` objects.
         optimizer: makes the optimizer from parameters.
@@ -140,9 +144,13 @@ class SSLLightningModule(pl.LightningModule):
             }
         )
         self.backbone_arguments = dict(backbone_args or {})
-        if num_classes is not None and isinstance(backbone, str):
-            self.backbone_arguments.setdefault("num_classes", num_classes)
-        self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.started_from: Recipe | None = None
+        if isinstance(backbone, str) and backbone.startswith(PREFIX):
+            self.backbone, self.started_from = load_entry(backbone, self.backbone_arguments)
+        else:
+            if num_classes is not None and isinstance(backbone, str):
+                self.backbone_arguments.setdefault("num_classes", num_classes)
+            self.backbone = make_backbone(backbone, self.backbone_arguments)
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -398,8 +406,7 @@ class SSLLightningModule(pl.LightningModule):
 
     def _start_again(self) -> None:
         """Make the backbone anew, as it was before all plans."""
-        name = self.hparams.get("backbone")
-        if name is None:
+        if "backbone" not in self.hparams:
             raise ValueError(
                 "The checkpoint was written before the network was compacted, or in another run "
                 "that compacted it otherwise, and the backbone is a module given as an object, "
@@ -407,9 +414,32 @@ class SSLLightningModule(pl.LightningModule):
                 "and load the checkpoint into that."
             )
         like = next(iter(self.backbone.parameters()))
-        backbone = make_backbone(name, self.backbone_arguments).to(like.device, like.dtype)
+        backbone = self._start().create().to(like.device, like.dtype)
         self._take_backbone(backbone.train(self.backbone.training))
         self.plans, self.origin, self.locks = [], None, GroupLocks()
+
+    def _start(self) -> Recipe:
+        """Return how the network is made that training started from.
+
+        Raises:
+            ValueError: if the backbone was given as an object, so that its name is unknown.
+        """
+        if self.started_from is not None:
+            return self.started_from
+        if "backbone" not in self.hparams:
+            raise ValueError(
+                "SSLLightningModule: the backbone was given as an object, so that nobody could "
+                "create it again. Give its name."
+            )
+        return Recipe(self.hparams["backbone"], self.backbone_arguments)
+
+    def recipe(self, plan: Plan) -> Recipe:
+        """Return how the network that ``plan`` leaves of the backbone is made again.
+
+        Raises:
+            ValueError: if the backbone was given as an object, so that its name is unknown.
+        """
+        return self._start().then(*self.plans, plan)
 
     # --- hooks ----------------------------------------------------------------------------------
 
@@ -465,6 +495,8 @@ class SSLLightningModule(pl.LightningModule):
             "plans": plans_to_data(self.plans),
             "origin": None if self.origin is None else asdict(self.origin),
         }
+        if self.started_from is not None:  # so that the checkpoint can be read without the zoo
+            checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore plans, locks and seed, after checking that the weights are numbers."""
@@ -497,6 +529,22 @@ def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn
             )
         return backbone
     return create_backbone(backbone, **arguments)
+
+
+def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
+    """Return the network of a zoo entry, in training mode, and how it is made again.
+
+    Args:
+        backbone: ``"zoo:<name>"``.
+        arguments: ``pretrained`` and ``root`` of :func:`ssl_lightning.zoo.load`.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
+        ValueError: if another argument is given, the name is unknown, or a file is damaged.
+    """
+    check_keys(f"The backbone {backbone}", arguments, ("pretrained", "root"))
+    model, recipe = load_with_recipe(backbone.removeprefix(PREFIX), **arguments)
+    return model.train(), recipe
 
 
 def count_classes(backbone: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from lightning.pytorch.callbacks import Callback
 
 from ssl_lightning.callbacks.compact import SaveCompact
+from ssl_lightning.callbacks.control import PruneLike
 from ssl_lightning.callbacks.depth import DepthCollapse
 from ssl_lightning.callbacks.during_fit import CompactDuringFit
 from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
@@ -14,6 +15,7 @@ CALLBACKS: dict[str, type[Callback]] = {
         ThresholdPruning,
         DepthCollapse,
         CompactDuringFit,
+        PruneLike,
         SparsityMonitor,
         FilterPictures,
         SaveCompact,
@@ -25,6 +27,7 @@ __all__ = [
     "CompactDuringFit",
     "DepthCollapse",
     "FilterPictures",
+    "PruneLike",
     "SaveCompact",
     "SparsityMonitor",
     "ThresholdPruning",

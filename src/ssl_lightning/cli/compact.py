@@ -31,7 +31,8 @@ def compact_checkpoint(checkpoint: str, output: str | None = None) -> None:
     plan = make_plan(trained.model, example)
     small = compact(trained.model, plan)
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
-    save_compact(folder, small, [*trained.plans, plan], trained.name, trained.arguments)
+    recipe = trained.recipe(plan)
+    save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
     original = trained.original()
     for what, count in (
         ("parameters", num_parameters),
