@@ -2,9 +2,9 @@
 
 ``python tools/step_cost.py --backbone resnet20 --kinds filter channel shape depth``
 
-The three train in threads of one process that take turns after every step (A B C A B C ...), on the
-same images, which are in memory already; so drifts of the machine's speed hit all alike. A step is
-all from one batch to the next. Printed are the medians, the median and quartiles of the
+The three train in threads of one process that take turns after every step (A B C, C B A, ...), on
+the same images, which are in memory already; so drifts of the machine's speed hit all alike. A
+step is all from one batch to the next. Printed are the medians, the median and quartiles of the
 step-by-step ratios, and the time inside the proximal step itself. Run it on an idle machine.
 """
 
@@ -34,11 +34,16 @@ def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 
 class Turns:
-    """Lets the loops of several threads make one step each in turn, and times the steps."""
+    """Lets the loops of several threads make one step each in turn, and times the steps.
+
+    The order is reversed after every round (A B C, C B A, ...), since a step is slower or faster
+    by what ran before it.
+    """
 
     def __init__(self, number: int, steps: int) -> None:
         self.steps = steps
-        self.order = list(range(number))
+        self.round = list(range(number))
+        self.order = list(self.round)
         self.changed = threading.Condition()
         self.times: list[list[float]] = [[] for _ in range(number)]
 
@@ -51,13 +56,22 @@ class Turns:
             yield batch
             self.times[who].append(time.perf_counter() - start)
             with self.changed:
-                self.order.append(self.order.pop(0))
+                self.order.pop(0)
+                self.start_round()
                 self.changed.notify_all()
+
+    def start_round(self) -> None:
+        """Begin the next round, in reversed order, if this one is over."""
+        if not self.order:
+            self.round.reverse()
+            self.order = list(self.round)
 
     def leave(self, who: int) -> None:
         """Let the others go on without this loop (trainers do not ask for a batch too many)."""
         with self.changed:
-            self.order.remove(who)
+            self.round = [other for other in self.round if other != who]
+            self.order = [other for other in self.order if other != who]
+            self.start_round()
             self.changed.notify_all()
 
 
