@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         kept_groups,
         resolve_groups,
     )
+    from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.module import SSLLightningModule
     from ssl_lightning.penalties import (
         L1,
@@ -87,6 +88,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "kept_groups",
         "resolve_groups",
     ),
+    "kernels": ("ColumnSparseConv2d", "column_sparse_conv2d"),
     "module": ("SSLLightningModule",),
     "penalties": (
         "L1",

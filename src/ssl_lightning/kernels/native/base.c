@@ -1,0 +1,13 @@
+/* Portable kernels: four lanes, which every 64-bit processor has. */
+#include <string.h>
+
+#include "column_sparse.h"
+
+#define NAME(x) base_##x
+#define TARGET
+#define LANES 4
+#define TILE_ROWS 4
+#define TILE_VECTORS 3
+#include "multiply.inc.h"
+
+const Kernels ssl_base = {"base", LANES, TILE_VECTORS, 0, base_pack, base_pack_bfloat16, base_multiply};
