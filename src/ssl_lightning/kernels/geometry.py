@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ class Geometry:
         """Columns of all conv-groups."""
         return self.in_channels * self.area
 
-    @cached_property
+    @property
     def reach(self) -> Pair:
         """Input lines and positions that the kernel spans."""
         (h, w), (dy, dx) = self.kernel_size, self.dilation

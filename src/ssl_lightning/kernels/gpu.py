@@ -18,7 +18,11 @@ def is_available() -> bool:
     """Whether Triton is installed and has a GPU, or its interpreter (``TRITON_INTERPRET=1``)."""
     if find_spec("triton") is None:
         return False
-    return torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.cuda.is_available() or _is_interpreted()
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def convolve(
@@ -86,4 +90,5 @@ def _launch(
         TILE_ROWS=TILE_ROWS,
         TILE_PIXELS=TILE_PIXELS,
         TILE_DEPTH=TILE_DEPTH,
+        WIDEN=_is_interpreted(),
     )

@@ -166,7 +166,7 @@ class ColumnSparseConv2d(nn.Module):
         weight = self.values.new_zeros(g.out_channels, g.columns_per_group)
         for row, column, value in g.blocks(self.rows, self.columns):
             inside = self.columns[column] % g.columns_per_group
-            block = self.values[value].view(row.stop - row.start, -1)
+            block = self.values[value].view(row.stop - row.start, column.stop - column.start)
             weight = weight.index_put((self.rows[row][:, None], inside), block)
         return weight.view(g.out_channels, -1, *g.kernel_size)
 

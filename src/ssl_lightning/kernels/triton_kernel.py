@@ -37,6 +37,7 @@ def multiply_columns(
     TILE_ROWS: tl.constexpr,
     TILE_PIXELS: tl.constexpr,
     TILE_DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
 ) -> None:
     """Compute one tile of kept rows x output pixels of one image.
 
@@ -63,6 +64,8 @@ def multiply_columns(
             mask=(row < num_rows)[:, None] & (k < num_columns)[None, :],
             other=0.0,
         )
+        if WIDEN:  # the interpreter multiplies bfloat16 as integers
+            factor, lowered = factor.to(tl.float32), lowered.to(tl.float32)
         total = tl.dot(factor, lowered, total, input_precision="ieee")
     filters = tl.load(rows + row, mask=row < num_rows, other=0)
     place_out = (tl.program_id(2) * out_channels + filters)[:, None] * num_pixels + pixel[None, :]
