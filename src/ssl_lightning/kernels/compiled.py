@@ -7,6 +7,7 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from struct import Struct
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ LEVELS = {"base": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 """Instruction sets, by the most that may be used; what the processor lacks is never used."""
 
 _INTERFACE = 1  # as in native/column_sparse.c
-_FIELDS = 24  # of Problem in native/column_sparse.h
+_PROBLEM = Struct("24q")  # the fields of Problem in native/column_sparse.h
 _MESSAGE = (
     "ssl_lightning: the compiled convolution kernel is not there (%s). Column-sparse layers run in "
     "plain torch, correct but slow. Install a C compiler (gcc or clang) and install ssl-lightning "
@@ -140,8 +141,8 @@ def workspace_bytes(x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, g:
 
 def _problem(
     x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, g: Geometry, level: int
-) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * _FIELDS)(
+) -> bytes:
+    return _PROBLEM.pack(
         *x.shape,
         *x.stride(),
         g.out_channels,
@@ -160,8 +161,10 @@ def _problem(
 
 
 def _check_types(x: Tensor, values: Tensor, bias: Tensor | None) -> None:
-    types = {t.dtype for t in (x, values, bias) if t is not None}
-    if len(types) > 1 or x.dtype not in DTYPES:
+    dtype = x.dtype
+    same = values.dtype == dtype and (bias is None or bias.dtype == dtype)
+    if not same or dtype not in DTYPES:
+        types = {t.dtype for t in (x, values, bias) if t is not None}
         raise ValueError(
             "column_sparse_conv2d: expected input, values and bias all in float32 or all in "
             f"bfloat16, got {sorted(map(str, types))}. Convert them with `.to(x.dtype)`."

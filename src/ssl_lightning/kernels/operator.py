@@ -6,6 +6,7 @@ is none; backward is plain torch.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,7 +29,14 @@ torch.library.define(
 
 def _geometry(x: Tensor, sizes: tuple[Any, ...]) -> Geometry:
     out_channels, kernel_size, stride, padding, dilation, groups = sizes
-    return Geometry.of(x.shape[1], out_channels, kernel_size, stride, padding, dilation, groups)
+    pairs = (*kernel_size, *stride, *padding, *dilation)
+    return _cached_geometry(x.shape[1], out_channels, groups, *pairs)
+
+
+@lru_cache(maxsize=4096)  # a call of the kernel takes microseconds
+def _cached_geometry(in_channels: int, out_channels: int, groups: int, *pairs: int) -> Geometry:
+    kernel_size, stride, padding, dilation = zip(pairs[::2], pairs[1::2], strict=True)
+    return Geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
 
 
 def _plain(

@@ -11,5 +11,14 @@
 #define TILE_VECTORS 3
 #include "multiply.inc.h"
 
-const Kernels ssl_avx2 = {"avx2", LANES, TILE_VECTORS, 0, avx2_pack, avx2_pack_bfloat16, avx2_multiply};
+const Kernels ssl_avx2 = {
+    .name = "avx2",
+    .lanes = LANES,
+    .tile_vectors = TILE_VECTORS,
+    .fill = avx2_fill,
+    .fill_bfloat16 = avx2_fill_bfloat16,
+    .pack = avx2_pack,
+    .pack_bfloat16 = avx2_pack_bfloat16,
+    .multiply = avx2_multiply,
+};
 #endif

@@ -8,6 +8,11 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,fma")))
 enum { LANES = 16, TILE_ROWS = 8, TILE_VECTORS = 3 };
 
+static void fill(const void *from, int64_t stride, int64_t width, int64_t lines, void *to,
+                 int64_t pitch) {
+    ssl_avx512.fill_bfloat16(from, stride, width, lines, to, pitch);
+}
+
 /* Lower two columns at a time: pixel by pixel, the first in the low and the second in the high half. */
 TARGET static void pack(const void *image, const Layout *layout, const int64_t *offset, int64_t depth,
                         int64_t first, int64_t count, int64_t width, void *panel) {
@@ -101,5 +106,13 @@ static void multiply(const Block *b) {
     }
 }
 
-const Kernels ssl_avx512_bf16 = {"avx512_bf16", LANES, TILE_VECTORS, 1, NULL, pack, multiply};
+const Kernels ssl_avx512_bf16 = {
+    .name = "avx512_bf16",
+    .lanes = LANES,
+    .tile_vectors = TILE_VECTORS,
+    .native_bfloat16 = 1,
+    .fill_bfloat16 = fill,
+    .pack_bfloat16 = pack,
+    .multiply = multiply,
+};
 #endif

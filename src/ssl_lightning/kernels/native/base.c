@@ -10,4 +10,13 @@
 #define TILE_VECTORS 3
 #include "multiply.inc.h"
 
-const Kernels ssl_base = {"base", LANES, TILE_VECTORS, 0, base_pack, base_pack_bfloat16, base_multiply};
+const Kernels ssl_base = {
+    .name = "base",
+    .lanes = LANES,
+    .tile_vectors = TILE_VECTORS,
+    .fill = base_fill,
+    .fill_bfloat16 = base_fill_bfloat16,
+    .pack = base_pack,
+    .pack_bfloat16 = base_pack_bfloat16,
+    .multiply = base_multiply,
+};

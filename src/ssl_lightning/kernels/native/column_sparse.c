@@ -13,7 +13,6 @@
 
 enum {
     PANEL_BYTES = 256 * 1024, /* a quarter of the L2 of today's cores */
-    MAX_PANEL_VECTORS = 12,
     SLACK = 64, /* elements that whole-vector copies may touch behind an image or a panel */
     IMAGE = 0, PANEL = 1 /* slots of scratch memory */
 };
@@ -158,6 +157,31 @@ static void free_layout(Layout *l) {
 COPY_LINE(copy_line_float, float)
 COPY_LINE(copy_line_bfloat16, uint16_t)
 
+/* Copy one channel into its only plane by whole vectors; return how many lines of it are done.
+ *
+ * The last lines are left over where a vector would reach behind the input or behind the plane,
+ * whose neighbour another thread may be filling. */
+static int64_t fill_plane(const Job *job, int64_t channel, char *to) {
+    const Problem *p = job->p;
+    const int64_t element = (int64_t)job->element, lanes = job->kernels->lanes * 4 / element;
+    const int64_t line = p->width + 2 * p->pad_x, bottom = p->pad_y * line;
+    const int64_t read = (p->width / lanes + 1) * lanes; /* from the start of a line */
+    const int64_t written = line > read ? ceil_div(line, lanes) * lanes : read;
+    const int64_t end = (p->batch - 1) * p->stride_n + (p->in_channels - 1) * p->stride_c +
+                        (p->height - 1) * p->stride_h + p->width;
+    const int fits = channel + (p->height - 1) * p->stride_h + read <= end &&
+                     p->pad_x + written <= line + bottom;
+    const int64_t left = fits ? 0 : ceil_div(lanes, p->width);
+    if (left >= p->height) return 0;
+    char *inside = to + (bottom + p->pad_x) * element;
+    memset(to, 0, (size_t)(inside - to));
+    (p->is_bfloat16 ? job->kernels->fill_bfloat16 : job->kernels->fill)(
+        job->x + channel * element, p->stride_h, p->width, p->height - left, inside, line);
+    if (left) return p->pad_y + p->height - left;
+    memset(to + (bottom + p->height * line) * element, 0, (size_t)(bottom * element));
+    return p->pad_y + p->height + p->pad_y;
+}
+
 /* Copy one channel of one image into its planes. */
 static void fill_planes(const Job *job, int64_t n, int64_t slot, char *image) {
     const Problem *p = job->p;
@@ -167,7 +191,12 @@ static void fill_planes(const Job *job, int64_t n, int64_t slot, char *image) {
     for (int64_t i = 0; i < l->phases; i++) {
         const int64_t top = l->phase[i] / p->step_x - p->pad_y, left = l->phase[i] % p->step_x - p->pad_x;
         char *to = image + (slot * l->phases + i) * l->plane_h * line * (int64_t)job->element;
-        for (int64_t y = 0; y < l->plane_h; y++, to += line * (int64_t)job->element) {
+        int64_t y = 0;
+        if (p->step_y * p->step_x * p->stride_w == 1 && p->stride_h >= p->width) {
+            y = fill_plane(job, channel, to);
+            to += y * line * (int64_t)job->element;
+        }
+        for (; y < l->plane_h; y++, to += line * (int64_t)job->element) {
             const int64_t from = top + y * p->step_y;
             if (from < 0 || from >= p->height) {
                 memset(to, 0, (size_t)line * job->element);

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define MAX_TILE_ROWS 8
+enum { MAX_PANEL_VECTORS = 12 }; /* of pixels */
 
 /* One convolution. The caller fills it in this order (a plain array of 64-bit integers). */
 typedef struct {
@@ -57,6 +57,11 @@ typedef struct {
     const char *name;
     int64_t lanes, tile_vectors;
     int native_bfloat16; /* multiplies pairs of bfloat16 */
+    /* Copy lines of the input into a padded plane; see multiply.inc.h. */
+    void (*fill)(const void *from, int64_t stride, int64_t width, int64_t lines, void *to,
+                 int64_t pitch);
+    void (*fill_bfloat16)(const void *from, int64_t stride, int64_t width, int64_t lines,
+                          void *to, int64_t pitch);
     /* Copy pixels [first, first + count) of the columns into a panel of `width` pixels. */
     void (*pack)(const void *image, const Layout *layout, const int64_t *offset, int64_t depth,
                  int64_t first, int64_t count, int64_t width, void *panel);

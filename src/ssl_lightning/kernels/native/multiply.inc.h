@@ -6,6 +6,29 @@
 typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
 typedef float NAME(loose) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+/* Copy lines into a padded plane by whole vectors. Zeros follow each line up to the next, and up
+ * to a vector may be read and written (with zeros) behind the last. */
+#define FILL(function, element, integer, lanes)                                                  \
+    TARGET static void function(const void *from, int64_t stride, int64_t width, int64_t lines,  \
+                                void *to, int64_t pitch) {                                       \
+        typedef integer loose __attribute__((vector_size(4 * LANES), aligned(2), may_alias));    \
+        const int64_t whole = width / (lanes) * (lanes);                                         \
+        loose keep;                                                                              \
+        for (int64_t i = 0; i < (lanes); i++) keep[i] = whole + i < width ? -1 : 0;              \
+        for (int64_t y = 0; y < lines; y++) {                                                    \
+            const element *source = (const element *)from + y * stride;                          \
+            element *target = (element *)to + y * pitch;                                         \
+            int64_t i = 0;                                                                       \
+            for (; i < whole; i += (lanes))                                                      \
+                *(loose *)(target + i) = *(const loose *)(source + i);                           \
+            *(loose *)(target + i) = *(const loose *)(source + i) & keep;                        \
+            for (i += (lanes); i < pitch; i += (lanes)) *(loose *)(target + i) = (loose){0};     \
+        }                                                                                        \
+    }
+FILL(NAME(fill), float, int32_t, LANES)
+FILL(NAME(fill_bfloat16), uint16_t, int16_t, 2 * LANES)
+#undef FILL
+
 /* Copy `count` floats by whole vectors; up to LANES - 1 more are read and written. */
 TARGET INLINE void NAME(copy)(const float *from, float *to, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) *(NAME(loose) *)(to + i) = *(const NAME(loose) *)(from + i);
