@@ -98,8 +98,8 @@ def _onnxruntime(model: nn.Module, x: Tensor) -> Call:
 
     if x.dtype != torch.float32:
         raise ValueError(
-            f"The engine 'onnxruntime' runs convolutions on the CPU in float32 only, got {x.dtype}. "
-            "Leave it out for this type."
+            "The engine 'onnxruntime' runs convolutions on the CPU in float32 only, got "
+            f"{x.dtype}. Leave it out for this type."
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

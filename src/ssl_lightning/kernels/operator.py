@@ -75,7 +75,7 @@ def _backward(
 def _fake(
     x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
 ) -> Tensor:
-    geometry = _geometry(x, sizes)
+    geometry = Geometry.of(x.shape[1], *sizes)  # the number of channels may be symbolic
     height, width = geometry.output_size(x.shape[2], x.shape[3])
     return x.new_empty((x.shape[0], geometry.out_channels, height, width))
 

@@ -13,9 +13,35 @@ static void fill(const void *from, int64_t stride, int64_t width, int64_t lines,
     ssl_avx512.fill_bfloat16(from, stride, width, lines, to, pitch);
 }
 
+/* Read the input itself, shifted; what a mask leaves out is zero and is not touched. */
+TARGET static void pack_directly(const uint16_t *input, const Layout *layout, const int64_t *offset,
+                                 int64_t depth, int64_t first, int64_t count, int64_t width,
+                                 uint32_t *panel) {
+    uint16_t masks[MAX_DIRECT_AREA][MAX_PANEL_VECTORS];
+    const int64_t *place = layout->place + (offset - layout->offset);
+    ssl_masks(layout, first, count, masks);
+    for (int64_t k = 0; k < depth; k += 2, panel += width) {
+        const int64_t second = k + 1 < depth ? k + 1 : k;
+        const uint16_t *low = input + offset[k] + first, *high = input + offset[second] + first;
+        const __mmask16 pair = second > k ? 0xffff : 0;
+        for (int64_t v = 0; v * LANES < width; v++) {
+            const __m256i a = _mm256_maskz_loadu_epi16(masks[place[k]][v], low + v * LANES);
+            const __m256i b =
+                _mm256_maskz_loadu_epi16(masks[place[second]][v] & pair, high + v * LANES);
+            _mm512_storeu_si512(panel + v * LANES,
+                                _mm512_or_si512(_mm512_cvtepu16_epi32(a),
+                                                _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
+        }
+    }
+}
+
 /* Lower two columns at a time: pixel by pixel, the first in the low and the second in the high half. */
 TARGET static void pack(const void *image, const Layout *layout, const int64_t *offset, int64_t depth,
                         int64_t first, int64_t count, int64_t width, void *panel) {
+    if (layout->direct) {
+        pack_directly(image, layout, offset, depth, first, count, width, panel);
+        return;
+    }
     const int64_t top = first / layout->out_w, left = first % layout->out_w;
     for (int64_t k = 0; k < depth; k += 2) {
         const int64_t start = top * layout->line + left;
@@ -111,6 +137,7 @@ const Kernels ssl_avx512_bf16 = {
     .lanes = LANES,
     .tile_vectors = TILE_VECTORS,
     .native_bfloat16 = 1,
+    .direct = 1,
     .fill_bfloat16 = fill,
     .pack_bfloat16 = pack,
     .multiply = multiply,

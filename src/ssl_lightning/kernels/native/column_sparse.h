@@ -5,7 +5,10 @@
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-enum { MAX_PANEL_VECTORS = 12 }; /* of pixels */
+enum {
+    MAX_PANEL_VECTORS = 12, /* of pixels */
+    MAX_DIRECT_AREA = 128   /* positions of a kernel that may read the input directly */
+};
 
 /* One convolution. The caller fills it in this order (a plain array of 64-bit integers). */
 typedef struct {
@@ -27,13 +30,19 @@ typedef struct {
  *
  * An image is copied once into planes, one per used channel and residue of the position modulo the
  * stride, padding included. There each column of the lowered matrix is a window of whole lines:
- * output line y of column k starts at offset[k] + y * line, whatever the stride. */
+ * output line y of column k starts at offset[k] + y * line, whatever the stride.
+ *
+ * If steps are 1 and the output is as wide as the input, pixel i of column k is element
+ * offset[k] + i of the input itself, or padding. Kernels with masks then read it directly. */
 typedef struct {
+    const Problem *p;
+    int direct;
     int64_t out_h, out_w, pixels; /* lines are merged where the planes have no gaps */
     int64_t phases, plane_h, line, image;
     int64_t used_channels;
     int64_t *channel;     /* used channel -> channel of the input */
     int64_t *phase;       /* used phase -> residue_y * step_x + residue_x */
+    int64_t *place;       /* kept column -> position in the kernel */
     int64_t *offset;      /* kept column -> first element of its window in the image */
     Group *group;
 } Layout;
@@ -57,6 +66,7 @@ typedef struct {
     const char *name;
     int64_t lanes, tile_vectors;
     int native_bfloat16; /* multiplies pairs of bfloat16 */
+    int direct;          /* can read the input without a padded copy */
     /* Copy lines of the input into a padded plane; see multiply.inc.h. */
     void (*fill)(const void *from, int64_t stride, int64_t width, int64_t lines, void *to,
                  int64_t pitch);
@@ -74,6 +84,10 @@ extern const Kernels ssl_base;
 #if defined(__x86_64__)
 extern const Kernels ssl_avx2, ssl_avx512, ssl_avx512_bf16;
 #endif
+
+/* For each position of the kernel, which pixels of each vector of a panel lie inside the input. */
+void ssl_masks(const Layout *layout, int64_t first, int64_t count,
+               uint16_t masks[MAX_DIRECT_AREA][MAX_PANEL_VECTORS]);
 
 INLINE float from_bfloat16(uint16_t value) {
     union { uint32_t bits; float number; } both = {(uint32_t)value << 16};
