@@ -6,6 +6,7 @@ arguments, so that a timing holds nothing but the computation.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -139,7 +140,8 @@ def _openvino(model: nn.Module, x: Tensor) -> Call:
     import openvino
 
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        graph = openvino.convert_model(model, example_input=x.clone().float(), input=[x.shape])
+        wide = copy.deepcopy(model).float()  # the type to compute in is a hint
+        graph = openvino.convert_model(wide, example_input=x.clone().float(), input=[x.shape])
     compiled = openvino.Core().compile_model(
         graph,
         "CPU",

@@ -3,7 +3,7 @@
 from ssl_lightning.kernels.compiled import instruction_set
 from ssl_lightning.kernels.functional import IMPLEMENTATIONS, column_sparse_conv2d
 from ssl_lightning.kernels.geometry import Geometry
-from ssl_lightning.kernels.layer import ColumnSparseConv2d
+from ssl_lightning.kernels.layer import ColumnSparseConv2d, workspace_bytes
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -11,4 +11,5 @@ __all__ = [
     "Geometry",
     "column_sparse_conv2d",
     "instruction_set",
+    "workspace_bytes",
 ]

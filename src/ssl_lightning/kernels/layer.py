@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.kernels import compiled
 from ssl_lightning.kernels.functional import call_operator, column_sparse_conv2d
 from ssl_lightning.kernels.geometry import Geometry, check_pattern, index_problem
 
@@ -262,3 +263,18 @@ def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, int]:
             "before the layer and use padding=0."
         )
     return both[0] // 2, both[1] // 2
+
+
+def workspace_bytes(layer: ColumnSparseConv2d, x: Tensor) -> int:
+    """Return the scratch memory of the compiled kernel beside input, weights and output.
+
+    Summed over all threads that may run; 0 where the compiled kernel does not.
+
+    Example:
+        >>> layer, x = ColumnSparseConv2d(8, 4, 3, padding=1), torch.zeros(1, 8, 30, 30)
+        >>> workspace_bytes(layer, x) < 8 * 9 * 30 * 30 * 4  # the lowered input
+        True
+    """
+    if x.dtype not in compiled.DTYPES or x.device.type != "cpu":
+        return 0
+    return compiled.workspace_bytes(x, layer.values, layer.rows, layer.columns, layer.geometry)
