@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ssl_lightning.compaction import (
         Plan,
         apply_plan,
+        choose_layers,
         compact,
         load_compact,
         make_plan,
@@ -71,7 +72,15 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "ThresholdPruning",
     ),
     "checkpoints": ("load_backbone",),
-    "compaction": ("Plan", "apply_plan", "compact", "load_compact", "make_plan", "save_compact"),
+    "compaction": (
+        "Plan",
+        "apply_plan",
+        "choose_layers",
+        "compact",
+        "load_compact",
+        "make_plan",
+        "save_compact",
+    ),
     "data": (
         "CIFAR10DataModule",
         "FashionMNISTDataModule",

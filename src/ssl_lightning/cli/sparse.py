@@ -40,7 +40,7 @@ def paper_table4(
     numbers = [configurations] if isinstance(configurations, int) else configurations
     cases = table4_cases(numbers, [layers] if isinstance(layers, str) else layers)
     record = measure_sparse(
-        "AlexNet, single convolutions at the sparsity of Table 4",
+        "AlexNet at the sparsity of Table 4",
         cases,
         batch_sizes=[batch_size] if isinstance(batch_size, int) else batch_size,
         threads=thread_counts(threads),

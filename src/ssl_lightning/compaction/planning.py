@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssl_lightning.compaction.equality import Problem, difference
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
+from ssl_lightning.compaction.sparse import replace_layers
 from ssl_lightning.graph import SIZED, Trace, analyse, trace
 
 ATTEMPTS = 6
@@ -117,7 +118,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         ValueError: if the model's layers are not those that the plan was made for. The model is
             unchanged then.
     """
-    return apply_slices(model, plan.modules)
+    small = apply_slices(model, plan.modules)
+    replace_layers(small, plan.sparse, keep_all=True)
+    return small
 
 
 def compact(model: nn.Module, plan: Plan) -> nn.Module:
@@ -151,4 +154,6 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
-    return apply_slices(copy.deepcopy(model), plan.modules)
+    small = apply_slices(copy.deepcopy(model), plan.modules)
+    replace_layers(small, plan.sparse)
+    return small

@@ -103,7 +103,7 @@ def speedup_chart(record: SparseRecord, path: str | Path) -> None:
     blocks = _blocks(record)
     columns = min(len(blocks), 4)
     lines = -(-len(blocks) // columns)
-    figure = _figure(3.6 * columns + 0.6, 2.7 * lines + 0.9)
+    figure = _figure(max(3.6 * columns + 0.6, 7.4), 2.7 * lines + 0.9)
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, ((number, form, (batch, threads)), rows) in zip(panels, blocks.items(), strict=False):
         _draw_bars(axes, rows)
