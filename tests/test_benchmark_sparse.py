@@ -171,11 +171,11 @@ def text(table: object) -> str:
 
 
 def test_table_shows_every_row_and_the_mean():
-    shown = text(sparse_table(record(row(), row(layer="conv5", speedup=4.0, limit=5.17))))
+    shown = text(sparse_table(record(row(), row(layer="conv1", speedup=0.5, limit=5.17))))
     for part in ("2 SSL", "conv4", "46.9", "84.7", "openvino", "0.900", "12.31", "9.00 ± 0.10"):
         assert part in shown
-    (mean,) = (line.split() for line in shown.splitlines() if "mean" in line)
-    assert mean[-2:] == ["8.74", "6.50"]
+    (mean,) = (line.split() for line in shown.splitlines() if " mean  " in line)
+    assert mean[-2:] == ["8.74", "5.00"]
 
 
 @pytest.mark.parametrize("draw", [speedup_chart, break_even_chart])

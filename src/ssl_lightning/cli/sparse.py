@@ -10,8 +10,12 @@ from rich.console import Console
 
 from ssl_lightning.benchmark.sparse import break_even_cases, measure_sparse, table4_cases
 from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
-from ssl_lightning.report.sparse import break_even_chart, sparse_table, speedup_chart
-from ssl_lightning.report.table import WIDTH
+from ssl_lightning.report.sparse import (
+    TABLE_WIDTH,
+    break_even_chart,
+    sparse_table,
+    speedup_chart,
+)
 
 
 def paper_table4(
@@ -21,7 +25,7 @@ def paper_table4(
     threads: int | list[int] | None = None,
     engines: str | list[str] | None = None,
     dtype: str = "float32",
-    repeats: int = 15,
+    repeats: int = 60,
     output: str | None = None,
 ) -> None:
     """Time AlexNet's convolutions at the sparsities of the paper's Table 4.
@@ -34,7 +38,7 @@ def paper_table4(
         engines: dense engines to be compared with: eager, compile, onnxruntime, openvino;
             default: all that are installed.
         dtype: float32 or bfloat16.
-        repeats: interleaved samples per engine.
+        repeats: interleaved samples per engine, of a millisecond or one call.
         output: JSON file to write; the bars per layer are drawn beside it as a PNG.
     """
     numbers = [configurations] if isinstance(configurations, int) else configurations
@@ -59,7 +63,7 @@ def break_even(
     threads: int | list[int] = 1,
     engines: str | list[str] | None = None,
     dtype: str = "float32",
-    repeats: int = 15,
+    repeats: int = 60,
     output: str | None = None,
 ) -> None:
     """Time a layer from dense to very sparse: where does sparsity begin to pay?
@@ -71,7 +75,7 @@ def break_even(
         threads: number of threads, or a list of several.
         engines: dense engines to be compared with; default: all that are installed.
         dtype: float32 or bfloat16.
-        repeats: interleaved samples per engine.
+        repeats: interleaved samples per engine, of a millisecond or one call.
         output: JSON file to write; the curve is drawn beside it as a PNG.
     """
     record = measure_sparse(
@@ -112,7 +116,7 @@ def finish(
 ) -> None:
     """Print the table; write record and picture."""
     console = Console()
-    console = console if console.width >= WIDTH else Console(width=WIDTH)
+    console = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)
     console.print(sparse_table(record))
     if output is not None:
         path = Path(output)

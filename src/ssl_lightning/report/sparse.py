@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTHING = "-"
+TABLE_WIDTH = 148  # characters; a narrower terminal wraps the lines, but no figure is cut
 FORM_NAMES = {"columns": "SSL", "csr": "l1 (CSR)"}
 Run = tuple[int, int]  # batch size, threads
 
@@ -27,7 +28,8 @@ def sparse_table(record: SparseRecord) -> Table:
     """Lay out all rows: what the paper had, what the arithmetic allows, what was measured.
 
     The mean of the speed-ups stands below each block of a configuration with one batch size and
-    number of threads, as the paper's headline is such a mean.
+    number of threads, as the paper's headline is such a mean; a layer that would get slower stays
+    dense and counts as 1.
     """
     table = Table(title=record.title, caption=_caption(record), box=SIMPLE_HEAD)
     for title in ("#", "layer"):
@@ -76,7 +78,7 @@ def _cells(row: SparseRow) -> list[str]:
 def _means(rows: list[SparseRow]) -> list[str]:
     papers = [row.paper for row in rows if row.paper is not None]
     paper = f"{fmean(papers):.2f}" if len(papers) == len(rows) else NOTHING
-    limit, ours = fmean(row.limit for row in rows), fmean(row.speedup for row in rows)
+    limit, ours = fmean(row.limit for row in rows), fmean(max(row.speedup, 1) for row in rows)
     return ["", "mean", *[""] * 7, paper, f"{limit:.2f}", f"{ours:.2f}", "", ""]
 
 
@@ -87,7 +89,7 @@ def _caption(record: SparseRecord) -> str:
         f"{record.instruction_set}; {versions}. Sparse: padding, lowering, product and scattering. "
         "Speed-up over the fastest dense engine: median ± interquartile range of the ratios of "
         "samples taken in turns. KB: the lowered matrix of one image, and what the kernel holds "
-        "instead on all its threads."
+        "instead on all its threads. In the mean, a layer that would get slower stays dense (1)."
     )
 
 
