@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ROOT
 from ssl_lightning import ColumnSparseConv2d, column_sparse_conv2d, count_macs
@@ -573,3 +574,13 @@ def test_a_library_of_other_sources_is_not_used(without_compiled, caplog):
     case = make_case(*GEOMETRIES["pointwise"])
     assert_near(case.sparse(), case.dense(), torch.float32)
     assert "built from other sources" in caplog.text
+
+
+def test_counters_see_the_layer_in_inference_mode_too():
+    case = make_case(*GEOMETRIES["alexnet_conv2"])
+    layer = ColumnSparseConv2d.from_conv(case.conv())
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        layer(case.x)
+    assert counter.get_total_flops() == 2 * case.values.numel() * 27 * 27
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(case.x).dtype == torch.bfloat16

@@ -145,12 +145,7 @@ def _problem(
     return _PROBLEM.pack(
         *x.shape,
         *x.stride(),
-        g.out_channels,
-        g.groups,
-        *g.kernel_size,
-        *g.stride,
-        *g.padding,
-        *g.dilation,
+        *g.sizes,
         rows.numel(),
         columns.numel(),
         values.numel(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -98,6 +99,12 @@ class Geometry:
         """Input lines and positions that the kernel spans."""
         (h, w), (dy, dx) = self.kernel_size, self.dilation
         return dy * (h - 1) + 1, dx * (w - 1) + 1
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """All but the input channels, in the order of the compiled kernel."""
+        pairs = (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
+        return self.out_channels, self.groups, *pairs
 
     def output_size(self, height: int, width: int) -> Pair:
         """Return height and width of the output."""

@@ -16,7 +16,8 @@
 /* Pack by whole vectors of the panel: as sixteen pixels span at most two vectors of the image, one
  * permutation puts them together, and every store is aligned. */
 AVX512 static void permute(const void *image, const Layout *layout, const int64_t *offset,
-                           int64_t depth, int64_t first, int64_t count, int64_t width, void *panel) {
+                           int64_t depth, int64_t first, int64_t count, int64_t width,
+                           void *panel) {
     int64_t start[MAX_PANEL_VECTORS];
     __m512i index[MAX_PANEL_VECTORS];
     const int64_t vectors = width / LANES, gap = layout->line - layout->out_w;

@@ -35,9 +35,9 @@ TARGET static void pack_directly(const uint16_t *input, const Layout *layout, co
     }
 }
 
-/* Lower two columns at a time: pixel by pixel, the first in the low and the second in the high half. */
-TARGET static void pack(const void *image, const Layout *layout, const int64_t *offset, int64_t depth,
-                        int64_t first, int64_t count, int64_t width, void *panel) {
+/* Lower two columns at a time: of each pixel, one in the low and one in the high half. */
+TARGET static void pack(const void *image, const Layout *layout, const int64_t *offset,
+                        int64_t depth, int64_t first, int64_t count, int64_t width, void *panel) {
     if (layout->direct) {
         pack_directly(image, layout, offset, depth, first, count, width, panel);
         return;
@@ -54,8 +54,10 @@ TARGET static void pack(const void *image, const Layout *layout, const int64_t *
         for (int64_t done = 0; done < count; done += part, part = layout->out_w) {
             if (part > count - done) part = count - done;
             for (int64_t i = 0; i < part; i += LANES) {
-                const __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(low + i)));
-                const __m512i b = _mm512_maskz_cvtepu16_epi32(pair, _mm256_loadu_si256((const void *)(high + i)));
+                const __m256i one = _mm256_loadu_si256((const void *)(low + i));
+                const __m256i two = _mm256_loadu_si256((const void *)(high + i));
+                const __m512i a = _mm512_cvtepu16_epi32(one);
+                const __m512i b = _mm512_maskz_cvtepu16_epi32(pair, two);
                 _mm512_storeu_si512(to + done + i, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
             }
             const int64_t step = layout->line - (done ? 0 : left);
@@ -65,7 +67,8 @@ TARGET static void pack(const void *image, const Layout *layout, const int64_t *
     }
 }
 
-TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int rows, const int vectors) {
+TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int rows,
+                        const int vectors) {
     __m512 sum[TILE_ROWS][TILE_VECTORS];
     const uint16_t *weight = (const uint16_t *)b->weight + row * b->depth;
     const uint32_t *panel = (const uint32_t *)b->panel + pixel;
@@ -77,14 +80,16 @@ TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int ro
     for (; k + 1 < b->depth; k += 2, panel += b->width) {
         __m512bh pixels[TILE_VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) pixels[v] = (__m512bh)_mm512_loadu_si512(panel + v * LANES);
+        for (int v = 0; v < vectors; v++)
+            pixels[v] = (__m512bh)_mm512_loadu_si512(panel + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             int32_t two;
             memcpy(&two, weight + r * b->depth + k, sizeof two);
             const __m512bh factor = (__m512bh)_mm512_set1_epi32(two);
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], factor, pixels[v]);
+            for (int v = 0; v < vectors; v++)
+                sum[r][v] = _mm512_dpbf16_ps(sum[r][v], factor, pixels[v]);
         }
     }
     if (k < b->depth) { /* a last column alone */
@@ -93,7 +98,8 @@ TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int ro
             const __m512bh factor = (__m512bh)_mm512_set1_epi32(weight[r * b->depth + k]);
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++)
-                sum[r][v] = _mm512_dpbf16_ps(sum[r][v], factor, (__m512bh)_mm512_loadu_si512(panel + v * LANES));
+                sum[r][v] = _mm512_dpbf16_ps(
+                    sum[r][v], factor, (__m512bh)_mm512_loadu_si512(panel + v * LANES));
         }
     }
 #pragma GCC unroll 8
@@ -105,15 +111,17 @@ TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int ro
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             const int64_t left = b->pixels - pixel - v * LANES;
-            const __mmask16 mask = left >= LANES ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-            _mm256_mask_storeu_epi16(to + v * LANES, mask,
+            const uint32_t mask = left >= LANES ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+            _mm256_mask_storeu_epi16(to + v * LANES, (__mmask16)mask,
                                      (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(sum[r][v], shift)));
         }
     }
 }
 
 #define TILE(r, v)                                                                               \
-    TARGET static void tile_##r##_##v(const Block *b, int64_t row, int64_t pixel) { tile(b, row, pixel, r, v); }
+    TARGET static void tile_##r##_##v(const Block *b, int64_t row, int64_t pixel) {              \
+        tile(b, row, pixel, r, v);                                                               \
+    }
 #define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3)
 #define ENTRY(r) {tile_##r##_1, tile_##r##_2, tile_##r##_3}
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)

@@ -43,7 +43,8 @@ static const Kernels *kernels_of(int64_t level, int bfloat16) {
     if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
         found = &ssl_avx512;
-        if (level >= 3 && bfloat16 && __builtin_cpu_supports("avx512bf16")) found = &ssl_avx512_bf16;
+        if (level >= 3 && bfloat16 && __builtin_cpu_supports("avx512bf16"))
+            found = &ssl_avx512_bf16;
     }
 #else
     (void)level, (void)bfloat16;
@@ -61,7 +62,8 @@ static int ascends(const int64_t *index, int64_t count, int64_t bound) {
 }
 
 /* Split the kept rows and columns (ascending) among the conv-groups. */
-static void find_groups(const Problem *p, const int64_t *rows, const int64_t *columns, Group *group) {
+static void find_groups(const Problem *p, const int64_t *rows, const int64_t *columns,
+                        Group *group) {
     const int64_t filters = p->out_channels / p->groups;
     const int64_t width = p->in_channels / p->groups * p->kernel_h * p->kernel_w;
     int64_t row = 0, column = 0, value = 0;
@@ -218,7 +220,8 @@ static void fill_planes(const Job *job, int64_t n, int64_t slot, char *image) {
     const int64_t line = ceil_div(p->width + 2 * p->pad_x, p->step_x);
     const int64_t channel = n * p->stride_n + l->channel[slot] * p->stride_c;
     for (int64_t i = 0; i < l->phases; i++) {
-        const int64_t top = l->phase[i] / p->step_x - p->pad_y, left = l->phase[i] % p->step_x - p->pad_x;
+        const int64_t top = l->phase[i] / p->step_x - p->pad_y;
+        const int64_t left = l->phase[i] % p->step_x - p->pad_x;
         char *to = image + (slot * l->phases + i) * l->plane_h * line * (int64_t)job->element;
         int64_t y = 0;
         if (p->step_y * p->step_x * p->stride_w == 1 && p->stride_h >= p->width) {
@@ -245,14 +248,17 @@ static void fill_planes(const Job *job, int64_t n, int64_t slot, char *image) {
 /* Give dropped filters what is left of them: their bias. */
 static void fill_dropped(const Job *job, int64_t n, int64_t filter) {
     const Problem *p = job->p;
-    char *to = job->y + (n * p->out_channels + filter) * job->layout->pixels * (int64_t)job->element;
     const int64_t pixels = job->layout->pixels;
+    char *to = job->y + (n * p->out_channels + filter) * pixels * (int64_t)job->element;
     if (!job->bias)
         memset(to, 0, (size_t)pixels * job->element);
-    else if (p->is_bfloat16)
-        for (int64_t i = 0; i < pixels; i++) ((uint16_t *)to)[i] = ((const uint16_t *)job->bias)[filter];
-    else
-        for (int64_t i = 0; i < pixels; i++) ((float *)to)[i] = ((const float *)job->bias)[filter];
+    else if (p->is_bfloat16) {
+        const uint16_t bias = ((const uint16_t *)job->bias)[filter];
+        for (int64_t i = 0; i < pixels; i++) ((uint16_t *)to)[i] = bias;
+    } else {
+        const float bias = ((const float *)job->bias)[filter];
+        for (int64_t i = 0; i < pixels; i++) ((float *)to)[i] = bias;
+    }
 }
 
 /* Compute one panel of one conv-group of one image. */
@@ -267,7 +273,8 @@ static void compute_panel(Job *job, int64_t n, int64_t g, int64_t panel, const c
     if (count > job->panel_vectors * kernels->lanes) count = job->panel_vectors * kernels->lanes;
     const int64_t width = ceil_div(count, kernels->lanes) * kernels->lanes;
     if (!group->rows) return;
-    void *lowered = ssl_scratch(PANEL, (size_t)((group->columns + 1) * width + SLACK) * sizeof(float));
+    const int64_t size = (group->columns + 1) * width + SLACK;
+    void *lowered = ssl_scratch(PANEL, (size_t)size * sizeof(float));
     if (!lowered) {
         atomic_store(&job->failed, 1);
         return;
@@ -308,7 +315,8 @@ static void work_on_images(void *argument) {
     for (int64_t n; (n = atomic_fetch_add(&job->next_task, 1)) < job->p->batch;) {
         for (int64_t slot = 0; slot < l->used_channels; slot++) fill_planes(job, n, slot, image);
         for (int64_t g = 0; g < job->p->groups; g++)
-            for (int64_t panel = 0; panel < job->panels; panel++) compute_panel(job, n, g, panel, image);
+            for (int64_t panel = 0; panel < job->panels; panel++)
+                compute_panel(job, n, g, panel, image);
         dropped_filters(job, n);
     }
 }
@@ -317,7 +325,8 @@ static void work_on_images(void *argument) {
 static void work_on_panels(void *argument) {
     Job *job = argument;
     const Layout *l = job->layout;
-    const int64_t planes = job->p->batch * l->used_channels, image_bytes = l->image * (int64_t)job->element;
+    const int64_t planes = job->p->batch * l->used_channels;
+    const int64_t image_bytes = l->image * (int64_t)job->element;
     for (int64_t i; (i = atomic_fetch_add(&job->next_plane, 8)) < planes;) {
         const int64_t end = i + 8 < planes ? i + 8 : planes;
         for (int64_t j = i; j < end; j++)
@@ -332,18 +341,20 @@ static void work_on_panels(void *argument) {
         if (task == per_image - 1)
             dropped_filters(job, n);
         else
-            compute_panel(job, n, task / job->panels, task % job->panels, job->images + n * image_bytes);
+            compute_panel(job, n, task / job->panels, task % job->panels,
+                          job->images + n * image_bytes);
     }
 }
 
 /* Choose how many vectors of pixels a panel has: it fits L2 and there is work for all threads. */
 static void choose_panels(Job *job, int shared) {
     const Layout *l = job->layout;
-    const int64_t vectors = ceil_div(l->pixels, job->kernels->lanes), tile = job->kernels->tile_vectors;
+    const int64_t lanes = job->kernels->lanes, tile = job->kernels->tile_vectors;
+    const int64_t vectors = ceil_div(l->pixels, lanes);
     int64_t depth = 1, panels = 1;
     for (int64_t g = 0; g < job->p->groups; g++)
         if (l->group[g].columns > depth) depth = l->group[g].columns;
-    int64_t most = PANEL_BYTES / (depth * job->kernels->lanes * (int64_t)sizeof(float)) / tile * tile;
+    int64_t most = PANEL_BYTES / (depth * lanes * (int64_t)sizeof(float)) / tile * tile;
     if (most > MAX_PANEL_VECTORS) most = MAX_PANEL_VECTORS;
     if (most < tile) most = tile;
     if (shared) panels = ceil_div(job->p->threads, job->p->groups * job->p->batch);
@@ -361,7 +372,8 @@ int ssl_column_sparse_conv2d(const Problem *p, const void *x, const void *values
                              const int64_t *rows, const int64_t *columns, void *y) {
     Layout layout = {0};
     const Kernels *kernels = kernels_of(p->level, (int)p->is_bfloat16);
-    Job job = {.p = p, .kernels = kernels, .layout = &layout, .x = x, .bias = bias, .weight = values, .rows = rows, .y = y};
+    Job job = {.p = p, .kernels = kernels, .layout = &layout, .x = x, .bias = bias,
+               .weight = values, .rows = rows, .y = y};
     const int64_t width = p->in_channels * p->kernel_h * p->kernel_w;
     if (!ascends(rows, p->num_rows, p->out_channels) || !ascends(columns, p->num_columns, width))
         return BAD_INDEX;
@@ -380,7 +392,8 @@ int ssl_column_sparse_conv2d(const Problem *p, const void *x, const void *values
     if (p->is_bfloat16 && !job.kernels->native_bfloat16) {
         floats = malloc((size_t)(p->num_values + 1) * sizeof(float));
         if (!floats) goto out_of_memory;
-        for (int64_t i = 0; i < p->num_values; i++) floats[i] = from_bfloat16(((const uint16_t *)values)[i]);
+        for (int64_t i = 0; i < p->num_values; i++)
+            floats[i] = from_bfloat16(((const uint16_t *)values)[i]);
         job.weight = floats;
     }
     const int shared = is_shared(p);

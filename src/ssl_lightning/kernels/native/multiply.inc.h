@@ -31,7 +31,8 @@ FILL(NAME(fill_bfloat16), uint16_t, int16_t, 2 * LANES)
 
 /* Copy `count` floats by whole vectors; up to LANES - 1 more are read and written. */
 TARGET INLINE void NAME(copy)(const float *from, float *to, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) *(NAME(loose) *)(to + i) = *(const NAME(loose) *)(from + i);
+    for (int64_t i = 0; i < count; i += LANES)
+        *(NAME(loose) *)(to + i) = *(const NAME(loose) *)(from + i);
 }
 
 TARGET INLINE void NAME(widen)(const uint16_t *from, float *to, int64_t count) {
@@ -61,7 +62,8 @@ PACK(NAME(pack_bfloat16), uint16_t, NAME(widen))
 #undef PACK
 
 /* Write `count` results of one row; out of line, because only the last tile of a row needs it. */
-TARGET static __attribute__((noinline)) void NAME(store)(const float *from, void *to, int64_t count, int bfloat16) {
+TARGET static __attribute__((noinline)) void NAME(store)(const float *from, void *to,
+                                                         int64_t count, int bfloat16) {
     if (!bfloat16)
         memcpy(to, from, (size_t)count * sizeof(float));
     else
@@ -139,7 +141,8 @@ static void NAME(multiply)(const Block *b) {
         const int64_t rows = b->rows - row < TILE_ROWS ? b->rows - row : TILE_ROWS;
         for (int64_t pixel = 0; pixel < b->width; pixel += TILE_VECTORS * LANES) {
             const int64_t vectors = (b->width - pixel) / LANES;
-            NAME(tiles)[rows - 1][(vectors < TILE_VECTORS ? vectors : TILE_VECTORS) - 1](b, row, pixel);
+            const int64_t wide = vectors < TILE_VECTORS ? vectors : TILE_VECTORS;
+            NAME(tiles)[rows - 1][wide - 1](b, row, pixel);
         }
     }
 }
