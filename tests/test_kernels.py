@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ROOT
@@ -584,3 +585,20 @@ def test_counters_see_the_layer_in_inference_mode_too():
     assert counter.get_total_flops() == 2 * case.values.numel() * 27 * 27
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert layer(case.x).dtype == torch.bfloat16
+
+
+def test_swapped_and_parametrised_tensors_are_used():
+    case = make_case(*GEOMETRIES["alexnet_conv2"])
+    layer = ColumnSparseConv2d.from_conv(case.conv())
+
+    class Zero(nn.Module):
+        def forward(self, bias: Tensor) -> Tensor:
+            return 0 * bias
+
+    before = layer(case.x)
+    swapped = torch.func.functional_call(
+        layer, {"values": -case.values, "bias": -case.bias}, case.x
+    )
+    torch.testing.assert_close(swapped, -before)
+    register_parametrization(layer, "bias", Zero())
+    torch.testing.assert_close(layer(case.x), before - case.bias[:, None, None])

@@ -38,7 +38,7 @@ def paper_table4(
         engines: dense engines to be compared with: eager, compile, onnxruntime, openvino;
             default: all that are installed.
         dtype: float32 or bfloat16.
-        repeats: interleaved samples per engine, of a millisecond or one call.
+        repeats: interleaved samples per engine, of two milliseconds or one call.
         output: JSON file to write; the bars per layer are drawn beside it as a PNG.
     """
     numbers = [configurations] if isinstance(configurations, int) else configurations
@@ -75,7 +75,7 @@ def break_even(
         threads: number of threads, or a list of several.
         engines: dense engines to be compared with; default: all that are installed.
         dtype: float32 or bfloat16.
-        repeats: interleaved samples per engine, of a millisecond or one call.
+        repeats: interleaved samples per engine, of two milliseconds or one call.
         output: JSON file to write; the curve is drawn beside it as a PNG.
     """
     record = measure_sparse(

@@ -60,6 +60,7 @@ class ColumnSparseConv2d(nn.Module):
 
     rows: Tensor
     columns: Tensor
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -86,9 +87,8 @@ class ColumnSparseConv2d(nn.Module):
         self.register_buffer("rows", kept_rows.to(device))
         self.register_buffer("columns", kept_columns.to(device))
         self.values = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        )
+        shift = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        self.register_parameter("bias", shift if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -174,7 +174,15 @@ class ColumnSparseConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H', W')``."""
         self.geometry.check_input(x.shape)
-        return call_operator(x, self.values, self.bias, self.rows, self.columns, self.geometry)
+        own, buffers = self._parameters, self._buffers  # attributes cost as much as the call
+        if "values" not in own or "bias" not in own:  # parametrised, or swapped for a call
+            own = {"values": self.values, "bias": self.bias}
+        values, bias = own["values"], own["bias"]
+        rows, columns = buffers["rows"], buffers["columns"]
+        assert values is not None
+        assert rows is not None
+        assert columns is not None
+        return call_operator(x, values, bias, rows, columns, self.geometry)
 
     def reference(self, x: Tensor) -> Tensor:
         """Compute the same in plain torch, differentiable to any order."""
