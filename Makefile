@@ -6,11 +6,12 @@ RUN := .venv/bin/python
 CLI := $(RUN) cli.py
 QUICK := runs/quickstart
 
-.PHONY: help demo test environment lint types clean
+.PHONY: help demo test test-zoo-matrix environment lint types clean
 
 help:
 	@echo "make demo   train LeNet sparse on the bundled MNIST, compact it, measure it (3 minutes)"
 	@echo "make test   lint, types and all tests"
+	@echo "make test-zoo-matrix   compaction of all architectures of torchvision and timm that we test"
 	@echo "make clean  remove .venv and runs/ (the shared dependency layer stays)"
 
 environment:
@@ -27,6 +28,10 @@ demo: environment
 # One thread per worker: two busy processes with two OpenMP threads each would crawl.
 test: environment lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --durations=15 --numprocesses=2 --dist=worksteal
+
+# All architectures of tests/zoo_matrix.py instead of a few: about half an hour.
+test-zoo-matrix: environment
+	SSL_ZOO_MATRIX=1 OMP_NUM_THREADS=2 $(RUN) -m pytest --quiet --durations=15 tests/test_zoo_matrix.py
 
 lint: environment
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""One DDP (or single) training run for test_ddp.py: ``python ddp_run.py OUT DEVICES COLLAPSE``."""
+"""One DDP (or single) training run for test_ddp.py: ``python ddp_run.py OUT DEVICES MODE``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
-from ssl_lightning import DepthCollapse, MNISTDataModule, SSLLightningModule, ThresholdPruning
+from ssl_lightning import (
+    CompactDuringFit,
+    DepthCollapse,
+    MNISTDataModule,
+    SSLLightningModule,
+    ThresholdPruning,
+)
 from toy import make_toy
 
 
-def main(out: str, devices: int, collapse: bool) -> None:
+def main(out: str, devices: int, mode: str) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     seed_everything(0)
@@ -33,10 +39,12 @@ def main(out: str, devices: int, collapse: bool) -> None:
         input_shape=[1, 28, 28],
     )
     callbacks = [ThresholdPruning(start=1, threshold=0.9, relative=True, kinds=["filter"])]
-    if collapse:
+    if mode in ("collapse", "compact"):
         with torch.no_grad():
             net.conv2.weight.zero_()
         callbacks.append(DepthCollapse(start=0))
+    if mode == "compact":
+        callbacks.append(CompactDuringFit(at=1))
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -59,4 +67,4 @@ def main(out: str, devices: int, collapse: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "collapse")
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -63,6 +63,32 @@ def assert_unchanged(model, before):
 # --- counts ---
 
 
+class Token(nn.Module):
+    """Passes a view of a parameter on to a child, in a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.body = nn.Parameter(torch.ones(1, 4)), Pair()
+
+    def forward(self, x):
+        return self.body((x, self.token.expand(len(x), -1)))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, pair):
+        return self.fc(pair[0] + pair[1])
+
+
+def test_macs_where_modules_pass_views_of_parameters():
+    model = Token()
+    assert count_macs(model, torch.zeros(3, 4)) == 3 * 8
+    assert model.token.requires_grad
+
+
 def test_macs_by_hand():
     assert count_macs(Net(), X) == sum(NET_MACS.values())
     assert count_macs(Net(), X, per_layer=True) == NET_MACS

@@ -8,6 +8,7 @@ import pickle
 from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -15,18 +16,27 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from conftest import ROOT
 from ssl_lightning import (
     DepthCollapse,
     FilterPictures,
+    PruneLike,
     SaveCompact,
     SparsityMonitor,
     SSLLightningModule,
     ThresholdPruning,
+    compact,
+    count_macs,
     create_backbone,
     kept_groups,
     load_compact,
+    make_plan,
+    prune_like_,
+    zoo,
 )
 from ssl_lightning.callbacks import CALLBACKS
+from ssl_lightning.compaction import expand
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.groups import group_norms
 from toy import make_toy, toy_loader
 
@@ -42,9 +52,11 @@ DEPTH = {"kind": "depth", "layers": "conv2", "strength": 1e-4}
 ARGUMENTS = {
     "ThresholdPruning": {"start": 1},
     "DepthCollapse": {"start": 1},
+    "CompactDuringFit": {"at": 1},
     "SparsityMonitor": {"table": False},
     "FilterPictures": {},
     "SaveCompact": {},
+    "PruneLike": {"like": "zoo:lenet_mnist_shape", "start": 1},
 }
 
 
@@ -71,13 +83,15 @@ def test_contract(trainer, name):
         getattr(callback, hook)(run, Foreign())
 
 
-@pytest.mark.parametrize("name", ["ThresholdPruning", "DepthCollapse"])
+@pytest.mark.parametrize("name", ["ThresholdPruning", "DepthCollapse", "PruneLike"])
 def test_occasions_that_never_come_are_refused(trainer, name):
     module = toy_module(FILTERS, DEPTH)
     with pytest.raises(ValueError, match=f"{name}: start=5 is never reached.*epochs 0 to 1"):
-        trainer(max_epochs=2, callbacks=[CALLBACKS[name](start=5)]).fit(module, toy_loader())
+        trainer(max_epochs=2, callbacks=[CALLBACKS[name](**{**ARGUMENTS[name], "start": 5})]).fit(
+            module, toy_loader()
+        )
     with pytest.raises(ValueError, match="start >= 0 and every_n_epochs >= 0"):
-        CALLBACKS[name](start=-1)
+        CALLBACKS[name](**{**ARGUMENTS[name], "start": -1})
 
 
 def reference_filter_norms(net):
@@ -280,3 +294,92 @@ def test_save_compact_writes_a_network_with_the_same_function(trainer, tmp_path)
 def test_save_compact_needs_a_backbone_by_name(trainer):
     with pytest.raises(ValueError, match="the backbone must be given by name"):
         trainer(max_epochs=1, callbacks=[SaveCompact()]).fit(toy_module(), toy_loader())
+
+
+# PruneLike: controls with the groups of a compact network
+
+
+SHAPES = [{"kind": "coupled"}, {"kind": "shape", "layers": "conv*"}]
+MNIST = (1, 28, 28)
+
+
+def controlled(trainer, like, seed=0, groups=None, importance="l2", epochs=2, **settings):
+    """A LeNet trained for two short epochs, pruned at the start of the second."""
+    pl.seed_everything(seed)
+    module = SSLLightningModule("lenet", optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9))
+    callback = PruneLike(like, start=1, groups=groups, importance=importance)
+    run = trainer(max_epochs=epochs, callbacks=[callback], **settings)
+    run.fit(module, toy_loader(shape=MNIST))
+    return module.backbone.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [("lenet_mnist_filter_channel", None), ("lenet_mnist_shape", SHAPES)],
+)
+@pytest.mark.parametrize("importance", ["l2", "random"])
+def test_a_control_has_the_groups_and_multiply_adds_of_the_entry(trainer, name, groups, importance):
+    backbone = controlled(trainer, f"zoo:{name}", groups=groups, importance=importance)
+    card = zoo.card(name)
+    x = torch.zeros(1, *MNIST)
+    small = compact(backbone, make_plan(backbone, x))
+    left = kept_groups(small)
+    for layer, kinds in card.groups.items():
+        for kind in ("filters", "columns") if groups else ("filters",):
+            if kind in kinds:
+                assert left[layer][kind][0] == kinds[kind][0], (layer, kind)
+    assert count_macs(small, x) == card.compact.macs
+
+
+def test_random_groups_are_others_and_the_same_for_the_same_seed(trainer):
+    like = "zoo:lenet_mnist_filter_channel"
+    nets = [
+        controlled(trainer, like, seed, importance=importance)
+        for seed, importance in ((0, "l2"), (0, "random"), (0, "random"), (1, "random"))
+    ]
+    kept = [net.conv2.weight.flatten(1).any(1) for net in nets]
+    assert torch.equal(kept[1], kept[2])
+    assert not torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[1], kept[3])
+
+
+def test_the_largest_groups_stay_and_columns_are_those_of_living_channels():
+    net, like = create_backbone("lenet"), zoo.load("lenet_mnist_shape")
+    with torch.no_grad():
+        net.conv1.weight[7] *= 10
+        net.conv2.weight[:, 8] *= 100  # of a channel that goes
+    entry = ROOT / "zoo" / "lenet_mnist_shape" / "plan.json"
+    masked = expand(like, create_backbone("lenet"), Recipe.from_json(entry.read_text()).plans)
+    prune_like_(net, torch.zeros(1, *MNIST), masked, SHAPES)
+    assert net.conv1.weight.flatten(1).any(1).nonzero().tolist() == [[7]]
+    assert net.conv2.weight.any(0).flatten(1).any(1).nonzero().tolist() == [[7]]
+
+
+def test_a_control_is_resumed_bit_by_bit(trainer, tmp_path):
+    like = "zoo:lenet_mnist_filter_channel"
+    whole = controlled(trainer, like, importance="random", epochs=3)
+    pl.seed_everything(0)
+    module = SSLLightningModule("lenet", optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9))
+    first = trainer(max_epochs=1, callbacks=[])
+    first.fit(module, toy_loader(shape=MNIST))
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    pl.seed_everything(5)
+    again = SSLLightningModule("lenet", optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9))
+    callback = PruneLike(like, start=1, importance="random")
+    run = trainer(max_epochs=3, callbacks=[callback])
+    run.fit(again, toy_loader(shape=MNIST), ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.backbone.state_dict()[name]), name
+
+
+def test_controls_of_other_backbones_and_rules_are_refused(trainer, tmp_path):
+    with pytest.raises(ValueError, match="Unknown importance 'luck'"):
+        PruneLike("zoo:lenet_mnist_shape", start=1, importance="luck")
+    callback = PruneLike("zoo:lenet_mnist_shape", start=1)
+    with pytest.raises(ValueError, match=r"was made from lenet .*other layers"):
+        trainer(max_epochs=2, callbacks=[callback]).fit(toy_module(), toy_loader())
+    callback = PruneLike(str(tmp_path), start=1)
+    with pytest.raises(FileNotFoundError, match=r"No model\.safetensors"):
+        trainer(max_epochs=2, callbacks=[callback]).fit(toy_module(), toy_loader())
+    with pytest.raises(ValueError, match="of the same sizes as the model"):
+        prune_like_(create_backbone("lenet"), torch.zeros(1, *MNIST), create_backbone("mlp"))

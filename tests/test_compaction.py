@@ -11,9 +11,17 @@ from torch import nn
 from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, zero_randomly_
 from ssl_lightning.backbones import BACKBONES, create_backbone
 from ssl_lightning.compaction import apply_plan, compact, make_plan
-from ssl_lightning.compaction.modules import ZeroConv, ZeroLike, ZeroLinear
+from ssl_lightning.compaction.modules import (
+    WideGroupNorm,
+    WideLayerNorm,
+    ZeroConv,
+    ZeroLike,
+    ZeroLinear,
+)
 from ssl_lightning.graph import rules, slices, support
 from ssl_lightning.graph.flow import Rule
+from ssl_lightning.groups import resolve_groups
+from ssl_lightning.prune import prune_
 from toy import Fn
 
 
@@ -45,9 +53,7 @@ def test_own_backbones(name, arguments, fraction, norms):
     zero_randomly_(net, example(net), fraction, norms=norms)
     _, plan = check_equal(net, example(net), batches=(1,) if name == "alexnet" else (1, 3))
     assert plan.notes == ()
-    # without the norms' shifts, zero filters of a network with batch norm are constants
-    has_norms = any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-    assert bool(plan.removed()) == (fraction > 0 and (norms or not has_norms))
+    assert bool(plan.removed()) == (fraction > 0)
 
 
 def test_deepest_resnet():
@@ -180,8 +186,11 @@ def test_squeeze_and_excitation():
 def test_sigmoid_of_a_zero_channel_is_not_zero():
     net = randomise_(Fn(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=conv(4, 8), b=conv(8, 4)))
     zero_(net.a, [0, 1])
+    assert kept(make_plan(net, X, constants=False))["a"] == (4, 8)
     _, plan = check_equal(net, X)
-    assert kept(plan)["a"] == (4, 8)
+    assert kept(plan)["a"] == (4, 6)
+    assert plan.modules["b"].folded == (0, 1)
+    assert plan.modules["b"].constants == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("how", ["module", "alias", "weight"])
@@ -283,9 +292,7 @@ def test_convolutions(kwargs):
     zero_(net.b, [0, 1, 2, 3, 8])
     _, plan = check_equal(net, X)
     groups = kwargs.get("groups", 1)
-    expected = {1: (5, 11), 2: (6, 14), 4: (6, 12), 8: (6, 12)}[groups]
-    if kwargs.get("padding_mode"):
-        expected = (8, 11)
+    expected = {1: (5, 11), 2: (6, 14), 4: (6, 12), 8: (5, 10)}[groups]
     assert kept(plan)["b"] == expected
 
 
@@ -339,8 +346,143 @@ def test_norms(norm):
         if norm.weight is not None if hasattr(norm, "weight") else False:
             norm.bias[:2] = 0
     _, plan = check_equal(net, X)
-    removable = isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
-    assert kept(plan)["a"] == (4, 6 if removable else 8)
+    per_channel = getattr(norm, "track_running_stats", False) or isinstance(norm, nn.InstanceNorm2d)
+    assert kept(plan)["a"] == (4, 6 if per_channel else 8)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("case", ["linear", "last", "first", "groups", "one group", "instance"])
+def test_norms_over_channels_keep_their_statistics(case, affine):
+    """Zero channels go; what is left is still divided by the number of all."""
+    norms = {
+        "linear": nn.LayerNorm(8, elementwise_affine=affine),
+        "last": nn.LayerNorm(8, elementwise_affine=affine),
+        "first": ChannelsFirst(8, elementwise_affine=affine),
+        "groups": nn.GroupNorm(4, 8, affine=affine),
+        "one group": nn.GroupNorm(1, 8, affine=affine),
+        "instance": nn.InstanceNorm2d(8, affine=affine),
+    }
+
+    def forward(m, x):
+        x = m.a(x)
+        if case == "last":
+            return m.b(m.n(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return m.b(m.n(x))
+
+    layer = nn.Linear if case == "linear" else conv
+    net = randomise_(Fn(forward, a=layer(4, 8), n=norms[case], b=layer(8, 4)))
+    zero_(net.a, [0, 1, 3, 6], net.n if affine else None)
+    with torch.no_grad():
+        net.b.weight[:, [0, 1, 3, 6]] = 0  # without scales, channels do not stay zero
+    inputs = torch.zeros(1, 5, 4) if case == "linear" else X
+    small, plan = check_equal(net, inputs)
+    assert kept(plan) == {"a": (4, 4), "n": (4, 4), "b": (4, 4)}
+    small.train()(inputs).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+class NormThenAct(nn.GroupNorm):
+    """A norm with an activation as its child, as in timm."""
+
+    def __init__(self):
+        super().__init__(4, 8)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+def test_children_of_a_norm_survive():
+    net = randomise_(Fn(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 8), n=NormThenAct(), b=conv(8, 4)))
+    zero_(net.a, [0, 1, 3], net.n)
+    small, plan = check_equal(net, X)
+    assert kept(plan)["n"] == (5, 5)
+    assert isinstance(small.n[1], nn.SiLU)
+
+
+def test_operations_that_cannot_be_run_alone_count_as_varying():
+    def forward(m, x):
+        with torch.autocast("cpu", enabled=False):
+            x = m.a(x).relu()
+        return m.b(x)
+
+    net = randomise_(Fn(forward, a=conv(4, 8), b=conv(8, 4)))
+    zero_(net.a, [0, 1])
+    check_equal(net, X)
+
+
+class ChannelsFirst(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_a_zero_channel_is_not_zero_behind_a_norm_over_channels():
+    net = randomise_(Fn(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 8), n=nn.GroupNorm(1, 8)))
+    net.b = conv(8, 4)
+    zero_(net.a, [0, 1])
+    _, plan = check_equal(net, X)
+    assert kept(plan)["a"] == (4, 8)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(2, 8)])
+def test_wide_norms_follow_autocast_and_half_precision(norm):
+    if isinstance(norm, nn.LayerNorm):
+        wide, x = WideLayerNorm(norm, range(6), -1), torch.randn(2, 6)
+    else:
+        wide, x = WideGroupNorm(norm, range(6)), torch.randn(2, 6, 3)
+    full = torch.cat([x, torch.zeros_like(x[:, :2])], 1)
+    for dtype in (torch.bfloat16, torch.float16):
+        found = wide.to(dtype)(x.to(dtype))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), norm(full)[:, :6], atol=0.05, rtol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wide.float()(x.bfloat16()).dtype == norm(full.bfloat16()).dtype
+
+
+def zero_width(norm):
+    kept = list(range(6))
+    return (
+        WideLayerNorm(norm, kept, -1)
+        if isinstance(norm, nn.LayerNorm)
+        else WideGroupNorm(norm, kept)
+    )
+
+
+def test_parameters_that_no_layer_owns_are_cut_too():
+    """A layer scale, a class token and a positional embedding on one trunk."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Linear(4, 8)
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.position = nn.Parameter(torch.randn(1, 6, 8))
+            self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+            self.gamma, self.head = nn.Parameter(torch.randn(8)), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.patch(x)], 1) + self.position
+            x = x + self.gamma * self.down(F.gelu(self.up(self.norm(x))))
+            return self.head(x[:, 0])
+
+    net, x = Net(), torch.zeros(1, 5, 4)
+    sets = resolve_groups(net, [{"kind": "coupled"}], x)
+    assert {s.name: s.num_groups for s in sets} == {"patch:coupled": 8, "up:coupled": 12}
+    trunk = {"patch.weight", "down.weight", "norm.weight", "token", "position", "gamma"}
+    assert trunk <= set(sets[0].parameters())
+    before = copy.deepcopy(net.state_dict())
+    prune_(net, x, fraction=0.5)
+    assert any(not torch.equal(before[k], v) for k, v in net.state_dict().items())
+    small, plan = check_equal(net, x)
+    left = len(plan.modules["position"].outputs)
+    assert small.position.shape == (1, 6, left)
+    assert small.token.shape == (1, 1, left)
+    assert small.gamma.shape == (left,)
+    assert small.norm.weight.shape == (left,)
+    assert left < 8
+    rebuilt = apply_plan(Net(), type(plan).from_json(plan.to_json()))
+    rebuilt.load_state_dict(small.state_dict())
+    assert_same(small, rebuilt, torch.randn(2, 5, 4), tolerance=0.0)
 
 
 class ShiftedNorm(nn.BatchNorm2d):
@@ -375,6 +517,49 @@ def test_an_embedding_and_integer_inputs():
     assert plan.input_types == ("int64",)
 
 
+def test_an_embedding_of_which_channels_are_zero():
+    net = Fn(lambda m, tokens: m.b(m.a(m.e(tokens))).mean(1), e=nn.Embedding(10, 6))
+    net.a, net.b = nn.Linear(6, 8), nn.Linear(8, 3)
+    with torch.no_grad():
+        net.e.weight[:, [0, 4]] = 0
+    small, plan = check_equal(net, torch.arange(8).view(2, 4))
+    assert small.e.weight.shape == (10, 4)
+    assert kept(plan)["a"] == (4, 8)
+
+
+@pytest.mark.parametrize("layer", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions(layer, groups):
+    dims = int(layer.__name__[-2])
+    plain = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    net = Fn(lambda m, x: m.c(F.relu(m.b(m.a(x)))), a=plain(4, 8, 1), c=plain(6, 3, 1))
+    net.b = layer(8, 6, 3, stride=2, padding=1, output_padding=1, groups=groups)
+    randomise_(net)
+    zero_(net.a, [0, 5])
+    with torch.no_grad():
+        net.b.weight[:, 1] = 0
+        net.b.bias[1] = 0
+    _, plan = check_equal(net, torch.zeros(1, 4, *[5] * dims))
+    assert kept(plan)["a"] == (4, 6 if groups == 1 else 8)
+    assert kept(plan)["c"] == (5 if groups == 1 else 6, 3)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "constant"])
+def test_padding_of_all_modes(mode):
+    net = Fn(lambda m, x: m.b(F.pad(m.a(x), (1, 2, 2, 1), mode=mode)), a=conv(4, 8), b=conv(8, 3))
+    randomise_(net)
+    zero_(net.a, [0, 5])
+    _, plan = check_equal(net, X)
+    assert kept(plan)["a"] == (4, 6)
+
+
+def test_gated_linear_units():
+    net = randomise_(Fn(lambda m, x: m.b(F.glu(m.a(x), 1)), a=conv(4, 8), b=conv(4, 3)))
+    zero_(net.a, [1, 5])
+    _, plan = check_equal(net, X)
+    assert kept(plan)["a"] == (4, 6)
+
+
 # --- what must survive ---------------------------------------------------------------------------
 
 
@@ -398,8 +583,9 @@ def test_the_compact_network_is_an_ordinary_module():
     small(torch.randn(2, 3, 32, 32)).sum().backward()
     assert calls == [1]
     assert small.conv1.weight.grad is None
-    assert not small.conv1.weight.requires_grad
-    assert all(p.grad is not None for n, p in small.named_parameters() if n != "conv1.weight")
+    frozen = [n for n, p in small.named_parameters() if not p.requires_grad]
+    assert frozen == ["conv1.layer.weight"]
+    assert all(p.grad is not None for p in small.parameters() if p.requires_grad)
     small.fc._forward_hooks.clear()
     x = torch.randn(2, 3, 32, 32)
     rebuilt = apply_plan(create_backbone("resnet20"), plan)
@@ -429,10 +615,12 @@ def test_constant_layers_of_a_compact_network_shrink_again():
     net.c = nn.Linear(6, 3)
     randomise_(net)
     zero_(net.a, slice(None))
-    small, _ = check_equal(net, X)
+    small = compact(net, make_plan(net, X, constants=False))
     with torch.no_grad():
         small.b.bias[2:] = 0
-    smaller, plan = check_equal(small, X)
+    plan = make_plan(small, X, constants=False)
+    smaller = compact(small, plan)
+    assert_same(small, smaller, X, tolerance=1e-5)
     assert kept(plan)["b"] == (0, 2)
     assert kept(plan)["c"] == (2, 3)
     assert smaller.b.bias.shape == (2,)

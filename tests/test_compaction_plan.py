@@ -13,10 +13,12 @@ from ssl_lightning.compaction import (
     Plan,
     apply_plan,
     compact,
+    expand,
     load_compact,
     make_plan,
     save_compact,
 )
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.graph import SiteSlices
 
 
@@ -212,3 +214,72 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, lenet, plan):
 def test_example_inputs_have_the_stored_types(plan):
     other = replace(plan, input_shapes=((1, 4),), input_types=("int64",))
     assert [x.dtype for x in other.example_inputs()] == [torch.int64]
+
+
+# --- two plans in a row, and the way back --------------------------------------------------------
+
+FAMILIES = {
+    "lenet": {},
+    "mlp": {"widths": (20, 15)},
+    "resnet20": {"widths": (4, 6, 8)},
+    "alexnet": {"num_classes": 5},
+    "torchvision:mobilenet_v2": {"num_classes": 5},
+}
+
+
+def shrunk(name, arguments, fraction=0.4, constants=False):
+    """A backbone with zeros, its example input and its plan."""
+    net = randomise_(create_backbone(name, **arguments)).eval()
+    x = torch.zeros(1, *net.input_shape)
+    zero_randomly_(net, x, fraction)
+    return net, x, make_plan(net, x, constants=constants)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_expanding_gives_back_the_masked_network(name):
+    net, x, plan = shrunk(name, FAMILIES[name])
+    small = compact(net, plan)
+    masked = expand(small, create_backbone(name, **FAMILIES[name]), plan)
+    again = compact(masked, plan)
+    for key, value in small.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)
+    x = torch.randn(2, *x.shape[1:])
+    assert_same(net.double(), masked.double(), x.double(), tolerance=1e-9)
+
+
+def test_expanding_where_constants_were_folded_gives_back_the_zeros():
+    """Weights inside wrappers find their places; what constants became cannot be told apart."""
+    net = randomise_(create_backbone("resnet20")).eval()
+    x = torch.zeros(1, 3, 32, 32)
+    zero_randomly_(net, x, 0.4, norms=False)
+    plan = make_plan(net, x)
+    assert any(slices.folded for slices in plan.modules.values())
+    masked = expand(compact(net, plan), create_backbone("resnet20"), plan)
+    for name, weight in net.named_parameters():
+        if weight.dim() == 4:
+            kept = masked.get_parameter(name)
+            assert ((kept == weight) | (kept == 0)).all()
+            assert (kept != 0).any()
+
+
+def test_expanding_needs_the_right_plan(lenet, plan):
+    with pytest.raises(ValueError, match="does not turn this LeNet into"):
+        expand(create_backbone("lenet"), lenet, plan)
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp", "resnet20"])
+def test_two_plans_in_a_row(name):
+    net, x, first = shrunk(name, FAMILIES[name], fraction=0.2)
+    small = compact(net, first)
+    zero_randomly_(small, x, 0.4, seed=1)
+    later = make_plan(small, x)
+    smaller = compact(small, later)
+    recipe = Recipe(name, FAMILIES[name], (first,)).then(later)
+    at_once = Recipe.from_json(recipe.to_json()).create()
+    at_once.load_state_dict(smaller.state_dict())
+    masked = expand(smaller, recipe.create_dense(), recipe.plans)
+    zeros = [sum(int((p == 0).sum()) for p in m.parameters()) for m in (net, masked)]
+    assert zeros[1] > zeros[0]
+    assert str(at_once) == str(smaller)
+    x = torch.randn(2, *x.shape[1:])
+    assert_same(smaller, at_once.eval(), x, tolerance=0.0)

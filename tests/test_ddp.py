@@ -30,7 +30,7 @@ def train(out: Path, devices: int, mode: str) -> list[dict]:
     return [torch.load(file, weights_only=True) for file in files]
 
 
-@pytest.mark.parametrize("mode", ["train", "collapse"])
+@pytest.mark.parametrize("mode", ["train", "collapse", "compact"])
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, mode):
     (one,) = train(tmp_path / "one", 1, mode)
     first, second = train(tmp_path / "two", 2, mode)
@@ -38,6 +38,10 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, mode):
         assert torch.equal(weight, second["weights"][name]), name
         torch.testing.assert_close(weight, one["weights"][name], rtol=1e-8, atol=1e-10)
         assert torch.equal(weight == 0, one["weights"][name] == 0), name
+    if mode == "compact":  # what was locked is gone
+        assert 0 < len(first["weights"]["conv1.weight"]) < 6
+        assert "conv2.weight" not in first["weights"]
+        return
     assert one["locks"]["conv1:filter"].any()
     for name, mask in one["locks"].items():
         assert torch.equal(mask, first["locks"][name])

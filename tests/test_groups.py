@@ -30,6 +30,8 @@ from ssl_lightning.groups import (
 )
 from ssl_lightning.groups.kinds import has_kind
 from ssl_lightning.groups.sets import CHUNK
+from test_attention import Block as Transformer
+from test_attention import X as TOKENS
 
 LAYERS = {
     "linear": lambda: nn.Linear(5, 3),
@@ -344,8 +346,9 @@ def test_same_groups_twice_are_one_object() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_resolves(kind: str) -> None:
     layers = "*" if kind != "depth" else "conv*"
-    parameters = dict(randomised(Block()).named_parameters())
-    for group_set in resolve_groups(Block(), [Selector(kind, layers)], INPUT):
+    make, example = (Transformer, TOKENS) if kind in ("head", "ffn") else (Block, INPUT)
+    parameters = dict(randomised(make()).named_parameters())
+    for group_set in resolve_groups(make(), [Selector(kind, layers)], example):
         assert set(group_set.parameters()) <= parameters.keys()
         norms = group_norms(group_set, parameters)
         assert norms.shape == (group_set.num_groups,)

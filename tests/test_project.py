@@ -28,6 +28,7 @@ ROOMS = [
     "compaction",
     "benchmark",
     "prune",
+    "export",
     "report",
     "checkpoints",
     "data",

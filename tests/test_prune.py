@@ -267,7 +267,8 @@ def test_families_are_selected_by_any_of_their_layers() -> None:
 def test_conv_groups_stay_balanced_and_what_is_never_zero_is_left_out() -> None:
     sets = {s.layer: s for s in coupled(Grouped(), SMALL)}
     assert {name: s.num_groups for name, s in sets.items()} == {"first": 2, "grouped": 3}
-    assert len({m.index for m in sets["grouped"].members if m.parameter == "grouped.bias"}) == 4
+    (bias,) = [m for m in sets["grouped"].members if m.parameter == "grouped.bias"]
+    assert (bias.shape, bias.index_dims) == ((4, 3, 1), (1,))  # one of each group
 
 
 def start_of(model: nn.Module, *parts: str, channels: int) -> nn.Module:
@@ -308,14 +309,15 @@ def test_what_is_pruned_is_what_compaction_removes(name: str) -> None:
     zeroed, total = report.total
     assert zeroed == round(0.4 * total) > 0
     assert all(n < of for n, of in report.zeroed.values())
-    gone: dict[str, set[int]] = {}
     parameters = dict(model.named_parameters())
     for group_set in sets:
         dead = ~nonzero_groups(group_set, parameters)
         assert int(dead.sum()) == report.zeroed[group_set.name][0]
-        for m in group_set.members:
-            positions = torch.tensor(m.index or range(m.num_groups))[dead]
-            gone.setdefault(m.parameter.rpartition(".")[0], set()).update(positions.tolist())
+    gone: dict[str, set[int]] = {}
+    for name in {name for group_set in sets for name in group_set.parameters()}:
+        rows = parameters[name].reshape(len(parameters[name]), -1)
+        zero = (rows == 0).all(1).nonzero().flatten().tolist()
+        gone.setdefault(name.rpartition(".")[0], set()).update(zero)
     _, plan = check_equal(model, example, batches=(2,), double=False)
     for module, slices in plan.modules.items():
         if module in gone:
@@ -360,8 +362,10 @@ def reference(model: nn.Module, sets: list[GroupSet], importance: str) -> list[t
         scores = []
         for number, group in enumerate(group_rows(model, group_set)):
             values = [v for _, _, w in group for v in w.double().flatten().tolist()]
-            mean = sum(v * v if importance == "l2" else abs(v) for v in values) / len(values)
-            scores.append((math.sqrt(mean) if importance == "l2" else mean, number))
+            total = sum(v * v if importance == "l2" else abs(v) for v in values)
+            scores.append((math.sqrt(total) if importance == "l2" else total, number))
+        mean = sum(score for score, _ in scores) / len(scores)
+        scores = [(score / mean, number) for score, number in scores]
         ranked += [(score, group_set.name, n) for score, n in sorted(scores)[:-1]]
     return [(name, number) for _, name, number in sorted(ranked)]
 
@@ -436,6 +440,18 @@ def test_half_precision_and_several_inputs() -> None:
         assert prune_(half, example, fraction=0.5, importance=importance).total == (8, 16)
 
 
+def test_random_groups_are_as_many_and_never_those_that_are_zero() -> None:
+    first, second = create_backbone("lenet"), create_backbone("lenet")
+    example = torch.zeros(1, 1, 28, 28)
+    prune_(first, example, fraction=0.3, importance="random")
+    zero = {n: p == 0 for n, p in first.named_parameters()}
+    assert prune_(first, example, fraction=0.5, importance="random").total == (285, 570)
+    assert all(bool((p[zero[n]] == 0).all()) for n, p in first.named_parameters())
+    prune_(second, example, macs=0.5, importance="random")
+    with pytest.raises(ValueError, match="importance='random' has no norms"):
+        prune_(second, example, threshold=0.1, importance="random")
+
+
 @pytest.mark.parametrize("goal", range(-5, 105, 7))
 @pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
 def test_the_search_finds_the_nearest(goal: int, power: float) -> None:
@@ -480,8 +496,12 @@ def test_errors_leave_the_model_unchanged(settings: dict[str, Any], message: str
 
 
 def test_a_network_without_channels_that_could_go() -> None:
+    with pytest.warns(UserWarning, match=r"Linear has no coupled groups .* nothing is pruned"):
+        assert prune_(nn.Linear(2, 2), torch.zeros(1, 2), fraction=0.1) == PruneReport({})
+    with pytest.raises(ValueError, match=r"so macs=0\.5 cannot be reached"):
+        prune_(nn.Linear(2, 2), torch.zeros(1, 2), macs=0.5)
     with pytest.raises(ValueError, match="Layers that have: none"):
-        prune_(nn.Linear(2, 2), torch.zeros(1, 2), fraction=0.1)
+        prune_(nn.Linear(2, 2), torch.zeros(1, 2), groups=[{"kind": "coupled"}], fraction=0.1)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -16,10 +16,13 @@ from ssl_lightning.report import (
     RunReport,
     bar_chart,
     comparison_table,
+    curve_chart,
     filter_grid,
     filter_picture,
+    filter_pictures,
     print_report,
 )
+from ssl_lightning.report.curves import sparsity_curves
 
 
 def timing(ms, ratio):
@@ -332,3 +335,47 @@ def test_import_is_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Curves
+
+
+def png_size(path):
+    """Width and height in pixels."""
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_curves_draw_one_panel_or_two(tmp_path):
+    errors = {"train/error": [5.0, 1.0, 0.0], "val/error": [4.0, float("nan"), 2.0]}
+    curve_chart(errors, tmp_path / "one.png", "errors")
+    both = {**errors, "sparsity/conv1/filters": [0.0, 50.0, 75.0]}
+    curve_chart(both, tmp_path / "two.png", "errors and sparsity")
+    (width, low), (same, high) = (png_size(tmp_path / f"{n}.png") for n in ("one", "two"))
+    assert width == same
+    assert high > low
+    curve_chart({"val/error": [0.0, 0.0]}, tmp_path / "zero.png", "no error at all")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.png", "two.png", "zero.png"]
+
+
+def test_constant_and_many_layers_are_summed_up():
+    some = {f"sparsity/conv{i}/filters": [0.0, 10.0] for i in range(8)}
+    idle = {"sparsity/fc/filters": [0.0, 0.0], "groups/filter": [20.0, 5.0]}
+    assert list(sparsity_curves({**some, **idle})) == [f"conv{i} filters" for i in range(8)]
+    more = {**some, **idle, "sparsity/fc/channels": [0.0, 1.0]}
+    assert sparsity_curves(more) == {"filter, all layers": [0.0, 75.0]}
+
+
+def test_curves_without_errors_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected train/error or val/error, got loss"):
+        curve_chart({"loss": [1.0]}, tmp_path / "x.png", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_filters_of_several_networks_stand_side_by_side(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(8, 1, 5, 5))
+    filter_pictures({"dense": weights}, tmp_path / "one.png")
+    filter_pictures({"dense": weights, "compact": weights * 0}, tmp_path / "two.png")
+    assert png_size(tmp_path / "two.png")[0] > 1.5 * png_size(tmp_path / "one.png")[0]
+    with pytest.raises(ValueError, match="at least one panel"):
+        filter_pictures({}, tmp_path / "none.png")

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
     from ssl_lightning.benchmark import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.callbacks import (
+        CompactDuringFit,
         DepthCollapse,
         FilterPictures,
+        PruneLike,
         SaveCompact,
         SparsityMonitor,
         ThresholdPruning,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         ImagenetteDataModule,
         MNISTDataModule,
     )
+    from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.groups import (
         GroupSet,
         Member,
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
         prox_group_lasso_metric,
         prox_l1,
     )
-    from ssl_lightning.prune import PruneReport, prune_
+    from ssl_lightning.prune import PruneReport, prune_, prune_like_
     from ssl_lightning.report import RunReport, bar_chart, comparison_table, filter_picture
     from ssl_lightning.schedules import Constant, Cosine, Ramp, StageLR, Window
 
@@ -65,8 +68,10 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
     "benchmark": ("BenchmarkResult", "benchmark", "count_macs"),
     "callbacks": (
+        "CompactDuringFit",
         "DepthCollapse",
         "FilterPictures",
+        "PruneLike",
         "SaveCompact",
         "SparsityMonitor",
         "ThresholdPruning",
@@ -89,6 +94,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "ImagenetteDataModule",
         "MNISTDataModule",
     ),
+    "export": ("ExportResult", "export_model"),
     "groups": (
         "GroupSet",
         "Member",
@@ -109,7 +115,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "prox_group_lasso_metric",
         "prox_l1",
     ),
-    "prune": ("PruneReport", "prune_"),
+    "prune": ("PruneReport", "prune_", "prune_like_"),
     "report": ("RunReport", "bar_chart", "comparison_table", "filter_picture"),
     "schedules": ("Constant", "Cosine", "Ramp", "StageLR", "Window"),
 }

@@ -12,16 +12,40 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_backbone
+from ssl_lightning.compaction import Plan, apply_plan
+from ssl_lightning.compaction.store import Recipe, plans_from_data
 
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A backbone with trained weights, and how to create it again."""
+    """A backbone with trained weights, and how to create it again.
+
+    Attributes:
+        model: the network, in eval mode.
+        name: of the backbone, ``zoo:<name>`` if training started from an entry.
+        arguments: of the backbone.
+        epoch: number of the last one trained.
+        plans: what was carried out on the backbone during training; nothing, usually.
+        started_from: how the network is made that training started from, if it was compact already.
+    """
 
     model: nn.Module
     name: str
     arguments: dict[str, Any]
     epoch: int
+    plans: tuple[Plan, ...] = ()
+    started_from: Recipe | None = None
+
+    def original(self) -> nn.Module:
+        """Return what training started with, untrained."""
+        if self.started_from is not None:
+            return self.started_from.create()
+        return create_backbone(self.name, **self.arguments)
+
+    def recipe(self, plan: Plan) -> Recipe:
+        """Return how the network that ``plan`` leaves of the model is made again."""
+        start = self.started_from or Recipe(self.name, self.arguments)
+        return start.then(*self.plans, plan)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -63,7 +87,7 @@ def check_state(state: Mapping[str, Any], where: str) -> None:
 
 
 def load_backbone(path: str | Path) -> TrainedBackbone:
-    """Return the trained backbone of a checkpoint, in eval mode.
+    """Return the trained backbone of a checkpoint, in eval mode, as small as it was in training.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`, and if the backbone was given to
@@ -79,15 +103,30 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
             "make_plan and compact yourself."
         )
     arguments = dict(settings.get("backbone_args") or {})
-    if settings.get("num_classes") is not None:
+    start = read_start(content, str(path))
+    if start is None and settings.get("num_classes") is not None:
         arguments.setdefault("num_classes", settings["num_classes"])
-    model = create_backbone(name, **arguments)
+    model = create_backbone(name, **arguments) if start is None else start.create()
+    plans = plans_from_data(content.get("ssl_lightning", {}).get("plans", []))
     prefix = "backbone."
     state = {
         k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
     }
     try:
+        for plan in plans:
+            apply_plan(model, plan)
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit the backbone {name!r}: {error}") from error
-    return TrainedBackbone(model.eval(), name, arguments, int(content.get("epoch", 0)))
+    epoch = int(content.get("epoch", 0))
+    return TrainedBackbone(model.eval(), name, arguments, epoch, plans, start)
+
+
+def read_start(content: Mapping[str, Any], where: str) -> Recipe | None:
+    """Return the recipe that a checkpoint holds if training started from a compact network.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    text = content.get("ssl_lightning", {}).get("started_from")
+    return None if text is None else Recipe.from_json(text, f"`started_from` in {where}")

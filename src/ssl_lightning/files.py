@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,31 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As :func:`replacing`, for writers that put further files beside the one they are given.
+
+    The temporary file has the name of ``path``, in a temporary folder; all files written there are
+    moved beside ``path``, the one of that name last.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing_together(Path(folder, "a.xml")) as temporary:
+        ...         _ = temporary.with_suffix(".bin").write_text("weights")
+        ...         _ = temporary.write_text("graph")
+        ...     print(sorted(path.name for path in Path(folder).iterdir()))
+        ['a.bin', 'a.xml']
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    folder.mkdir()
+    try:
+        yield folder / target.name
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+            file.replace(target.with_name(file.name))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

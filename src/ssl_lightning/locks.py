@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class GroupLocks:
 
     def __init__(self) -> None:
         self._locked: dict[str, tuple[GroupSet, Tensor]] = {}
+        self._elements: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return sum(int(mask.sum()) for _, mask in self._locked.values())
@@ -58,17 +59,56 @@ class GroupLocks:
 
     def enforce_(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
         """Zero every locked group in ``tensors``, whose names start with ``prefix``."""
-        if not self._locked:
+        if not self._locked and not self._elements:
             return
         if prefix:
             cut = len(prefix)
             tensors = {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
         for group_set, mask in self._locked.values():
             zero_groups_(group_set, mask, tensors)
+        for name, mask in self._elements.items():
+            tensors[name].detach().masked_fill_(mask.to(tensors[name].device), 0.0)
+
+    def marks(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return which elements of parameters are locked.
+
+        Args:
+            tensors: qualified name -> parameter.
+
+        Returns:
+            Name -> bool tensor of the parameter's shape, for the parameters that have any.
+
+        Example:
+            >>> group_set = GroupSet("layer", "filter", (Member("w", (2, 2), (0,)),))
+            >>> locks = GroupLocks()
+            >>> _ = locks.lock(group_set, torch.tensor([True, False]))
+            >>> locks.marks({"w": torch.ones(2, 2), "b": torch.ones(2)})
+            {'w': tensor([[ True,  True],
+                    [False, False]])}
+        """
+        ones = {name: torch.ones(tensor.shape) for name, tensor in tensors.items()}
+        self.enforce_(ones)
+        return {name: tensor == 0 for name, tensor in ones.items() if not bool(tensor.all())}
+
+    def carry_over(self, marks: Mapping[str, Tensor], group_sets: Sequence[GroupSet]) -> None:
+        """Lock these elements and nothing else: what is left of locked groups after compaction.
+
+        Args:
+            marks: what is left of :meth:`marks`, by parameter name.
+            group_sets: groups of the compact network; those of which everything is locked count
+                as locked.
+        """
+        self._locked = {}
+        self._elements = {n: m.bool() for n, m in marks.items() if bool(m.any())}
+        for group_set in group_sets:
+            parts = (*group_set.members, *group_set.companions)
+            if all(part.parameter in self._elements for part in parts):
+                masks = [p.reduce(p.view(self._elements[p.parameter]), torch.all) for p in parts]
+                self.lock(group_set, torch.stack(masks).all(0))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return plain lists and numbers that :meth:`load_state_dict` reads."""
-        return [
+        groups = [
             {
                 "layer": group_set.layer,
                 "kind": group_set.kind,
@@ -78,11 +118,21 @@ class GroupLocks:
             }
             for group_set, mask in self._locked.values()
         ]
+        elements = [
+            {"parameter": n, "shape": list(m.shape), "locked": m.flatten().nonzero()[:, 0].tolist()}
+            for n, m in self._elements.items()
+        ]
+        return [*groups, *elements]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Restore the locks that :meth:`state_dict` described."""
-        self._locked = {}
+        self._locked, self._elements = {}, {}
         for entry in state:
+            if "parameter" in entry:
+                flat = torch.zeros(entry["shape"], dtype=torch.bool).flatten()
+                flat[entry["locked"]] = True
+                self._elements[entry["parameter"]] = flat.view(entry["shape"])
+                continue
             members, companions = (
                 tuple(Member(name, *map(tuple, sizes)) for name, *sizes in entry[part])
                 for part in ("members", "companions")

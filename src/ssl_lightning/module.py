@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -19,9 +22,18 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.checkpoints import check_state
-from ssl_lightning.groups import GroupSet, group_counts, nonzero_groups, zero_groups_
+from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
+from ssl_lightning.compaction.store import Recipe, plans_from_data, plans_to_data
+from ssl_lightning.groups import (
+    GroupSet,
+    group_counts,
+    kept_groups,
+    nonzero_groups,
+    zero_groups_,
+)
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.penalties import (
+    GroupLasso,
     Penalty,
     Regularizer,
     parse_penalty,
@@ -29,6 +41,8 @@ from ssl_lightning.penalties import (
     penalty_to_dict,
 )
 from ssl_lightning.steps import check_optimizer, has_stepped
+from ssl_lightning.suggest import check_keys
+from ssl_lightning.zoo.loading import PREFIX, load_with_recipe
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,6 +50,21 @@ Batch = tuple[Tensor, Tensor]
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     """Return SGD with lr 0.01 and momentum 0.9, as in the paper."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a backbone was before it was compacted in training for the first time.
+
+    Attributes:
+        parameters: names of its parameters.
+        group_sizes: group set name -> number of elements in one of its groups.
+        groups: layer -> filters, channels, columns -> how many there were.
+    """
+
+    parameters: list[str]
+    group_sizes: dict[str, int]
+    groups: dict[str, dict[str, int]]
 
 
 class SSLLightningModule(pl.LightningModule):
@@ -51,9 +80,11 @@ class SSLLightningModule(pl.LightningModule):
     (percent), and per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left).
 
     Args:
-        backbone: name for :func:`~ssl_lightning.create_backbone`, or any module that maps a batch
-            to logits ``(N, num_classes)``.
-        backbone_args: arguments for the named backbone.
+        backbone: name for :func:`~ssl_lightning.create_backbone`; ``zoo:<name>`` for an entry of
+            the zoo with its weights; or any module that maps a batch to logits
+            ``(N, num_classes)``.
+        backbone_args: arguments for the named backbone; of an entry ``pretrained: false`` for the
+            small network with fresh weights, and ``root``.
         penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
             1e-3}``, or :class:`~ssl_lightning.GroupLasso` and :class:`~ssl_lightning.L1` objects.
         optimizer: makes the optimizer from parameters.
@@ -113,9 +144,13 @@ class SSLLightningModule(pl.LightningModule):
             }
         )
         self.backbone_arguments = dict(backbone_args or {})
-        if num_classes is not None and isinstance(backbone, str):
-            self.backbone_arguments.setdefault("num_classes", num_classes)
-        self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.started_from: Recipe | None = None
+        if isinstance(backbone, str) and backbone.startswith(PREFIX):
+            self.backbone, self.started_from = load_entry(backbone, self.backbone_arguments)
+        else:
+            if num_classes is not None and isinstance(backbone, str):
+                self.backbone_arguments.setdefault("num_classes", num_classes)
+            self.backbone = make_backbone(backbone, self.backbone_arguments)
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -129,6 +164,8 @@ class SSLLightningModule(pl.LightningModule):
         if compile:
             self.backbone.compile()
         self.locks = GroupLocks()
+        self.plans: list[Plan] = []
+        self.origin: Origin | None = None
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
         self._batches_checked: set[str] = set()
@@ -157,7 +194,10 @@ class SSLLightningModule(pl.LightningModule):
     def regularizer(self) -> Regularizer:
         """The penalties, bound to the backbone (on first use: its graph may be traced)."""
         if self._regularizer is None:
-            self._regularizer = Regularizer(self.backbone, self.penalties, self.example_input())
+            sizes = None if self.origin is None else self.origin.group_sizes
+            self._regularizer = Regularizer(
+                self.backbone, self.penalties, self.example_input(), sizes
+            )
         return self._regularizer
 
     @property
@@ -262,7 +302,9 @@ class SSLLightningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and scheduler, and follow each real step by the proximal step."""
-        optimizer = self.make_optimizer(split_parameters(self.backbone, self.parameter_groups))
+        names = () if self.origin is None else self.origin.parameters
+        parameters = split_parameters(self.backbone, self.parameter_groups, names)
+        optimizer = self.make_optimizer(parameters)
         if self.regularizer.needs_proximal_step():
             check_optimizer(optimizer)
         optimizer.register_step_post_hook(self._after_optimizer_step)
@@ -311,6 +353,94 @@ class SSLLightningModule(pl.LightningModule):
         """Write zeros into all locked groups."""
         self.locks.enforce_(dict(self.backbone.named_parameters()))
 
+    # --- compaction in training -----------------------------------------------------------------
+
+    def adopt_(self, plan: Plan, small: nn.Module) -> None:
+        """Put a compact network in the backbone's place; penalties and locks go on with it.
+
+        Optimizers that hold the old parameters need
+        :func:`~ssl_lightning.compaction.slice_optimizer_`; ``CompactDuringFit`` does all of it.
+
+        Args:
+            plan: leads from the backbone to ``small``; checkpoints hold all plans so far.
+            small: the compact network.
+        """
+        if self.origin is None:
+            self.origin = self._describe_backbone()
+        marks = self.locks.marks(dict(self.backbone.named_parameters()))
+        if marks:
+            marks = slice_tensors(self.backbone, plan, marks)
+        self._take_backbone(small)
+        self.plans.append(plan)
+        self.locks.carry_over(marks, self.regularizer.group_sets if marks else [])
+
+    def follow_(self, plan: Plan) -> None:
+        """Shrink the backbone as a plan says, whatever its weights."""
+        self.adopt_(plan, apply_plan(copy.deepcopy(self.backbone), plan))
+
+    def _take_backbone(self, backbone: nn.Module) -> None:
+        if self.layout == torch.channels_last:
+            backbone.to(memory_format=torch.channels_last)
+        if self.hparams["compile"]:
+            backbone.compile()
+        self.backbone = backbone
+        self._regularizer = None
+
+    def _describe_backbone(self) -> Origin:
+        counts = kept_groups(self.backbone)
+        return Origin(
+            parameters=[name for name, _ in self.backbone.named_parameters()],
+            group_sizes={s.name: s.group_size for s in self.regularizer.group_sets},
+            groups={
+                layer: {k: of for k, (_, of) in kinds.items()} for layer, kinds in counts.items()
+            },
+        )
+
+    def _restore_plans(self, plans: Sequence[Plan], origin: Origin | None) -> None:
+        """Give the backbone the shape it had when a checkpoint was written."""
+        if list(plans[: len(self.plans)]) != self.plans:
+            self._start_again()
+        for plan in plans[len(self.plans) :]:
+            self.origin = origin
+            self.follow_(plan)
+
+    def _start_again(self) -> None:
+        """Make the backbone anew, as it was before all plans."""
+        if "backbone" not in self.hparams:
+            raise ValueError(
+                "The checkpoint was written before the network was compacted, or in another run "
+                "that compacted it otherwise, and the backbone is a module given as an object, "
+                "which cannot be created again. Make a new SSLLightningModule with a new backbone "
+                "and load the checkpoint into that."
+            )
+        like = next(iter(self.backbone.parameters()))
+        backbone = self._start().create().to(like.device, like.dtype)
+        self._take_backbone(backbone.train(self.backbone.training))
+        self.plans, self.origin, self.locks = [], None, GroupLocks()
+
+    def _start(self) -> Recipe:
+        """Return how the network is made that training started from.
+
+        Raises:
+            ValueError: if the backbone was given as an object, so that its name is unknown.
+        """
+        if self.started_from is not None:
+            return self.started_from
+        if "backbone" not in self.hparams:
+            raise ValueError(
+                "SSLLightningModule: the backbone was given as an object, so that nobody could "
+                "create it again. Give its name."
+            )
+        return Recipe(self.hparams["backbone"], self.backbone_arguments)
+
+    def recipe(self, plan: Plan) -> Recipe:
+        """Return how the network that ``plan`` leaves of the backbone is made again.
+
+        Raises:
+            ValueError: if the backbone was given as an object, so that its name is unknown.
+        """
+        return self._start().then(*self.plans, plan)
+
     # --- hooks ----------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
@@ -331,7 +461,9 @@ class SSLLightningModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the training error and the groups that are left."""
         self._log_error("fit", "train/error")
-        left: dict[str, float] = {}
+        left: dict[str, float] = {
+            f"groups/{penalty_name(p)}": 0.0 for p in self.penalties if isinstance(p, GroupLasso)
+        }
         counts = group_counts(self.regularizer.group_sets, dict(self.backbone.named_parameters()))
         for group_set in self.regularizer.group_sets:
             key = f"groups/{group_set.kind}"
@@ -355,16 +487,36 @@ class SSLLightningModule(pl.LightningModule):
         self.enforce_locks_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store locks and seed; what is stored has zeros in all locked groups."""
+        """Store locks, seed and plans; what is stored has zeros in all locked groups."""
         self.locks.enforce_(checkpoint["state_dict"], prefix="backbone.")
-        checkpoint["ssl_lightning"] = {"locks": self.locks.state_dict(), "run_seed": self.run_seed}
+        checkpoint["ssl_lightning"] = {
+            "locks": self.locks.state_dict(),
+            "run_seed": self.run_seed,
+            "plans": plans_to_data(self.plans),
+            "origin": None if self.origin is None else asdict(self.origin),
+        }
+        if self.started_from is not None:  # so that the checkpoint can be read without the zoo
+            checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore locks and seed, after checking that the weights are numbers."""
+        """Restore plans, locks and seed, after checking that the weights are numbers."""
         check_state(checkpoint["state_dict"], "the checkpoint")
         stored = checkpoint.get("ssl_lightning", {})
+        plans = plans_from_data(stored.get("plans", []))
+        origin = Origin(**stored["origin"]) if stored.get("origin") else None
+        for module in (self, *averaged_copies(self._trainer)):
+            module._restore_plans(plans, origin)
         self.locks.load_state_dict(stored.get("locks", []))
         self.run_seed = stored.get("run_seed")
+
+
+def averaged_copies(trainer: pl.Trainer | None) -> Iterator[SSLLightningModule]:
+    """Yield the copies of the module in which Lightning's averaging callbacks keep averages."""
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
+            average = getattr(callback._average_model, "module", callback._average_model)
+            if isinstance(average, SSLLightningModule):
+                yield average
 
 
 def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
@@ -377,6 +529,22 @@ def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn
             )
         return backbone
     return create_backbone(backbone, **arguments)
+
+
+def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
+    """Return the network of a zoo entry, in training mode, and how it is made again.
+
+    Args:
+        backbone: ``"zoo:<name>"``.
+        arguments: ``pretrained`` and ``root`` of :func:`ssl_lightning.zoo.load`.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
+        ValueError: if another argument is given, the name is unknown, or a file is damaged.
+    """
+    check_keys(f"The backbone {backbone}", arguments, ("pretrained", "root"))
+    model, recipe = load_with_recipe(backbone.removeprefix(PREFIX), **arguments)
+    return model.train(), recipe
 
 
 def count_classes(backbone: nn.Module) -> int:
@@ -412,25 +580,37 @@ def refuse_sharding(strategy: Any) -> None:
 
 
 def split_parameters(
-    backbone: nn.Module, groups: Sequence[Mapping[str, Any]]
+    backbone: nn.Module, groups: Sequence[Mapping[str, Any]], names: Iterable[str] = ()
 ) -> list[dict[str, Any]] | list[nn.Parameter]:
     """Return the optimizer's parameter groups: one per mapping, and one for the rest.
+
+    Args:
+        backbone: whose parameters to split.
+        groups: mappings with a glob ``parameters`` and settings.
+        names: parameters that the backbone had before it was compacted. A group that lost all of
+            its parameters stays, empty, so that groups keep their numbers.
 
     Raises:
         ValueError: if a glob matches no parameter.
     """
-    rest = dict(backbone.named_parameters())
+    present = dict(backbone.named_parameters())
     if not groups:
-        return list(rest.values())
+        return list(present.values())
+    rest = list(dict.fromkeys([*names, *present]))
+
+    def those(wanted: Sequence[str]) -> list[nn.Parameter]:
+        return [parameter for name, parameter in present.items() if name in wanted]
+
     split: list[dict[str, Any]] = []
     for given in groups:
         settings = dict(given)
         pattern = settings.pop("parameters", None)
-        names = [n for n in rest if pattern is not None and fnmatchcase(n, pattern)]
-        if not names:
+        matched = [n for n in rest if pattern is not None and fnmatchcase(n, pattern)]
+        if not matched:
             raise ValueError(
                 f"parameter_groups: the pattern {pattern!r} matches no parameter that is left. "
                 f"Parameters: {', '.join(rest)}."
             )
-        split.append({**settings, "params": [rest.pop(name) for name in names]})
-    return [*([{"params": list(rest.values())}] if rest else []), *split]
+        split.append({**settings, "params": those(matched)})
+        rest = [n for n in rest if n not in matched]
+    return [*([{"params": those(rest)}] if rest else []), *split]

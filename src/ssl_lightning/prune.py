@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.benchmark import count_macs
-from ssl_lightning.compaction import apply_plan, make_plan
+from ssl_lightning.compaction import apply_plan, compact, expand, make_plan
 from ssl_lightning.compaction.planning import check_finite
-from ssl_lightning.groups import GroupSet, Selector, group_norms, resolve_groups, zero_groups_
+from ssl_lightning.groups import (
+    GroupSet,
+    Selector,
+    group_counts,
+    group_norms,
+    nonzero_groups,
+    resolve_groups,
+    zero_groups_,
+)
+from ssl_lightning.groups.kinds import COUPLED_KINDS
+from ssl_lightning.groups.resolve import Surroundings, make_sets
 from ssl_lightning.groups.sets import norm_dtype
 from ssl_lightning.suggest import pick
 
@@ -39,13 +50,27 @@ def l1_norms(group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-IMPORTANCES: dict[str, tuple[Callable[..., Tensor], float]] = {
-    "l2": (group_norms, 0.5),
-    "l1": (l1_norms, 1.0),
-}
-"""Name -> norm of a group, and the power of the group size that it is divided by for ranking.
+def random_scores(group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a random number above 0 for every group, 0 for groups that are zero.
 
-So ``l2`` ranks by the root mean square of a group's elements, ``l1`` by their mean absolute value.
+    Example:
+        >>> from ssl_lightning.groups import Member
+        >>> rows = GroupSet("layer", "filter", (Member("w", (2, 2), (0,)),))
+        >>> random_scores(rows, {"w": torch.tensor([[3.0, -4.0], [0.0, 0.0]])}) > 0
+        tensor([ True, False])
+    """
+    left = nonzero_groups(group_set, tensors).cpu()
+    return (1.0 - torch.rand(group_set.num_groups)) * left
+
+
+IMPORTANCES: dict[str, Callable[..., Tensor]] = {
+    "l2": group_norms,
+    "l1": l1_norms,
+    "random": random_scores,
+}
+"""Name -> norm of a group; for ranking it is divided by the mean norm of its set.
+
+``random`` is a control: it keeps any groups that are not zero.
 """
 
 
@@ -100,11 +125,13 @@ def prune_(
 ) -> PruneReport:
     r"""Zero the least important groups of ``model`` in place, all at once.
 
-    Groups of all sets are ranked together by :math:`\|w_g\|_2 / \sqrt{n_g}` (``"l2"``) or
-    :math:`\|w_g\|_1 / n_g` (``"l1"``), where n is the group size. The most important group of each
-    set stays, whatever its rank, so that the network is never cut (depth groups have a shortcut
-    instead). Of coupled groups, what is zeroed is what :func:`make_plan` and :func:`compact` then
-    remove, unless the model's code fixes sizes; other kinds of groups may leave zeros that stay.
+    Groups of all sets are ranked together by their norm :math:`\|w_g\|_2` (``"l2"``) or
+    :math:`\|w_g\|_1` (``"l1"``) in units of the mean norm of their set: layers differ in the scale
+    of their weights, which says nothing about what they are needed for. The most important group
+    of each set stays, whatever its rank, so that the network is never cut (depth groups have a
+    shortcut instead). Of coupled groups, what is zeroed is what :func:`make_plan` and
+    :func:`compact` then remove, unless the model's code fixes sizes; other kinds of groups may
+    leave zeros that stay.
 
     Exactly one of ``fraction``, ``macs`` and ``threshold`` says how many go.
 
@@ -118,7 +145,8 @@ def prune_(
         macs: fraction of the multiply-adds that should be left in the compact network, above 0 and
             at most 1; reached within 0.02. Plans and compacts several copies, which takes a while.
         threshold: largest norm (not divided by the group size) to zero.
-        importance: ``"l2"`` or ``"l1"``.
+        importance: ``"l2"``, ``"l1"``, or ``"random"`` (not with ``threshold``), which draws from
+            torch's generator.
 
     Raises:
         ValueError: if not exactly one of the three is given, it is out of range or cannot be
@@ -135,14 +163,20 @@ def prune_(
         all             0/570
     """
     check_goal(fraction=fraction, macs=macs, threshold=threshold)
-    norm, power = pick("importance", importance, IMPORTANCES)
+    norm = pick("importance", importance, IMPORTANCES)
+    if importance == "random" and threshold is not None:
+        raise ValueError(
+            "prune_: importance='random' has no norms, so expected `fraction` or `macs`, got "
+            f"threshold={threshold}. Give one of them, or importance='l2'."
+        )
     check_finite(model)
     group_sets = resolve(model, example_input, groups, kind)
+    if not group_sets:
+        return nothing_to_prune(model, kind, macs)
     parameters = named_parameters(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
-    sized = zip(norms, group_sets, strict=True)
-    order = ranking(group_sets, [n / s.group_size**power for n, s in sized])
+    order = ranking(group_sets, [n / n.mean().clamp_min(1e-30) for n in norms])
     counted = None
     if fraction is not None:
         order = order[: number_of(fraction, order, group_sets)]
@@ -154,6 +188,88 @@ def prune_(
     masks = zero_(model, group_sets, order)
     zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
     return PruneReport(zeroed, counted)
+
+
+def nothing_to_prune(model: nn.Module, kind: str, macs: float | None) -> PruneReport:
+    """Return the report of a model that has no such groups, with a warning.
+
+    Raises:
+        ValueError: if a budget was given, which cannot be reached then.
+    """
+    text = f"prune_: {type(model).__name__} has no {kind} groups that compaction could remove"
+    if macs is not None and macs < 1:
+        raise ValueError(f"{text}, so macs={macs} cannot be reached. Give other groups.")
+    warnings.warn(f"{text}; nothing is pruned.", stacklevel=3)
+    return PruneReport({})
+
+
+Masks = list[tuple[GroupSet, Tensor]]
+
+
+@torch.no_grad()
+def prune_like_(
+    model: nn.Module,
+    example_input: Tensor,
+    like: nn.Module,
+    groups: Sequence[Selector | Mapping[str, Any]] = ({"kind": "coupled"},),
+    importance: str = "l2",
+) -> Masks:
+    """Zero the least important groups of each set, until as many are left as in another network.
+
+    A control for trained sparsity: the same numbers of groups, chosen by a simple rule. Selectors
+    are worked off one after the other; before each, what nothing reads any more is zeroed too, so
+    that columns, say, are chosen among those of the channels that are left.
+
+    Args:
+        model: to prune in place.
+        example_input: its input, shape such as ``(1, C, H, W)``.
+        like: network of the same architecture, with zeros.
+        groups: selectors as :func:`resolve_groups` takes them.
+        importance: ``"l2"``, ``"l1"`` or ``"random"``.
+
+    Returns:
+        The group sets with the masks ``(num_groups,)`` of what was zeroed.
+
+    Raises:
+        ValueError: if the importance is unknown, a selector matches nothing, weights are not
+            finite, or the architectures differ.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net, like = create_backbone("lenet"), create_backbone("lenet")
+        >>> _ = prune_(like, torch.zeros(1, 1, 28, 28), fraction=0.5)
+        >>> masks = prune_like_(net, torch.zeros(1, 1, 28, 28), like)
+        >>> sum(int(mask.sum()) for _, mask in masks)
+        285
+    """
+    score = pick("importance", importance, IMPORTANCES)
+    check_finite(model)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model, like)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"prune_like_: expected a {type(like).__name__} of the same sizes as the model, "
+            f"{type(model).__name__}, got another. Prune the backbone that it was made from."
+        )
+    parameters, masks = named_parameters(model), Masks()
+    for selector in groups:
+        clear_dead_(model, example_input)
+        group_sets = resolve_groups(model, [selector], example_input)
+        left = group_counts(group_sets, named_parameters(like))
+        for group_set in group_sets:
+            keep = score(group_set, parameters).topk(left[group_set.name][0]).indices.cpu()
+            mask = torch.ones(group_set.num_groups, dtype=torch.bool)
+            mask[keep] = False
+            zero_groups_(group_set, mask, parameters)
+            masks.append((group_set, mask))
+    return masks
+
+
+def clear_dead_(model: nn.Module, example_input: Tensor) -> None:
+    """Zero in place what could be removed without changing the function."""
+    plan = make_plan(model, example_input)
+    masked = expand(compact(model, plan), model, plan)
+    for parameter, cleared in zip(model.parameters(), masked.parameters(), strict=True):
+        parameter.copy_(cleared)
 
 
 def check_goal(**goals: float | None) -> None:
@@ -186,11 +302,14 @@ def resolve(
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None,
     kind: str,
 ) -> list[GroupSet]:
-    """Return the group sets to prune.
+    """Return the group sets to prune: none if the model has none of a coupled kind.
 
     Raises:
-        ValueError: if there are none, or they are not of this model.
+        ValueError: if there are none in ``groups``, or they are not of this model.
     """
+    if groups is None and kind in COUPLED_KINDS:
+        around = Surroundings(model, example_input, strict=True)
+        return make_sets(around, Selector(kind)) if around.has_kind(kind) else []
     given = [Selector(kind)] if groups is None else list(groups)
     sets = [g for g in given if isinstance(g, GroupSet)]
     selectors = [g for g in given if not isinstance(g, GroupSet)]

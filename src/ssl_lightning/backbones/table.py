@@ -67,6 +67,11 @@ def create_backbone(name: str, **kwargs: Any) -> nn.Module:
         if model not in known:
             raise _unknown(name, {f"torchvision:{known}": 1 for known in known})
         return external.create_torchvision(model, **kwargs)
+    if colon and source == "zoo":
+        raise ValueError(
+            f"`{name}` is an entry of the zoo, a compact network and no backbone. Load it with "
+            f"`zoo.load({model!r})`, or give `{name}` to SSLLightningModule."
+        )
     if name not in BACKBONES:
         raise _unknown(name, BACKBONES)
     _check_arguments(name, BACKBONES[name], kwargs)

@@ -7,6 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ssl_lightning import graph
+
+LAYERS = (_ConvNd, nn.Linear)
+
 Call = Callable[[], object]
 
 
@@ -17,12 +21,7 @@ def layer_names(models: Mapping[str, nn.Module]) -> list[str]:
         >>> layer_names({"dense": nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))})
         ['0', '2']
     """
-    names = [
-        name
-        for model in models.values()
-        for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, nn.Linear))
-    ]
+    names = [name for model in models.values() for name in graph.layer_names(model, LAYERS)]
     return list(dict.fromkeys(names))
 
 

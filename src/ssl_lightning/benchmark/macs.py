@@ -50,14 +50,16 @@ def count_macs(
         {'0': 72, '2': 80}
     """
     counter = FlopCounterMode(display=False)
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    # no gradients: the counter's hooks fail on views of parameters that modules pass each other
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    state |= {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(_countable_attention())
         stack.enter_context(torch.no_grad())
         own = stack.enter_context(_own_flops(model, counter)) if per_layer else {}
         stack.enter_context(counter)
-        functional_call(model, buffers, example_input)
+        functional_call(model, state, example_input)
     if per_layer:
         return {name: int(flops // 2) for name, flops in own.items() if flops}
     return int(counter.get_total_flops() // 2)

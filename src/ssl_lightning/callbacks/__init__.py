@@ -3,19 +3,31 @@
 from lightning.pytorch.callbacks import Callback
 
 from ssl_lightning.callbacks.compact import SaveCompact
+from ssl_lightning.callbacks.control import PruneLike
 from ssl_lightning.callbacks.depth import DepthCollapse
+from ssl_lightning.callbacks.during_fit import CompactDuringFit
 from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
 from ssl_lightning.callbacks.pruning import ThresholdPruning
 
 CALLBACKS: dict[str, type[Callback]] = {
     cls.__name__: cls
-    for cls in (ThresholdPruning, DepthCollapse, SparsityMonitor, FilterPictures, SaveCompact)
+    for cls in (
+        ThresholdPruning,
+        DepthCollapse,
+        CompactDuringFit,
+        PruneLike,
+        SparsityMonitor,
+        FilterPictures,
+        SaveCompact,
+    )
 }
 
 __all__ = [
     "CALLBACKS",
+    "CompactDuringFit",
     "DepthCollapse",
     "FilterPictures",
+    "PruneLike",
     "SaveCompact",
     "SparsityMonitor",
     "ThresholdPruning",

@@ -52,7 +52,8 @@ class SaveCompact(Callback):
         folder = Path(self.folder or Path(trainer.default_root_dir) / "compact")
         plan = make_plan(module.backbone, example)
         small = compact(module.backbone, plan)
-        save_compact(folder, small, plan, module.hparams["backbone"], module.backbone_arguments)
+        recipe = module.recipe(plan)
+        save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
         rank_zero_info(f"SaveCompact: wrote {folder}.")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

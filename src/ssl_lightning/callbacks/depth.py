@@ -6,18 +6,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from ssl_lightning.callbacks.when import Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.graph import ResidualBranch, residual_branches, trace
 from ssl_lightning.groups import resolve_groups
 from ssl_lightning.module import SSLLightningModule
 
 
-class DepthCollapse(Callback):
+class DepthCollapse(EpochStartCallback):
     """Collapse residual blocks whose branch is zero: they become their shortcut.
 
     A branch whose function no longer depends on its input, because the weights of one of its
@@ -51,12 +50,21 @@ class DepthCollapse(Callback):
         """Find the branches; on a resumed run, collapse again those that were."""
         module = require_module(pl_module, self)
         self.occasions.check(trainer)
+        self.look_again(module)
+
+    def look_again(self, module: SSLLightningModule) -> None:
+        """Find the branches of a backbone that is another now, and skip the collapsed ones."""
+        self._branches = None
         for branch in self.branches(module):
-            if branch.addition in self.collapsed:
+            if self.is_collapsed(branch):
                 skip_branch(module.backbone, branch)
 
+    def is_collapsed(self, branch: ResidualBranch) -> bool:
+        """Whether a branch was collapsed before."""
+        return set(branch.weighted) <= set(self.collapsed)
+
     def branches(self, module: SSLLightningModule) -> list[ResidualBranch]:
-        """Return the residual branches of the backbone (traced once)."""
+        """Return the residual branches of the backbone (traced once, and after a compaction)."""
         if self._branches is None:
             example = module.example_input()
             if example is None:
@@ -65,21 +73,21 @@ class DepthCollapse(Callback):
                     "`input_shape`, such as [3, 32, 32], to SSLLightningModule."
                 )
             self._branches = residual_branches(trace(module.backbone, example))
-        if not self._branches:
+        if not self._branches and not module.plans:
             raise ValueError(
                 f"DepthCollapse: {type(module.backbone).__name__} has no residual additions, so no "
                 "block can be collapsed. Remove the callback."
             )
         return self._branches
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collapse the branches that became zero."""
         if not self.occasions.at(trainer.current_epoch):
             return
         module = require_module(pl_module, self)
         for branch in self.branches(module):
-            if branch.addition not in self.collapsed and has_zero_layer(module.backbone, branch):
-                self.collapsed.append(branch.addition)
+            if not self.is_collapsed(branch) and has_zero_layer(module.backbone, branch):
+                self.collapsed += [name for name in branch.weighted if name not in self.collapsed]
                 lock_branch_(module, branch)
                 skip_branch(module.backbone, branch)
                 rank_zero_info(
@@ -88,11 +96,11 @@ class DepthCollapse(Callback):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which branches are collapsed."""
+        """Return the layers of collapsed branches."""
         return {"collapsed": list(self.collapsed)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore which branches are collapsed."""
+        """Restore the layers of collapsed branches."""
         self.collapsed = list(state_dict["collapsed"])
 
 

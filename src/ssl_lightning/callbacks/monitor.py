@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,32 @@ class SparsityMonitor(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the table."""
         if self.table:
-            Console().print(sparsity_table(require_module(pl_module, self).backbone))
+            Console().print(sparsity_table(groups_left(require_module(pl_module, self))))
 
 
 def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
     """Return the sparsity in percent per layer and kind, and the effective strengths."""
     figures = {
         f"sparsity/{layer}/{kind}": 100.0 * (1.0 - kept / total)
-        for layer, kinds in kept_groups(module.backbone).items()
+        for layer, kinds in groups_left(module).items()
         for kind, (kept, total) in kinds.items()
     }
     strengths = module.regularizer.strengths(module.epoch)
     return {**figures, **{f"strength/{name}": value for name, value in strengths.items()}}
 
 
-def sparsity_table(model: nn.Module) -> Table:
+def groups_left(module: SSLLightningModule) -> dict[str, dict[str, list[int]]]:
+    """Return layer -> kind -> [groups left, groups there were before any compaction]."""
+    left = kept_groups(module.backbone)
+    if module.origin is None:
+        return left
+    return {
+        layer: {kind: [left.get(layer, {}).get(kind, [0])[0], of] for kind, of in kinds.items()}
+        for layer, kinds in module.origin.groups.items()
+    }
+
+
+def sparsity_table(left: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
     """Return a table of the groups left in every layer."""
     table = Table(
         title="Groups left", caption="kept of all; columns are filter shapes W[:, c, h, w]"
@@ -81,7 +93,7 @@ def sparsity_table(model: nn.Module) -> Table:
     kinds = ("filters", "channels", "columns")
     for kind in kinds:
         table.add_column(kind, justify="right")
-    for layer, counts in kept_groups(model).items():
+    for layer, counts in left.items():
         cells = ["{} of {}".format(*counts[kind]) if kind in counts else "" for kind in kinds]
         table.add_row(layer, *cells)
     return table
@@ -122,10 +134,12 @@ class FilterPictures(Callback):
         """Find the convolution, so that a misspelt name shows before training."""
         self.weights(require_module(pl_module, self))
 
-    def weights(self, module: SSLLightningModule) -> npt.NDArray[np.floating[Any]]:
-        """Return the convolution's weight, shape ``(O, C, H, W)``."""
+    def weights(self, module: SSLLightningModule) -> npt.NDArray[np.floating[Any]] | None:
+        """Return the convolution's weight, shape ``(O, C, H, W)``; None if it is gone."""
         convs = {n: m for n, m in module.backbone.named_modules() if isinstance(m, nn.Conv2d)}
         name = self.layer if self.layer is not None else next(iter(convs), None)
+        if name not in convs and module.plans:
+            return None
         if name not in convs:
             raise ValueError(
                 f"FilterPictures: no convolution {name!r} in {type(module.backbone).__name__}. "
@@ -140,14 +154,17 @@ class FilterPictures(Callback):
         if not last and trainer.current_epoch % self.every_n_epochs:
             return
         weights = self.weights(require_module(pl_module, self))
-        for logger in trainer.loggers:
-            log_picture(logger, filter_grid(weights), trainer.global_step)
+        if weights is not None:
+            for logger in trainer.loggers:
+                log_picture(logger, filter_grid(weights), trainer.global_step)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file."""
         folder = Path(self.folder or trainer.default_root_dir)
-        filter_picture(self.weights(require_module(pl_module, self)), folder / "filters.png")
+        weights = self.weights(require_module(pl_module, self))
+        if weights is not None:
+            filter_picture(weights, folder / "filters.png")
 
 
 def log_picture(logger: Logger, pixels: npt.NDArray[np.uint8], step: int) -> None:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from ssl_lightning.callbacks.when import Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
 from ssl_lightning.groups import GroupSet, group_norms
 
 
-class ThresholdPruning(Callback):
+class ThresholdPruning(EpochStartCallback):
     """At the start of chosen epochs, zero every penalised group whose norm is at most a threshold.
 
     With ``lock`` the groups stay exactly zero from then on: this is the step between the paper's
@@ -65,14 +64,14 @@ class ThresholdPruning(Callback):
         """Reject settings that would never prune anything."""
         module = require_module(pl_module, self)
         self.occasions.check(trainer)
-        if not self.chosen(module.regularizer.group_sets):
+        if not self.chosen(module.regularizer.group_sets) and not module.plans:
             known = ", ".join(s.name for s in module.regularizer.group_sets) or "none"
             raise ValueError(
                 f"ThresholdPruning(kinds={self.kinds}, layers={list(self.layers)}) matches none of "
                 f"the penalised groups: {known}."
             )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, if this is one of the epochs to do so."""
         if not self.occasions.at(trainer.current_epoch):
             return

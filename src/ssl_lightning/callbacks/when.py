@@ -1,8 +1,9 @@
-"""At which epochs a callback acts, and on what kind of module."""
+"""At which epochs a callback acts, when in an epoch, and on what kind of module."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -45,6 +46,35 @@ class Occasions:
                 f"{self.owner}: start={self.start} is never reached: the run has the epochs 0 to "
                 f"{last - 1}. Lower `start` or raise `trainer.max_epochs`."
             )
+
+
+class EpochStartCallback(Callback):
+    """Base of callbacks that act at the start of epochs, before the first batch.
+
+    A run that is resumed from a checkpoint of an epoch's last batch begins the next epoch without
+    Lightning's ``on_train_epoch_start``; then the first batch is the occasion.
+    """
+
+    _started: int | None = None
+
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Act, if the present epoch is one of those to act at; called once in each."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last run's epochs."""
+        self._started = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Act."""
+        self._started = trainer.current_epoch
+        self.at_epoch_start(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Act before the first batch of an epoch that did not start otherwise."""
+        if batch_idx == 0 and self._started != trainer.current_epoch:
+            self.on_train_epoch_start(trainer, pl_module)
 
 
 def require_module(module: pl.LightningModule, callback: Callback) -> SSLLightningModule:

@@ -13,8 +13,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("training", "class probabilities of a checkpoint"),
     "compact": ("compact", "write the smaller network that computes the same as a checkpoint"),
     "benchmark": ("benchmark", "measure dense, masked and compact networks side by side"),
+    "export": ("export", "write a network for onnxruntime, OpenVINO or torch.export"),
     "report": ("report", "tables and figures of a benchmark"),
-    "zoo": ("zoo", "list, show, verify and publish compact networks"),
+    "zoo": ("zoo", "list, show, verify, publish, push and pull compact networks"),
 }
 """Command -> module of this package whose ``run(arguments)`` carries it out, and what it does."""
 
@@ -30,7 +31,10 @@ commands:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run one command; return the exit status: 0 done, 1 failed, 2 wrong usage.
+
+    ``zoo verify`` has one more: 3 if something could not be measured here.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
@@ -50,15 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def carry_out(name: str, arguments: list[str]) -> int:
-    """Run a command; a mistake of the user becomes one paragraph on stderr, without traceback."""
+    """Run a command; a mistake of the user becomes one paragraph on stderr, without traceback.
+
+    A command may return an exit status of its own; None stands for 0.
+    """
     try:
-        import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
+        status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
     except Exception as error:
         if not is_users(error) or os.environ.get("SSL_TRACEBACK"):
             raise
         sys.stderr.write(f"error: {error}\n")
         return 1
-    return 0
+    return int(status or 0)
 
 
 def is_users(error: Exception) -> bool:
@@ -70,7 +77,8 @@ def is_users(error: Exception) -> bool:
         NotADirectoryError,
         PermissionError,
     )
-    return isinstance(error, kinds) or type(error).__name__ == "MisconfigurationException"
+    names = ("MisconfigurationException", "ConnectError", "ConnectTimeout")
+    return isinstance(error, kinds) or type(error).__name__ in names
 
 
 def usage() -> str:

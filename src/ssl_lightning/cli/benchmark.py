@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning.benchmark import benchmark
-from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
-from ssl_lightning.groups import kept_groups
 from ssl_lightning.report import RunReport, print_report
-from ssl_lightning.zoo.measuring import measure_error
+from ssl_lightning.zoo.measuring import groups_left, measure_error
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -63,7 +61,7 @@ def benchmark_checkpoint(
     folder = Path(checkpoint).parent.parent
     shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
     models = {
-        "dense": dense_baseline(trained.model, dense),
+        "dense": dense_baseline(trained, dense),
         "masked": trained.model,
         "compact": compact_network(trained.model, compacted, shape),
     }
@@ -71,18 +69,19 @@ def benchmark_checkpoint(
     errors = measure_errors(known, data_section(data, folder))
     example = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
     result = benchmark(models, example, repeats=repeats, threads=threads)
-    content = RunReport(title or trained.name, errors, kept_groups(trained.model), result)
+    groups = groups_left(trained.original(), trained.model)
+    content = RunReport(title or trained.name, errors, groups, result)
     path = Path(output) if output else folder / "report.json"
     content.save(path)
     print_report(path)
     Console().print(f"Wrote {path}")
 
 
-def dense_baseline(model: nn.Module, checkpoint: str | None) -> nn.Module:
-    """Return the dense network: from its checkpoint, or the same layers with random weights."""
+def dense_baseline(trained: TrainedBackbone, checkpoint: str | None) -> nn.Module:
+    """Return the dense network: from its checkpoint, or the backbone with random weights."""
     if checkpoint is not None:
         return load_backbone(checkpoint).model
-    dense = copy.deepcopy(model)
+    dense = trained.original().eval()
     for parameter in dense.parameters():
         nn.init.normal_(parameter, std=0.01)
     return dense

@@ -39,12 +39,14 @@ def compact_checkpoint(
         plan = choose_layers(trained.model, plan)
     small = compact(trained.model, plan)
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
-    save_compact(folder, small, plan, trained.name, trained.arguments)
+    recipe = trained.recipe(plan)
+    save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
+    original = trained.original()
     for what, count in (
         ("parameters", num_parameters),
         ("MACs", lambda model: count_macs(model, example)),
     ):
-        before, after = count(trained.model), count(small)
+        before, after = count(original), count(small)
         console.print(f"{what}: {before:,} -> {after:,} ({100 * after / before:.1f} %)")
     for note in plan.notes:
         console.print(f"note: {note}")

@@ -1,4 +1,4 @@
-"""zoo: list, show, verify and publish entries. Listing and showing import no torch."""
+"""zoo: what is done with entries. Listing and showing them imports no torch."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from ssl_lightning import zoo
 from ssl_lightning.cli.parse import call
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
+from ssl_lightning.zoo.pages import latency_cell
 
 WIDTH = 120  # characters, where the output is no terminal
 
 Rows = list[tuple[str, ...]]
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Carry out the command: the first argument says what to do."""
+def run(name: str, arguments: list[str]) -> int | None:
+    """Carry out the command: the first argument says what to do. Return the exit status."""
     if not arguments or arguments[0] in ("-h", "--help"):
         (sys.stdout if arguments else sys.stderr).write(usage())
         raise SystemExit(0 if arguments else 2)
     action = pick("action of `zoo`", arguments[0], ACTIONS)
-    call(action, f"{name} {arguments[0]}", arguments[1:])
+    by_hand = BY_HAND.get(arguments[0])
+    status: int | None = call(action, f"{name} {arguments[0]}", arguments[1:], by_hand)
+    return status
 
 
 def list_entries(root: str | None = None) -> None:
-    """List the entries: error on the test split, multiply-adds and parameters.
+    """List the entries: test error, multiply-adds, parameters, latency as a ratio to the dense.
 
     Args:
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
@@ -45,11 +48,14 @@ def list_entries(root: str | None = None) -> None:
                 name,
                 f"{card.backbone}, {card.data.name}",
                 f"{card.test_error:.2f}",
+                str(len(card.seeds)),
                 f"{short_count(macs)} ({percent(macs, card.dense.macs)} %)",
                 f"{short_count(parameters)} ({percent(parameters, card.dense.num_parameters)} %)",
+                latency_cell(card),
             )
         )
-    show_table("", ("entry", "network, data", "test error %", "MACs", "parameters"), rows)
+    head = ("entry", "network, data", "test error %", "seeds", "MACs", "parameters", "latency")
+    show_table("", head, rows)
 
 
 def show_entry(name: str, root: str | None = None) -> None:
@@ -69,61 +75,174 @@ def show_entry(name: str, root: str | None = None) -> None:
         ("MACs", f"{card.dense.macs:,} -> {card.compact.macs:,}"),
         ("parameters", f"{card.dense.num_parameters:,} -> {card.compact.num_parameters:,}"),
         *((f"left of {layer}", counts(kinds)) for layer, kinds in card.groups.items()),
+        *((f"latency, batch {r.batch_size}", ratios(r.ratio)) for r in card.latency),
         *((f"strength, {p.get('kind')} of {p.get('layers')}", strength(p)) for p in card.penalties),
         ("seed, epochs", f"{card.seed}, {card.epochs}"),
+        *((f"seed {r.seed}", errors(r.validation_error, r.test_error)) for r in card.seeds),
+        *(
+            (f"control, {c.kind}, seed {r.seed}", errors(r.validation_error, r.test_error))
+            for c in card.controls
+            for r in c.seeds
+        ),
         ("licence", card.licence),
         *((f"paper: {key}", str(value)) for key, value in (card.paper or {}).items()),
+        *((f"not measured: {field}", reason) for field, reason in card.unmeasured.items()),
         *((file, f"{stored.num_bytes:,} bytes") for file, stored in card.files.items()),
     ]
     show_table(name, ("what", "value"), rows)
 
 
-def verify_entry(name: str, root: str | None = None) -> None:
-    """Measure every figure of an entry again; the exit status is 1 if one differs.
+def verify_entries(
+    name: str | None = None,
+    all: bool = False,  # noqa: A002 - the flag's name
+    root: str | None = None,
+    latency: bool = True,
+) -> int:
+    """Measure every figure of an entry again. Exit status 1: one differs, 3: one has no verdict.
 
     Args:
         name: an entry that ``zoo list`` lists.
+        all: every entry, instead of one.
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+        latency: also take the timings.
     """
-    checks = zoo.verify(name, root)
+    if all == (name is not None):
+        raise ValueError("zoo verify: expected the name of an entry or `--all`. Give one of them.")
+    names = zoo.list_models(root) if name is None else [name]
+    verdicts = {verify_entry(each, root, latency) for each in names}
+    return next((STATUS[verdict] for verdict in STATUS if verdict in verdicts), 0)
+
+
+def verify_entry(name: str, root: str | None, latency: bool) -> str:
+    """Print the table of one entry and say what differs; return the worst verdict."""
+    try:
+        checks = zoo.verify(name, root, latency)
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return "DIFFERS"
     rows: Rows = [
-        (
-            c.what,
-            cell(c.published),
-            cell(c.measured),
-            cell(c.tolerance),
-            "ok" if c.ok else "DIFFERS",
-        )
-        for c in checks
+        (c.what, cell(c.published), cell(c.measured), cell(c.tolerance), c.verdict) for c in checks
     ]
     show_table(name, ("what", "published", "measured", "tolerance", "verdict"), rows)
-    wrong = [check.what for check in checks if not check.ok]
-    if wrong:
-        raise ValueError(f"{name} is not as published: {', '.join(wrong)} differ.")
+    sentences = {"DIFFERS": "is not as published", "not measured": "was not wholly measured"}
+    for verdict, sentence in sentences.items():
+        if found := [c for c in checks if c.verdict == verdict]:
+            names = ", ".join(c.what for c in found)
+            reasons = " ".join(dict.fromkeys(c.reason for c in found if c.reason))
+            sys.stderr.write(f"error: {name} {sentence}: {names}. {reasons}".rstrip() + "\n")
+            return verdict
+    return "ok"
 
 
-def publish_run(
-    run: str, name: str, root: str = "zoo", paper: dict[str, Any] | None = None
+STATUS = {"DIFFERS": 1, "not measured": 3, "ok": 0}
+"""Verdict -> exit status, the worst first."""
+
+
+def publish_runs(
+    runs: list[str],
+    name: str,
+    root: str = "zoo",
+    paper: dict[str, Any] | None = None,
+    controls: list[str] | None = None,
+    remark: str | None = None,
+    threads: int = 1,
 ) -> None:
-    """Write an entry from a finished run, by measuring its compact network.
+    """Write an entry from finished runs that differ in their seed, by measuring them.
 
     Args:
-        run: folder of the run: config.yaml, checkpoints/last.ckpt, compact/.
+        runs: folders of the runs: config.yaml, checkpoints/last.ckpt, compact/.
         name: of the new entry.
         root: folder of entries to write to.
         paper: the published row to compare with, such as '{"row": "LeNet 2", "error": 0.8}'.
+        controls: runs of other methods, such as magnitude=RUN,RUN random=RUN,RUN small_dense=RUN.
+        remark: what a reader must know, such as a goal that was missed.
+        threads: to take timings with.
     """
-    folder = zoo.publish(run, name, root, paper)
+    folder = zoo.publish(runs, name, root, paper, parse_controls(controls or []), remark, threads)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
 
 
-ACTIONS: dict[str, Callable[..., None]] = {
+def parse_controls(given: list[str]) -> dict[str, list[str]]:
+    """Return kind of control -> folders of its runs.
+
+    Raises:
+        ValueError: if one has no ``=`` or no folder.
+
+    Example:
+        >>> parse_controls(["random=runs/a,runs/b"])
+        {'random': ['runs/a', 'runs/b']}
+    """
+    controls: dict[str, list[str]] = {}
+    for text in given:
+        kind, _, folders = text.partition("=")
+        if not all(folders.split(",")):
+            raise ValueError(f"--controls: expected KIND=RUN,RUN,..., got {text!r}. Name the runs.")
+        controls.setdefault(kind, []).extend(folders.split(","))
+    return controls
+
+
+def upgrade_entries(names: list[str], root: str | None = None, threads: int = 1) -> None:
+    """Bring entries of older schemas to the present one, measuring what can be measured.
+
+    Args:
+        names: entries; default: all.
+        root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+        threads: to take timings with.
+    """
+    for name in names or zoo.list_models(root):
+        console().print(f"Wrote {zoo.upgrade(name, root, threads)}")
+
+
+def push_entry(name: str, repository: str, root: str | None = None, private: bool = False) -> None:
+    """Upload an entry to a model hub, after checking its files.
+
+    Args:
+        name: an entry that ``zoo list`` lists.
+        repository: to upload to, such as USER/NAME; it is made if missing.
+        root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+        private: whether a repository that is made is private.
+    """
+    console().print(f"Uploaded {zoo.push(name, repository, root, private)}")
+
+
+def pull_entry(repository: str, root: str, revision: str | None = None) -> None:
+    """Download an entry from a model hub; its files are checked before one is parsed.
+
+    Args:
+        repository: that ``zoo push`` uploaded to, such as USER/NAME.
+        root: folder of entries to write to.
+        revision: branch, tag or commit; default: the main branch.
+    """
+    console().print(f"Wrote {zoo.pull(repository, root, revision)}")
+
+
+ACTIONS: dict[str, Callable[..., int | None]] = {
     "list": list_entries,
     "show": show_entry,
-    "verify": verify_entry,
-    "publish": publish_run,
+    "verify": verify_entries,
+    "publish": publish_runs,
+    "upgrade": upgrade_entries,
+    "push": push_entry,
+    "pull": pull_entry,
 }
+BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
+    "verify": {
+        "name": {"nargs": "?", "help": "an entry that `zoo list` lists"},
+        "--all": {"action": "store_true", "help": "every entry, instead of one"},
+    },
+    "publish": {
+        "runs": {"nargs": "+", "help": "folders of finished runs, one per seed"},
+        "--name": {"required": True, "help": "of the new entry"},
+        "--controls": {
+            "nargs": "+",
+            "metavar": "KIND=RUN,RUN",
+            "help": "finished runs of magnitude, random or small_dense",
+        },
+    },
+    "upgrade": {"names": {"nargs": "*", "help": "entries; default: all"}},
+}
+"""Action -> arguments that its function's signature cannot express."""
 
 
 def usage() -> str:
@@ -163,19 +282,41 @@ def counts(kinds: dict[str, list[int]]) -> str:
     return ", ".join(f"{left}/{of} {kind}" for kind, (left, of) in kinds.items())
 
 
+def ratios(found: dict[str, float]) -> str:
+    """Write latency ratios.
+
+    Example:
+        >>> ratios({"dense": 1.0, "compact": 0.31})
+        'dense 1.00, compact 0.31 of the dense one'
+    """
+    return ", ".join(f"{model} {ratio:.2f}" for model, ratio in found.items()) + " of the dense one"
+
+
+def errors(validation: float, test: float) -> str:
+    """Write the errors of a run.
+
+    Example:
+        >>> errors(0.7, 0.625)
+        '0.70 % validation, 0.62 % test'
+    """
+    return f"{validation:.2f} % validation, {test:.2f} % test"
+
+
 def strength(penalty: dict[str, Any]) -> str:
     """Say a penalty's strength, and when it is in force."""
     schedule = penalty.get("schedule")
     return f"{penalty.get('strength')}" + (f", {schedule}" if schedule else "")
 
 
-def cell(value: float | int | str) -> str:
-    """Write a figure for a table; long texts are shortened.
+def cell(value: float | int | str | None) -> str:
+    """Write a figure for a table; long texts are shortened, and nothing is ``-``.
 
     Example:
         >>> cell(0.62), cell(2293000), cell("x" * 60)
         ('0.62', '2,293,000', 'xxxxxxxxxxxxxxxxxxxxx...')
     """
+    if value is None:
+        return "-"
     if isinstance(value, str):
         return value if len(value) <= 24 else f"{value[:21]}..."
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

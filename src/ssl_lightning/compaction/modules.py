@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.graph import LeafOperation
+from ssl_lightning.graph import LayerWrapper, LeafOperation
 
 
 class ZeroConv(LeafOperation):
@@ -169,6 +170,201 @@ class SparseResponseNorm(nn.LocalResponseNorm):
         mean = F.avg_pool2d(F.pad(energy, padding), (self.size, 1), stride=1).squeeze(1)
         mean = mean.index_select(1, self.index).view(x.shape)
         return x / (self.k + self.alpha * mean).pow(self.beta)
+
+
+class WideLayerNorm(nn.Module):
+    """Layer normalisation of channels of which some were removed, by the statistics of all.
+
+    The removed channels were zero: they add nothing to the sum, and the squared mean to the
+    variance.
+
+    Args:
+        norm: the normalisation over all channels.
+        kept: positions of the channels that are left, ascending.
+        dim: dimension of the input that numbers the channels.
+
+    Example:
+        >>> norm = nn.LayerNorm(3)
+        >>> x = torch.tensor([[1.0, 0.0, 2.0]])
+        >>> torch.allclose(WideLayerNorm(norm, [0, 2], -1)(x[:, [0, 2]]), norm(x)[:, [0, 2]])
+        True
+    """
+
+    def __init__(self, norm: nn.LayerNorm, kept: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
+        self.weight, self.bias = (take(p, kept) for p in (norm.weight, norm.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised ``x``, same shape."""
+        y = single(x.movedim(self.dim, -1))
+        mean = y.sum(-1, keepdim=True) / self.width
+        gone = self.width - y.shape[-1]
+        y = y - mean
+        variance = (y.square().sum(-1, keepdim=True) + gone * mean.square()) / self.width
+        y = y * torch.rsqrt(variance + self.eps)
+        y = y if self.weight is None else y * self.weight
+        y = y if self.bias is None else y + self.bias
+        return y.movedim(-1, self.dim).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the old width."""
+        return f"width={self.width}, eps={self.eps}"
+
+
+class WideGroupNorm(nn.Module):
+    """Group normalisation of channels of which some were removed, by the statistics of all.
+
+    Args:
+        norm: the normalisation over all channels.
+        kept: positions of the channels that are left, ascending.
+
+    Example:
+        >>> norm = nn.GroupNorm(2, 4)
+        >>> x = torch.tensor([1.0, 0.0, 3.0, 4.0]).view(1, 4, 1)
+        >>> torch.allclose(WideGroupNorm(norm, [0, 2, 3])(x[:, [0, 2, 3]]), norm(x)[:, [0, 2, 3]])
+        True
+    """
+
+    member: Tensor
+
+    def __init__(self, norm: nn.GroupNorm, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.per_group, self.eps = norm.num_channels // norm.num_groups, norm.eps
+        self.weight, self.bias = (take(p, kept) for p in (norm.weight, norm.bias))
+        device = None if norm.weight is None else norm.weight.device
+        groups = torch.tensor(list(kept), device=device) // self.per_group
+        member = groups == torch.arange(norm.num_groups, device=device)[:, None]
+        self.register_buffer("member", member, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised ``x``, same shape ``(N, C, *)``."""
+        y = single(x).flatten(2) if x.dim() > 2 else single(x)[..., None]
+        member = self.member.to(y.dtype)  # (groups, channels)
+        size = self.per_group * y.shape[2]
+        mean = y.sum(2) @ member.t() / size  # (N, groups)
+        gone = self.per_group - member.sum(1)
+        y = y - (mean @ member)[..., None]
+        square = y.square().sum(2) @ member.t() + gone * y.shape[2] * mean.square()
+        y = y * (torch.rsqrt(square / size + self.eps) @ member)[..., None]
+        y = y if self.weight is None else y * self.weight[:, None]
+        y = y if self.bias is None else y + self.bias[:, None]
+        return y.view(x.shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the old width of a group."""
+        return f"groups={len(self.member)}, per_group={self.per_group}, eps={self.eps}"
+
+
+def take(parameter: nn.Parameter | None, kept: Sequence[int]) -> nn.Parameter | None:
+    """Return the kept part of a parameter, which needs gradients if the whole one did."""
+    if parameter is None:
+        return None
+    index = torch.tensor(list(kept), dtype=torch.long, device=parameter.device)
+    part = parameter.detach().index_select(0, index)
+    return nn.Parameter(part, requires_grad=parameter.requires_grad)
+
+
+def single(x: Tensor) -> Tensor:
+    """Return a tensor in at least single precision, in which norms compute."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+CONV_FUNCTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+class SubsetLayer(LayerWrapper):
+    """A convolution or linear layer between wide tensors that computes only a part of them.
+
+    Inputs that it does not read are skipped. Outputs that it does not compute are its bias. So a
+    layer on the trunk of a residual network costs what is left of it, though the trunk stays wide.
+
+    Constant inputs that were removed live on in the bias or, where zero padding makes the border
+    differ, in ``border``: the kernel of one channel that is 1 everywhere.
+
+    Other attributes (``weight``, ``stride``, ...) are those of the layer inside.
+
+    Args:
+        layer: of ``len(reads)`` inputs and ``len(writes)`` outputs, without a bias.
+        out_channels: number of outputs.
+        reads: positions of the inputs that are read; None for all.
+        writes: positions of the outputs that are computed; None for all.
+        bias: ``(out_channels,)``, or None.
+        border: ``(len(writes), 1, *kernel_size)``, or None.
+
+    Example:
+        >>> layer = SubsetLayer(nn.Linear(1, 1, bias=False), 3, reads=[2], writes=[0])
+        >>> _ = nn.init.ones_(layer.weight)
+        >>> layer(torch.tensor([[5.0, 6.0, 7.0]]))
+        tensor([[7., 0., 0.]], grad_fn=<IndexCopyBackward0>)
+    """
+
+    reads: Tensor | None
+    writes: Tensor | None
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        out_channels: int,
+        reads: Sequence[int] | None = None,
+        writes: Sequence[int] | None = None,
+        bias: Tensor | None = None,
+        border: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.bias = as_parameter(bias)  # first: later the name is the layer's
+        self.border = as_parameter(border)
+        self.wide = out_channels
+        self.dim = -1 if isinstance(layer, nn.Linear) else 1
+        self.register_buffer("reads", positions(reads, layer), persistent=False)
+        self.register_buffer("writes", positions(writes, layer), persistent=False)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, *)``, of a linear layer ``(*, out_channels)``."""
+        if self.reads is not None:
+            x = x.index_select(self.dim, self.reads)
+        y: Tensor = self.layer(x)
+        if self.border is not None:
+            y = y + self.border_map(x).to(y.dtype)
+        if self.writes is not None:
+            shape = list(y.shape)
+            shape[self.dim] = self.wide
+            y = zeros_in_layout(y, shape).index_copy(self.dim, self.writes, y)
+        if self.bias is None:
+            return y
+        bias = self.bias.to(y.dtype)
+        return y + (bias if self.dim == -1 else bias.view(-1, *[1] * (y.dim() - 2)))
+
+    def border_map(self, x: Tensor) -> Tensor:
+        """Return what the removed constant inputs add, ``(1, len(writes), *)``."""
+        ones = x.new_ones(1, 1, *x.shape[2:])
+        layer: Any = self.layer
+        function: Any = CONV_FUNCTIONS[type(layer)]
+        sizes = (layer.stride, layer.padding, layer.dilation)
+        found: Tensor = function(ones, self.border, None, *sizes)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """Look an attribute up in the layer inside, for code that asks for its weight or sizes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
+    def extra_repr(self) -> str:
+        """Show the width."""
+        return f"out_channels={self.wide}"
+
+
+def positions(given: Sequence[int] | None, layer: nn.Module) -> Tensor | None:
+    """Return positions as a tensor on a layer's device."""
+    if given is None:
+        return None
+    device = next(layer.parameters()).device
+    return torch.tensor(list(given), dtype=torch.long, device=device)
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

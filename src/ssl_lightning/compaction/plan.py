@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -105,7 +105,21 @@ def explain_row(name: str, slices: SiteSlices) -> tuple[str, str, str, str]:
         what = f"not computed any more; {what}" if what else "not computed any more"
     elif slices.constant:
         what = f"only its constant; {what}" if what else "only its constant"
+    elif slices.is_subset() or slices.folded:
+        what = f"{subset_text(slices)}; {what}" if what else subset_text(slices)
     return name, f"{kept_in}/{slices.of[0]}", f"{kept_out}/{slices.of[1]}", what
+
+
+def subset_text(slices: SiteSlices) -> str:
+    """Say which inputs a layer reads and which outputs it computes, and what it has as bias."""
+    parts = []
+    if slices.reads is not None:
+        parts.append(f"reads {len(slices.reads)} of its {len(slices.inputs)} inputs")
+    if slices.writes is not None:
+        parts.append(f"computes {len(slices.writes)} of its {len(slices.outputs)} outputs")
+    if slices.folded:
+        parts.append(f"has {len(slices.folded)} constant inputs in its bias")
+    return ", ".join(parts)
 
 
 def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
@@ -120,6 +134,16 @@ def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
             raise ValueError(
                 f"Plan of `{name}`: expected ascending channels below {count}, got {kept}."
             )
+    parts = {
+        key: read_part(name, given.get(key), kept)
+        for key, kept in zip(("reads", "writes"), sides, strict=True)
+    }
+    folded, constants = given.get("folded", ()), given.get("constants", ())
+    if len(folded) != len(constants) or any(not 0 <= i < old[0] for i in folded):
+        raise ValueError(
+            f"Plan of `{name}`: expected one constant for each folded input below {old[0]}, got "
+            f"{len(constants)} for {folded}."
+        )
     return SiteSlices(
         tuple(sides[0]),
         tuple(sides[1]),
@@ -128,7 +152,21 @@ def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
         bool(given.get("constant", False)),
         int(given.get("idle", 0)),
         str(given.get("reason", "")),
+        **parts,
+        folded=tuple(int(i) for i in folded),
+        constants=tuple(float(value) for value in constants),
+        dim=None if given.get("dim") is None else int(given["dim"]),
+        attributes={str(k): int(v) for k, v in given.get("attributes", {}).items()},
     )
+
+
+def read_part(name: str, given: Any, kept: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the channels that a layer reads or writes, or None for all that are kept."""
+    if given is None:
+        return None
+    if sorted(set(given) & set(kept)) != list(given):
+        raise ValueError(f"Plan of `{name}`: expected some of the channels {kept}, got {given}.")
+    return tuple(given)
 
 
 def read_type(name: str) -> str:

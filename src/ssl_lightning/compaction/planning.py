@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,14 @@ from ssl_lightning.compaction.equality import Problem, difference
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
 from ssl_lightning.compaction.sparse import replace_layers
-from ssl_lightning.graph import SIZED, Trace, analyse, trace
+from ssl_lightning.graph import SIZED, LayerWrapper, Trace, analyse, trace
 
 ATTEMPTS = 6
 
 
-def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Plan:
+def make_plan(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, constants: bool = True
+) -> Plan:
     """Find what can be removed from ``model`` without changing the function it computes in eval.
 
     The model is run with ``torch.export`` once and its operations are analysed; what the analysis
@@ -28,6 +32,9 @@ def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> P
         model: any module that ``torch.export`` captures, with its zeros; it is not changed.
         example_input: its inputs, shapes such as ``(1, C, H, W)``; the values do not matter, and
             a batch of one is enough.
+        constants: also remove what is constant for every input without being zero (the shift of a
+            batch norm behind a zero filter), which becomes part of later biases. In train mode,
+            where batch norms use other statistics, the smaller network is then another one.
 
     Raises:
         ValueError: if the model cannot be captured, or its weights are not finite.
@@ -44,21 +51,26 @@ def make_plan(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> P
     """
     example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     check_finite(model)
-    traced = trace(model, example)
+    double = copy.deepcopy(model).double()
+    traced = trace(double, tuple(x.double() if x.is_floating_point() else x for x in example))
     shapes = tuple(tuple(x.shape) for x in example)
     types = tuple(str(x.dtype).removeprefix("torch.") for x in example)
     blocked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     for _ in range(ATTEMPTS):
-        modules = analyse(model, traced, blocked)
+        modules = analyse(double, traced, blocked, constants=constants)
         problem = difference(model, modules, example)
         if problem is None:
             return Plan(modules, shapes, types, notes)
-        more = suspects(model, traced, problem, blocked)
-        if not more:
+        more = suspects(double, traced, problem, blocked)
+        if constants and not (problem.modules and more):
+            constants, more = False, frozenset()
+            notes = (*notes, f"constants were not folded: {problem.text}")
+        elif not more:
             break
-        blocked |= more
-        notes = (*notes, blocked_note(traced, more, problem))
+        else:
+            blocked |= more
+            notes = (*notes, blocked_note(traced, more, problem))
     assert problem is not None
     note = f"nothing was removed: the compact network would not do ({problem.text})"
     return Plan({}, shapes, types, (note,))
@@ -157,3 +169,74 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
     small = apply_slices(copy.deepcopy(model), plan.modules)
     replace_layers(small, plan.sparse)
     return small
+
+
+@torch.no_grad()
+def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) -> nn.Module:
+    """Return the masked network that a compact one stands for: its weights where they came from.
+
+    What the plans removed is zero. Where each weight came from is found by shrinking a copy of the
+    backbone whose elements hold their own numbers. Constants that were folded into biases cannot be
+    told from them, so the masked network then has the zeros and sizes, but not the function.
+
+    Args:
+        small: the compact network.
+        backbone: any network of the architecture it was made from; only that is used.
+        plans: the plan it was made with, or several carried out one after the other.
+
+    Raises:
+        ValueError: if the three do not belong together.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net = create_backbone("mlp", widths=(4,))
+        >>> _ = torch.nn.init.zeros_(net.fc1.weight[1:3]), torch.nn.init.zeros_(net.fc1.bias)
+        >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+        >>> masked = expand(compact(net, plan), net, plan)
+        >>> torch.equal(masked.fc1.weight, net.fc1.weight)
+        True
+    """
+    masked = copy.deepcopy(backbone)
+    numbers = number_elements_(copy.deepcopy(backbone).double())
+    for plan in (plans,) if isinstance(plans, Plan) else plans:
+        numbers = apply_plan(numbers, without_constants(plan))
+    places, values = numbers.state_dict(), small.state_dict()
+    if {k: v.shape for k, v in places.items()} != {k: v.shape for k, v in values.items()}:
+        raise ValueError(
+            f"expand: the plan does not turn this {type(backbone).__name__} into the compact "
+            "network given. Use the backbone, arguments and plan stored with it."
+        )
+    for parameter in masked.parameters():
+        parameter.zero_()
+    targets = masked.state_dict()
+    for name, value in values.items():
+        target = targets.get(unwrapped(numbers, name))
+        if target is not None:
+            place = places[name].flatten().long()
+            target.view(-1)[place] = value.to(target.dtype).flatten()
+    return masked.train(small.training)
+
+
+def without_constants(plan: Plan) -> Plan:
+    """Return a plan that folds zeros in the place of its constants."""
+    modules = {
+        name: replace(slices, constants=(0.0,) * len(slices.constants))
+        for name, slices in plan.modules.items()
+    }
+    return replace(plan, modules=modules)
+
+
+def unwrapped(model: nn.Module, name: str) -> str:
+    """Return a tensor's name in the network before compaction: without the wrapper of its layer."""
+    path, _, attribute = name.rpartition(".")
+    outer, _, inner = path.rpartition(".")
+    if inner == "layer" and isinstance(model.get_submodule(outer), LayerWrapper):
+        return f"{outer}.{attribute}"
+    return name
+
+
+def number_elements_(model: nn.Module) -> nn.Module:
+    """Give every element of parameters and floating-point buffers its own number in its tensor."""
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
+    return model

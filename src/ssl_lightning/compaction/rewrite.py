@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from ssl_lightning.backbones import PadShortcut
 from ssl_lightning.compaction.modules import (
     SparseResponseNorm,
+    SubsetLayer,
+    WideGroupNorm,
+    WideLayerNorm,
     ZeroConv,
     ZeroLinear,
     zero_like_layer,
@@ -31,7 +35,13 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
     check_modules(model, modules)
     known = dict(model.named_modules(remove_duplicate=False))
     for name, slices in modules.items():
+        if name not in known:
+            slice_parameter(model, name, slices)
+            continue
         module = known[name]
+        module.__dict__.update(slices.attributes)
+        if channels(module) is None:
+            continue  # its code splits channels into heads; it has none itself
         if has_equivalent_forward(module):
             del module.forward
         if not slices.shrinks():
@@ -51,12 +61,40 @@ def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
         ValueError: if a module is missing or has other sizes.
     """
     known = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters())
     for name, slices in modules.items():
-        check_module(model, name, known.get(name), slices)
+        if name in parameters and slices.dim is not None:
+            check_parameter(model, name, parameters[name], slices)
+        else:
+            check_module(model, name, known.get(name), slices)
+
+
+def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: SiteSlices) -> None:
+    """Compare a parameter with what the plan expects there."""
+    dim = slices.dim
+    if dim is None or not 0 <= dim < parameter.dim() or parameter.shape[dim] != slices.of[1]:
+        raise ValueError(
+            f"The plan expects `{name}` with {slices.of[1]} elements in dimension {dim}, "
+            f"{type(model).__name__} has it with the shape {tuple(parameter.shape)}. Use the plan "
+            "with the backbone and arguments it was made for."
+        )
+
+
+def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
+    """Cut a parameter that belongs to no layer, in all modules that have it."""
+    parameter = model.get_parameter(name)
+    part = replace_parameter(parameter, select(parameter, slices.outputs, dim=slices.dim or 0))
+    for module in model.modules():
+        for attribute, other in list(module._parameters.items()):
+            if other is parameter:
+                setattr(module, attribute, part)
 
 
 def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
     """Compare a module with what the plan expects there."""
+    if module is not None and channels(module) is None and not slices.of[0]:
+        check_attributes(name, module, slices)
+        return
     sizes = None if module is None else channels(module)
     if sizes is None or any(a not in (None, b) for a, b in zip(sizes, slices.of, strict=True)):
         found = "no such layer" if module is None else f"{module}"
@@ -67,6 +105,16 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
         )
     if isinstance(module, CONVS) and module.groups > 1:
         check_groups(name, module.groups, slices)
+
+
+def check_attributes(name: str, module: nn.Module, slices: SiteSlices) -> None:
+    """Make sure that a module has the numbers that the plan changes."""
+    missing = [key for key in slices.attributes if type(module.__dict__.get(key)) is not int]
+    if missing:
+        raise ValueError(
+            f"The plan expects `{name}` to have a number `{missing[0]}`, {type(module).__name__} "
+            "has none. Use the plan with the backbone and arguments it was made for."
+        )
 
 
 def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
@@ -83,12 +131,16 @@ def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
 
 def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
     """Return a layer's (input, output) channels, None where it works for any number."""
-    if isinstance(module, (*CONVS, PadShortcut)):
+    if isinstance(module, (*CONVS, *TRANSPOSED, PadShortcut)):
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, NORMS):
         return module.num_features, module.num_features
+    if isinstance(module, nn.LayerNorm):
+        return (module.normalized_shape[0],) * 2
+    if isinstance(module, nn.GroupNorm):
+        return (module.num_channels,) * 2
     if isinstance(module, ZeroConv):
         return None, module.out_channels
     if isinstance(module, ZeroLinear):
@@ -101,7 +153,7 @@ def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
 def shrink(module: nn.Module, slices: SiteSlices) -> nn.Module:
     """Return the module with only the kept channels: itself, changed in place, or another one."""
     if slices.zero or slices.constant:
-        bias = None if slices.zero else slice_bias(module, slices)
+        bias = None if slices.zero else folded_bias(module, slices)
         constant = zero_like_layer(module, bias, len(slices.outputs))
         if constant is not None and (slices.zero or not isinstance(module, NORMS)):
             return constant
@@ -111,13 +163,106 @@ def shrink(module: nn.Module, slices: SiteSlices) -> nn.Module:
     raise AssertionError(f"{type(module).__name__} has channels() but no shrinker")
 
 
-def shrink_conv(module: nn.Conv2d, slices: SiteSlices) -> nn.Module:
-    """Slice filters, channels and groups of a convolution."""
-    weight, module.groups = slice_groups(module.weight, module.groups, slices)
+def shrink_layer(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> nn.Module:
+    """Slice a convolution or linear layer; constants that it read go to its bias."""
+    bias, border = folded_bias(module, slices), border_kernel(module, slices)
+    part = replace(
+        slices,
+        inputs=slices.inputs if slices.reads is None else slices.reads,
+        outputs=slices.outputs if slices.writes is None else slices.writes,
+    )
+    slice_weight(module, part)
+    if border is None and not slices.is_subset():
+        module.bias = bias
+        return module
+    module.bias = None
+    return SubsetLayer(
+        module,
+        len(slices.outputs),
+        within(slices.reads, slices.inputs),
+        within(slices.writes, slices.outputs),
+        bias,
+        None if border is None else replace_parameter(border, select(border, part.outputs)),
+    )
+
+
+def slice_weight(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> None:
+    """Slice filters, channels and groups of a convolution, rows and columns of a linear layer."""
+    if isinstance(module, nn.Linear):
+        weight = select(select(module.weight, slices.outputs), slices.inputs, dim=1)
+        module.in_features, module.out_features = len(slices.inputs), len(slices.outputs)
+    else:
+        weight, module.groups = slice_groups(module.weight, module.groups, slices)
+        module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
     module.weight = replace_parameter(module.weight, weight)
-    module.bias = replace_parameter(module.bias, slice_bias(module, slices))
+
+
+def shrink_transposed(module: nn.ConvTranspose2d, slices: SiteSlices) -> nn.Module:
+    """Slice inputs (the weight's first dimension) and outputs of a transposed convolution."""
+    weight = select(select(module.weight, slices.inputs), slices.outputs, dim=1)
+    module.weight = replace_parameter(module.weight, weight)
+    module.bias = slice_bias(module, slices)
     module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
     return module
+
+
+def within(some: tuple[int, ...] | None, kept: tuple[int, ...]) -> list[int] | None:
+    """Return the positions of some channels among those that are kept."""
+    if some is None:
+        return None
+    place = {channel: position for position, channel in enumerate(kept)}
+    return [place[channel] for channel in some]
+
+
+def folded_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
+    """Return the kept part of a layer's bias, with what constant inputs add, but not by a border.
+
+    A layer without a bias is given one if it reads constants.
+    """
+    bias = slice_bias(module, slices)
+    if not slices.folded or is_padded(module):
+        return bias
+    kernel = constant_kernel(module, slices)
+    added = select(kernel.reshape(len(kernel), -1).sum(1), slices.outputs)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    total = added if bias is None else bias.detach().double() + added
+    like = weight if bias is None else bias
+    return nn.Parameter(total.to(weight.dtype), requires_grad=like.requires_grad)
+
+
+def border_kernel(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
+    """Return the kernel of what constant inputs of a padded convolution add, else None.
+
+    Shape ``(O, 1, *kernel_size)``.
+    """
+    if not slices.folded or not is_padded(module):
+        return None
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    kernel = constant_kernel(module, slices).unsqueeze(1).to(weight.dtype)
+    return nn.Parameter(kernel, requires_grad=weight.requires_grad)
+
+
+def constant_kernel(module: nn.Module, slices: SiteSlices) -> Tensor:
+    """Return the sum over folded inputs of constant times weight, in float64.
+
+    Shape ``(O, *kernel_size)``.
+    """
+    weight: Tensor = module.weight.detach().double()  # type: ignore[operator]
+    groups = getattr(module, "groups", 1)
+    per_out, per_in = len(weight) // groups, weight.shape[1]
+    values = torch.tensor(slices.constants, dtype=torch.float64, device=weight.device)
+    inputs = torch.tensor(slices.folded, device=weight.device)
+    parts = []
+    for group, rows in enumerate(weight.split(per_out)):
+        inside = inputs // per_in == group
+        parts.append(torch.tensordot(rows[:, inputs[inside] % per_in], values[inside], ([1], [0])))
+    return torch.cat(parts)
+
+
+def is_padded(module: nn.Module) -> bool:
+    """Whether a layer pads what it reads."""
+    padding = getattr(module, "padding", 0)
+    return padding == "same" or (isinstance(padding, tuple) and any(padding))
 
 
 def shrink_constant(module: ZeroConv | ZeroLinear, slices: SiteSlices) -> nn.Module:
@@ -151,15 +296,6 @@ def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tenso
     return torch.cat(parts), len(parts)
 
 
-def shrink_linear(module: nn.Linear, slices: SiteSlices) -> nn.Module:
-    """Slice rows and columns of a linear layer."""
-    weight = select(select(module.weight, slices.outputs), slices.inputs, dim=1)
-    module.weight = replace_parameter(module.weight, weight)
-    module.bias = replace_parameter(module.bias, slice_bias(module, slices))
-    module.in_features, module.out_features = len(slices.inputs), len(slices.outputs)
-    return module
-
-
 def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
     """Slice scale, shift and statistics of a batch norm."""
     for name in ("weight", "bias"):
@@ -170,6 +306,23 @@ def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
             setattr(module, name, select(buffer, slices.outputs))
     module.num_features = len(slices.outputs)
     return module
+
+
+def shrink_layer_norm(module: nn.LayerNorm, slices: SiteSlices) -> nn.Module:
+    """Keep the statistics of all channels."""
+    wide = WideLayerNorm(module, slices.outputs, -1 if slices.dim is None else slices.dim)
+    return with_children(wide, module)
+
+
+def shrink_group_norm(module: nn.GroupNorm, slices: SiteSlices) -> nn.Module:
+    """Keep the statistics of all channels."""
+    return with_children(WideGroupNorm(module, slices.outputs), module)
+
+
+def with_children(norm: nn.Module, old: nn.Module) -> nn.Module:
+    """Return a norm followed by what the old one had as children, such as an activation."""
+    children = list(old.children())
+    return nn.Sequential(norm, *children) if children else norm
 
 
 def shrink_response_norm(module: nn.LocalResponseNorm, slices: SiteSlices) -> nn.Module:
@@ -204,12 +357,18 @@ def replace_parameter(old: Tensor | None, new: Tensor | None) -> Any:
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] = (
     ((ZeroConv, ZeroLinear), shrink_constant),
-    (CONVS, shrink_conv),
-    (nn.Linear, shrink_linear),
+    ((*CONVS, nn.Linear), shrink_layer),
+    (TRANSPOSED, shrink_transposed),
     (NORMS, shrink_norm),
+    (nn.LayerNorm, shrink_layer_norm),
+    (nn.GroupNorm, shrink_group_norm),
     (nn.LocalResponseNorm, shrink_response_norm),
     (PadShortcut, shrink_shortcut),
 )

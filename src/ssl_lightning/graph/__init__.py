@@ -4,13 +4,14 @@ from ssl_lightning.graph.analysis import analyse
 from ssl_lightning.graph.branches import ResidualBranch, norm_followers, residual_branches
 from ssl_lightning.graph.coupling import CoupledFamily, coupled_families
 from ssl_lightning.graph.kept import SiteSlices
-from ssl_lightning.graph.ops import LeafOperation, Trace
+from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
 from ssl_lightning.graph.rules import SIZED
 from ssl_lightning.graph.trace import has_equivalent_forward, trace
 
 __all__ = [
     "SIZED",
     "CoupledFamily",
+    "LayerWrapper",
     "LeafOperation",
     "ResidualBranch",
     "SiteSlices",
@@ -18,6 +19,7 @@ __all__ = [
     "analyse",
     "coupled_families",
     "has_equivalent_forward",
+    "layer_names",
     "norm_followers",
     "residual_branches",
     "trace",

@@ -1,23 +1,28 @@
 """Which slices of a model can be removed without changing its function, and which go together.
 
-Why it is right. Write *alive* for "can be non-zero for some input" and *needed* for "read with a
-non-zero weight on the way to an output". Both masks are supersets of the truth, computed by
-monotone functions. Let R be all elements of all label sets none of whose elements is both alive and
-needed. Setting R to zero changes no output: what is dead is zero already (and stays so, since less
-is alive), and what is not needed changes nothing that is. And since every set is in R as a whole,
-and an operation without a rule keeps all sets it touches out of R, taking R out of the tensors
-gives each remaining operation the operands it had.
+Why it is right. Write *alive* for "can be non-zero for some input", *varying* for "alive, and not
+known to be one constant for all inputs and positions", and *needed* for "read with a non-zero
+weight on the way to an output". These masks are supersets of the truth, computed by monotone
+functions. Let R be all elements of all label sets none of whose elements is both varying and
+needed. Taking R away changes no output: what is zero is not missed, what is constant is read either
+by operations whose result is in R too, or by layers that get it as part of their bias (operations
+that can do neither call it varying), and what is not needed changes nothing that is. And since
+every set is in R as a whole, and an operation without a rule keeps all sets it touches out of R,
+each remaining operation has the operands it had.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.graph.constants import NOT_RUN, not_zero, real_values
 from ssl_lightning.graph.flow import Flow, Rule, Value, as_list, binary, filled, like
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
+from ssl_lightning.graph.labels import spread, varies
 from ssl_lightning.graph.needs import everything, transpose
 from ssl_lightning.graph.ops import Op, Trace
 from ssl_lightning.graph.rules import UNKNOWN, rule_of
@@ -30,39 +35,57 @@ def analyse(
     model: nn.Module,
     example_input: Tensor | tuple[Any, ...] | Trace,
     blocked: frozenset[str] = frozenset(),
+    *,
+    constants: bool = True,
 ) -> dict[str, SiteSlices]:
     """Find what can be removed from each module of ``model`` without changing its eval function.
 
-    A slice goes if every element of every tensor it is part of is either zero for all inputs or
-    never read with a non-zero weight, and every operation that touches it has a rule
-    (:mod:`ssl_lightning.graph.rules`).
+    A slice goes if every element of every tensor it is part of is zero for all inputs, constant
+    where it can be folded into the layers that read it, or never read with a non-zero weight; and
+    every operation that touches it has a rule (:mod:`ssl_lightning.graph.rules`).
 
     Args:
         model: the network, with its zeros.
         example_input: positional inputs, of which only the shapes matter, or the model's trace.
         blocked: names of operations in the trace to treat as unknown.
+        constants: whether slices that are constant but not zero may go.
 
     Returns:
         Module name -> what is left of it, for every convolution, linear and normalisation layer
         that the analysis understands.
     """
     traced = example_input if isinstance(example_input, Trace) else trace(model, example_input)
-    return kept_slices(propagate(model, traced, blocked))
+    values = real_values(traced) if constants else {}
+    return kept_slices(propagate(model, traced, blocked, values))
 
 
-def propagate(model: nn.Module, traced: Trace, blocked: frozenset[str] = frozenset()) -> Flow:
-    """Run the three questions of the rules over a trace: support and labels forward, need back."""
-    flow = Flow(model, traced)
+def propagate(
+    model: nn.Module,
+    traced: Trace,
+    blocked: frozenset[str] = frozenset(),
+    values: Mapping[str, Value] | None = None,
+) -> Flow:
+    """Run the questions of the rules over a trace: all forward, but for need, which goes back.
+
+    Args:
+        model: the network.
+        traced: its trace.
+        blocked: names of operations to treat as unknown.
+        values: every value of one run; without them only zeros count as constant.
+    """
+    flow = Flow(model, traced, values=dict(values or {}))
     with torch.no_grad():
         for name, tensor in traced.inputs.items():
-            flow.alive[name] = torch.ones(tensor.shape)
+            flow.alive[name] = flow.varies[name] = torch.ones(tensor.shape)
             flow.slices[name] = fixed(tuple(tensor.shape))
         for name, tensor in traced.tensors.items():
             flow.alive[name] = binary(tensor.detach()).cpu()
-            flow.slices[name] = fixed(tuple(tensor.shape))
+            flow.varies[name] = torch.zeros(tensor.shape)
+            flow.slices[name] = stored_labels(flow, traced.names.get(name), tuple(tensor.shape))
         for op in traced.ops:
             forward(op, rule_in(flow, op, blocked), flow)
         fix_shared_parameters(flow)
+        collect_parameters(flow)
         backpropagate(flow, blocked)
     return flow
 
@@ -85,15 +108,32 @@ def forward(op: Op, rule: Rule, flow: Flow) -> None:
     try:
         alive, labels = rule.support(op, flow.alive), rule.labels(op, flow)
         check_shapes(alive, labels, op)
+        flow.alive[op.name] = like(alive, [binary(t) for t in as_list(alive)])
+        mark_constants(op, rule, flow)
     except Exception as error:
         flow.failed[op.name] = f"{type(error).__name__}: {error}"
         flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
-        alive, labels = ones(op, flow.alive), fix_all(op, flow)
+        flow.alive[op.name] = flow.varies[op.name] = ones(op, flow.alive)
+        labels = fix_all(op, flow)
         if site := flow.sites.get(op.module):
             flow.labels.fix(site.inputs)
             flow.labels.fix(site.outputs)
-    flow.alive[op.name] = like(alive, [binary(t) for t in as_list(alive)])
     flow.slices[op.name] = labels
+
+
+def mark_constants(op: Op, rule: Rule, flow: Flow) -> None:
+    """Fill where an operation's result varies, and take from what is alive what is found zero."""
+    alive = flow.alive[op.name]
+    if not flow.values or op.name in flow.values.get(NOT_RUN, ()):
+        flow.varies[op.name] = alive
+        return
+    if not rule.constants:
+        flow.varies.update({name: flow.alive[name] for name in op.inputs()})
+    found = rule.varies(op, flow) if rule.varies else rule.support(op, flow.varies)
+    varies = [binary(v) * a for v, a in zip(as_list(found), as_list(alive), strict=True)]
+    values = as_list(not_zero(flow.values[op.name], alive))
+    both = [a * torch.maximum(v, n) for a, v, n in zip(as_list(alive), varies, values, strict=True)]
+    flow.varies[op.name], flow.alive[op.name] = like(alive, varies), like(alive, both)
 
 
 def check_shapes(alive: Value, labels: Value, op: Op) -> None:
@@ -116,6 +156,32 @@ def fix_shared_parameters(flow: Flow) -> None:
             flow.labels.cause = f"`{name}` is also read by `{others[0].kind}` elsewhere"
             flow.labels.fix(site.inputs)
             flow.labels.fix(site.outputs)
+
+
+def stored_labels(flow: Flow, name: str | None, shape: tuple[int, ...]) -> Tensor:
+    """Return labels of a stored tensor: a parameter can be sliced along its last dimension.
+
+    (The last of more than one element: the channels of a layer scale, a class token or a positional
+    embedding.) Layers ask for their weights' labels themselves.
+    """
+    long = [dim for dim, size in enumerate(shape) if size > 1]
+    if name not in flow.names_of_parameters or not long:
+        labels: Tensor = fixed(shape)
+        return labels
+    return spread(flow.labels.fresh(shape[long[-1]]), shape, long[-1])
+
+
+def collect_parameters(flow: Flow) -> None:
+    """Fill ``flow.parameters`` with those that belong to no layer; fix the labels of the others."""
+    for value, name in flow.trace.names.items():
+        if name not in flow.names_of_parameters:
+            continue
+        labels = flow.slices[value]
+        dims = [dim for dim in range(labels.dim()) if varies(labels, dim)]
+        if name.rpartition(".")[0] in flow.sites:
+            flow.labels.fix(labels)
+        elif dims:
+            flow.parameters[name] = dims[0], flow.labels.per_index(labels, dims[0])
 
 
 def backpropagate(flow: Flow, blocked: frozenset[str]) -> None:

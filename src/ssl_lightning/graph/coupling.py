@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.analysis import propagate
 from ssl_lightning.graph.flow import Flow
-from ssl_lightning.graph.kept import kept_slices
+from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Trace
 from ssl_lightning.graph.support import leaf
@@ -24,9 +24,18 @@ class CoupledFamily:
         writers: (module name, the output at which it writes each channel), in the order in which
             the modules run. All have one position per channel; a module of which several outputs
             belong to each channel (the halves of a chunk) has several entries.
+        parameters: (qualified name, dimension, positions) of parameters that no layer owns, such as
+            a layer scale, a class token or a positional embedding.
+        heads: whether the channels are attention heads.
     """
 
     writers: tuple[tuple[str, tuple[int, ...]], ...]
+    parameters: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    heads: bool = False
+
+    def places(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return (name, positions) of all writers and parameters."""
+        return [*self.writers, *((name, positions) for name, _, positions in self.parameters)]
 
     @property
     def num_channels(self) -> int:
@@ -54,37 +63,45 @@ def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
     Example:
         >>> from ssl_lightning.graph import trace
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> coupled_families(net, trace(net, torch.zeros(1, 2)))
-        [CoupledFamily(writers=(('0', (0, 1, 2)),))]
+        >>> coupled_families(net, trace(net, torch.zeros(1, 2)))[0].writers
+        (('0', (0, 1, 2)),)
     """
     flow = propagate(model, with_weights(traced, {}))
     tie_padded_shortcuts(flow)
     tie_conv_groups(flow)
     families = list(families_of(flow))
     zeros: dict[str, list[int]] = {}
+    dims = {name: dim for family in families for name, dim, _ in family.parameters}
     for family in families:
-        for module, outputs in family.writers:
-            zeros.setdefault(module, []).extend(outputs[1::2])
-    kept = kept_slices(propagate(model, with_weights(traced, zeros)))
-    return [
-        family
-        for family in families
-        if all(set(kept[name].outputs).isdisjoint(outs[1::2]) for name, outs in family.writers)
-    ]
+        for name, outputs in family.places():
+            zeros.setdefault(name, []).extend(outputs[1::2])
+    kept = kept_slices(propagate(model, with_weights(traced, zeros, dims)))
+    return [family for family in families if all(goes(kept, *place) for place in family.places())]
 
 
-def with_weights(traced: Trace, zeros: dict[str, list[int]]) -> Trace:
-    """Return the trace with all parameters and buffers non-zero, but for some outputs' parameters.
+def goes(kept: Mapping[str, SiteSlices], name: str, positions: tuple[int, ...]) -> bool:
+    """Whether every second of some positions of a module or parameter is not kept."""
+    return name in kept and set(kept[name].outputs).isdisjoint(positions[1::2])
+
+
+def with_weights(
+    traced: Trace, zeros: Mapping[str, list[int]], dims: Mapping[str, int] | None = None
+) -> Trace:
+    """Return the trace with all parameters and buffers non-zero, but for some slices.
 
     Args:
         traced: any trace.
-        zeros: module name -> its outputs whose slices of all the module's parameters are zero.
+        zeros: module name -> its outputs whose slices of all the module's parameters are zero; or
+            parameter name -> the positions that are.
+        dims: parameter name -> the dimension of those.
     """
     tensors = dict(traced.tensors)
     for value, name in traced.names.items():
         module, _, attribute = name.rpartition(".")
         tensors[value] = torch.ones(traced.tensors[value].shape)
-        if attribute in ("weight", "bias") and module in zeros:
+        if dims and name in dims:
+            tensors[value].index_fill_(dims[name], torch.tensor(zeros[name]).long(), 0.0)
+        elif attribute in ("weight", "bias") and module in zeros:
             tensors[value][zeros[module]] = 0.0
     return replace(traced, tensors=tensors, users={})
 
@@ -110,17 +127,30 @@ def tie_conv_groups(flow: Flow) -> None:
 def families_of(flow: Flow) -> Iterator[CoupledFamily]:
     """Yield the channels with parameters, those together that the same modules write."""
     channels: dict[int, list[tuple[str, int]]] = {}
-    for name, site in flow.sites.items():
-        if has_parameters(flow.model.get_submodule(name)):
-            for position, root in enumerate(flow.labels.find(site.outputs).tolist()):
-                channels.setdefault(root, []).append((name, position))
+    sides = {
+        name: site.outputs
+        for name, site in flow.sites.items()
+        if has_parameters(flow.model.get_submodule(name))
+    }
+    for name, labels in sides.items():
+        for position, root in enumerate(flow.labels.find(labels).tolist()):
+            channels.setdefault(root, []).append((name, position))
+    for name, (_, labels) in flow.parameters.items():
+        for position, root in enumerate(flow.labels.find(labels).tolist()):
+            if root in channels:
+                channels[root].append((name, position))
     channels.pop(FIXED, None)
+    heads = {int(i) for found in flow.heads.values() for i in flow.labels.find(found.labels)}
     alike: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
-    for places in channels.values():
-        alike.setdefault(tuple(name for name, _ in places), []).append(places)
-    for names, rows in alike.items():
-        columns = zip(*([position for _, position in row] for row in rows), strict=True)
-        yield CoupledFamily(tuple(zip(names, columns, strict=True)))
+    for root, places in channels.items():
+        key = ("heads" if root in heads else "", *(name for name, _ in places))
+        alike.setdefault(key, []).append(places)
+    for (kind, *names), rows in alike.items():
+        columns = [(name, tuple(row[i][1] for row in rows)) for i, name in enumerate(names)]
+        writers = tuple(column for column in columns if column[0] in sides)
+        others = [column for column in columns if column[0] not in sides]
+        parameters = tuple((name, flow.parameters[name][0], places) for name, places in others)
+        yield CoupledFamily(writers, parameters, kind == "heads")
 
 
 def has_parameters(module: nn.Module) -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_lightning.graph.labels import Labels
-from ssl_lightning.graph.ops import Op, Trace
+from ssl_lightning.graph.ops import Op, Trace, has_hooks, refs
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers that constants can be folded into, and that can skip channels."""
 
 Value = Any  # a Tensor, or a list of Tensors for operations that return several
 
@@ -19,7 +23,9 @@ Value = Any  # a Tensor, or a list of Tensors for operations that return several
 class Site:
     """A module whose weights are numbered by slices: one label per input and output channel.
 
-    ``dim`` is the dimension of its results that numbers the output channels.
+    Attributes:
+        dim: dimension of its operations' results that numbers the output channels.
+        module_dim: the dimension of the module's own input that does, if it must be told.
     """
 
     module: str
@@ -27,6 +33,7 @@ class Site:
     outputs: Tensor
     dim: int = 1
     groups: int = 1
+    module_dim: int | None = None
     ops: list[Op] = field(default_factory=list)
 
 
@@ -36,8 +43,13 @@ class Flow:
 
     Attributes:
         alive: value name -> where it can be non-zero.
+        varies: value name -> where it can depend on the inputs, or is not known to be what it is.
+        values: value name -> what it is for one random input; empty if constants do not count.
         needed: value name -> where it is needed.
         slices: value name -> the label of every element.
+        parameters: qualified name of a parameter that no layer owns -> the dimension along which it
+            can be sliced, and its labels there.
+        heads: module name -> the heads into which its code splits channels.
         read_by: operation name -> what it alone needs of the first value it reads.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
     """
@@ -45,31 +57,73 @@ class Flow:
     model: nn.Module
     trace: Trace
     alive: dict[str, Value] = field(default_factory=dict)
+    varies: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     needed: dict[str, Value] = field(default_factory=dict)
     slices: dict[str, Value] = field(default_factory=dict)
     labels: Labels = field(default_factory=Labels)
     sites: dict[str, Site] = field(default_factory=dict)
+    parameters: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    heads: dict[str, Any] = field(default_factory=dict)
     read_by: dict[str, Value] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @cached_property
+    def names_of_parameters(self) -> frozenset[str]:
+        """Qualified names of the model's parameters."""
+        return frozenset(name for name, _ in self.model.named_parameters())
+
     def add_site(
-        self, op: Op, inputs: Tensor, outputs: Tensor, dim: int = 1, groups: int = 1
+        self,
+        op: Op,
+        inputs: Tensor,
+        outputs: Tensor,
+        dim: int = 1,
+        groups: int = 1,
+        module_dim: int | None = None,
     ) -> None:
         """Record the labels of a module's channels; a module that is run again ties both runs."""
-        site = self.sites.setdefault(op.module, Site(op.module, inputs, outputs, dim, groups))
+        new = Site(op.module, inputs, outputs, dim, groups, module_dim)
+        site = self.sites.setdefault(op.module, new)
         site.ops.append(op)
         self.labels.union(site.inputs, inputs)
         self.labels.union(site.outputs, outputs)
 
+    def absorbs(self, op: Op) -> bool:
+        """Whether an operation is a layer that can be given a bias, or skip channels.
+
+        That takes a module that is no subclass, which may do more; has no hooks, which would see
+        other tensors; runs once; and shares no weights.
+        """
+        site = self.sites.get(op.module)
+        if site is None or len(site.ops) != 1 or site.ops[0] is not op:
+            return False
+        module = self.model.get_submodule(op.module)
+        if type(module) not in LAYERS or has_hooks(module):
+            return False
+        own = [ref.name for ref in refs(op.args[1:3])]
+        runs = [other for other in self.trace.ops if other.module == op.module]
+        return runs == [op] and all(self.trace.users[name] == [op] for name in own)
+
 
 @dataclass(frozen=True)
 class Rule:
-    """The answers of one operation to the three questions."""
+    """The answers of one operation to the four questions.
+
+    Attributes:
+        support: which elements of the result can be non-zero.
+        labels: which slices go together.
+        needs: which elements of the operands are needed; None: the transpose of ``support``.
+        varies: which elements of the result can depend on the inputs; None: those that ``support``
+            finds if only what can depend on them counts as non-zero.
+        constants: whether a slice of an operand that is constant, but not zero, may go.
+    """
 
     support: Callable[[Op, Mapping[str, Value]], Value]
     labels: Callable[[Op, Flow], Value]
     needs: Callable[[Op, Flow, Value], dict[str, Value]] | None = None
-    """None: the transpose of ``support``."""
+    varies: Callable[[Op, Flow], Value] | None = None
+    constants: bool = True
 
 
 def as_list(value: Value) -> list[Tensor]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ssl_lightning.graph.flow import Flow, Site, as_list
+from ssl_lightning.graph.attention import new_attributes
+from ssl_lightning.graph.flow import Flow, Site, Value, as_list
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Op
+
+LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+"""Operations whose result is their bias if they read nothing."""
+
+WORTHWHILE = 0.125
+"""Share of a layer's inputs or outputs that must be saved to copy the others for it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,13 @@ class SiteSlices:
         constant: whether it depends on none of the inputs that are kept: only the bias is left.
         idle: how many of the kept outputs this module alone could do without.
         reason: why they are kept, "" if there are none.
+        reads: kept inputs that it reads, if it should skip the others; else None.
+        writes: kept outputs that it computes, if it should fill in the others; else None.
+        folded: inputs that are constant, and become part of the bias.
+        constants: their values.
+        dim: of a parameter: the dimension that is cut; of a norm that must keep its old width: the
+            dimension of its input that numbers the channels.
+        attributes: of a module whose code splits channels into heads: the numbers it must hold.
     """
 
     inputs: tuple[int, ...]
@@ -35,10 +49,21 @@ class SiteSlices:
     constant: bool = False
     idle: int = 0
     reason: str = ""
+    reads: tuple[int, ...] | None = None
+    writes: tuple[int, ...] | None = None
+    folded: tuple[int, ...] = ()
+    constants: tuple[float, ...] = ()
+    dim: int | None = None
+    attributes: Mapping[str, int] = field(default_factory=dict)
 
     def shrinks(self) -> bool:
         """Whether the module loses anything."""
-        return self.zero or self.constant or (len(self.inputs), len(self.outputs)) != self.of
+        whole = (len(self.inputs), len(self.outputs)) == self.of
+        return self.zero or self.constant or not whole or self.is_subset()
+
+    def is_subset(self) -> bool:
+        """Whether the module skips inputs or outputs that others keep."""
+        return self.reads is not None or self.writes is not None
 
 
 def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
@@ -48,18 +73,42 @@ def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
     keep_one(flow, keep)
     balance_groups(flow, keep)
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
-    return {
-        name: SiteSlices(
-            inputs=indices(keep[flow.labels.find(site.inputs)]),
-            outputs=indices(keep[flow.labels.find(site.outputs)]),
-            of=(len(site.inputs), len(site.outputs)),
-            zero=not bool(busy[name].any()),
-            constant=is_constant(site, flow),
-            idle=int((idle := keep[flow.labels.find(site.outputs)] & ~busy[name]).sum()),
-            reason=reason_of(site, idle, busy, flow),
-        )
-        for name, site in flow.sites.items()
-    }
+    modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
+    return {**modules, **dict(parameter_slices(flow, keep)), **dict(head_slices(flow, keep))}
+
+
+def parameter_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield what is left of each parameter that belongs to no layer, if it loses something."""
+    for name, (dim, labels) in flow.parameters.items():
+        kept = indices(keep[flow.labels.find(labels)])
+        if len(kept) < len(labels):
+            yield name, SiteSlices((), kept, (0, len(labels)), zero=False, dim=dim)
+
+
+def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]) -> SiteSlices:
+    """Return what is left of one module, given which label sets are kept and who is busy where."""
+    inputs, outputs = (keep[flow.labels.find(side)] for side in (site.inputs, site.outputs))
+    idle = outputs & ~busy[site.module]
+    slices = SiteSlices(
+        inputs=indices(inputs),
+        outputs=indices(outputs),
+        of=(len(site.inputs), len(site.outputs)),
+        zero=not bool(busy[site.module].any()),
+        constant=is_constant(site, flow),
+        idle=int(idle.sum()),
+        reason=reason_of(site, idle, busy, flow),
+        dim=site.module_dim,
+    )
+    return slices if slices.zero or not is_layer(site) else fold(flow, site, slices)
+
+
+def head_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield the heads that are left of each module that loses some, and what it must know of it."""
+    for name, heads in flow.heads.items():
+        kept = indices(keep[flow.labels.find(heads.labels)])
+        if len(kept) < len(heads.labels):
+            attributes = new_attributes(flow.model.get_submodule(name), heads, len(kept))
+            yield name, SiteSlices((), kept, (0, len(heads.labels)), False, attributes=attributes)
 
 
 def indices(mask: Tensor) -> tuple[int, ...]:
@@ -68,18 +117,18 @@ def indices(mask: Tensor) -> tuple[int, ...]:
 
 
 def useful_masks(flow: Flow, op: Op) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the labels of an operation's results and where they are both non-zero and needed."""
-    for labels, alive, needed in zip(
+    """Yield the labels of an operation's results and where they are both varying and needed."""
+    for labels, varies, needed in zip(
         as_list(flow.slices[op.name]),
-        as_list(flow.alive[op.name]),
+        as_list(flow.varies[op.name]),
         as_list(flow.needed[op.name]),
         strict=True,
     ):
-        yield labels, (alive > 0) & (needed > 0)
+        yield labels, (varies > 0) & (needed > 0)
 
 
 def kept_labels(flow: Flow, useful: dict[str, list[tuple[Tensor, Tensor]]]) -> Tensor:
-    """Return a mask over all label sets: True for those with a non-zero and needed element."""
+    """Return a mask over all label sets: True for those with a varying and needed element."""
     keep = torch.zeros(len(flow.labels.parent), dtype=torch.bool)
     keep[FIXED] = True
     for masks in useful.values():
@@ -93,12 +142,14 @@ def kept_labels(flow: Flow, useful: dict[str, list[tuple[Tensor, Tensor]]]) -> T
 
 
 def keep_one(flow: Flow, keep: Tensor) -> None:
-    """Keep one input and output of every module: tensors without channels break poolings."""
-    for site in flow.sites.values():
-        for labels in (site.inputs, site.outputs):
-            roots = flow.labels.find(labels)
-            if len(roots) and not bool(keep[roots].any()):
-                keep[roots[0]] = True
+    """Keep one slice of every module and parameter: tensors without channels break poolings."""
+    sides = [side for site in flow.sites.values() for side in (site.inputs, site.outputs)]
+    sides += [labels for _, labels in flow.parameters.values()]
+    sides += [heads.labels for heads in flow.heads.values()]
+    for labels in sides:
+        roots = flow.labels.find(labels)
+        if len(roots) and not bool(keep[roots].any()):
+            keep[roots[0]] = True
 
 
 def balance_groups(flow: Flow, keep: Tensor) -> None:
@@ -138,23 +189,83 @@ def balance(keep: Tensor, rows: Tensor) -> bool:
 
 def busy_channels(site: Site, flow: Flow) -> Tensor:
     """Return a mask over a module's outputs: is it non-zero and needed there in some run?"""
-    busy = torch.zeros(len(site.outputs), dtype=torch.bool)
+    return channels_where(flow, site, flow.alive)
+
+
+def channels_where(flow: Flow, site: Site, masks: Mapping[str, Value]) -> Tensor:
+    """Return which outputs of a module have, in some run, a needed element where a mask is 1."""
+    found = torch.zeros(len(site.outputs), dtype=torch.bool)
     for op in site.ops:
-        useful = (flow.alive[op.name] > 0) & (flow.needed[op.name] > 0)
-        busy |= useful.movedim(site.dim, 0).reshape(len(busy), -1).any(1)
-    return busy
+        useful = (masks[op.name] > 0) & (flow.needed[op.name] > 0)
+        found |= useful.movedim(site.dim, 0).reshape(len(found), -1).any(1)
+    return found
 
 
 def is_constant(site: Site, flow: Flow) -> bool:
-    """Whether no run of the module reads anything that is not zero with a non-zero weight."""
-    for op in site.ops:
-        read = flow.read_by.get(op.name)
-        if read is not None and bool((flow.alive[op.inputs()[0]] * read).any()):
-            return False
-    return True
+    """Whether no run of a layer has a result that is needed and varies, or can but for its zeros.
+
+    Without known values, what a layer returns varies with its bias; then it is asked what it reads.
+    """
+    if not is_layer(site):
+        return False
+    if flow.values:
+        return not bool(channels_where(flow, site, flow.varies).any())
+    reads = [(flow.alive[op.inputs()[0]], flow.read_by.get(op.name)) for op in site.ops]
+    return not any(read is not None and bool((alive * read).any()) for alive, read in reads)
 
 
-def reason_of(site: Site, idle: Tensor, busy: dict[str, Tensor], flow: Flow) -> str:
+def is_layer(site: Site) -> bool:
+    """Whether a module is a convolution or a linear layer: its constants are in its bias."""
+    return all(op.kind in LAYERS for op in site.ops)
+
+
+def fold(flow: Flow, site: Site, slices: SiteSlices) -> SiteSlices:
+    """Add what a layer need not read and compute, and which constants go to its bias.
+
+    Inputs and outputs that others keep are skipped if that saves at least :data:`WORTHWHILE` of
+    one side; copying channels costs time too.
+    """
+    op = site.ops[0]
+    if not flow.absorbs(op) or not flow.values:
+        return slices
+    read = inputs_read(flow, op, site)
+    varies = channels_of(flow.varies[op.inputs()[0]], site.dim).any(1)
+    reads = tuple(i for i in slices.inputs if read[i] and varies[i])
+    writes = indices(channels_where(flow, site, flow.varies))
+    skips = site.groups == 1 and not slices.constant and is_worthwhile(slices, reads, writes)
+    constant = read & ~varies
+    if not skips and not slices.constant:
+        constant[list(slices.inputs)] = False
+    value = channels_of(flow.values[op.inputs()[0]], site.dim)[:, 0]
+    return replace(
+        slices,
+        reads=reads if skips and reads != slices.inputs else None,
+        writes=writes if skips and writes != slices.outputs else None,
+        folded=indices(constant),
+        constants=tuple(float(value[i]) for i in indices(constant)),
+    )
+
+
+def is_worthwhile(slices: SiteSlices, reads: Sequence[int], writes: Sequence[int]) -> bool:
+    """Whether skipping inputs and outputs is worth the copying."""
+    sides = ((slices.inputs, reads), (slices.outputs, writes))
+    return any(len(some) <= (1 - WORTHWHILE) * len(kept) for kept, some in sides)
+
+
+def inputs_read(flow: Flow, op: Op, site: Site) -> Tensor:
+    """Return which inputs a layer reads with a non-zero weight where they are not zero."""
+    read = flow.read_by.get(op.name)
+    if read is None:
+        return torch.zeros(len(site.inputs), dtype=torch.bool)
+    return channels_of(flow.alive[op.inputs()[0]] * read, site.dim).any(1)
+
+
+def channels_of(value: Tensor, dim: int) -> Tensor:
+    """Return a value with one row per channel."""
+    return value.movedim(dim, 0).reshape(value.shape[dim], -1)
+
+
+def reason_of(site: Site, idle: Tensor, busy: Mapping[str, Tensor], flow: Flow) -> str:
     """Say why outputs that a module could do without are kept: the most frequent cause."""
     if not bool(idle.any()):
         return ""

@@ -91,3 +91,13 @@ def channel_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     mask = needed.flatten(start_dim=-spatial_dims(op)).amax(-1)
     shape = flow.alive[first(op)].shape
     return {first(op): mask.view(*mask.shape, *[1] * spatial_dims(op)).expand(shape)}
+
+
+def whole_groups(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
+    """A normalised element depends on all elements that it is normalised with."""
+    x = first(op)
+    if op.kind == "layer_norm":
+        return {x: needed.amax(-1, keepdim=True).expand_as(needed)}
+    groups = op.args[1] if op.kind == "group_norm" else needed.shape[1]
+    rows = needed.reshape(needed.shape[0], groups, -1)
+    return {x: rows.amax(-1, keepdim=True).expand_as(rows).reshape(needed.shape)}

@@ -24,6 +24,24 @@ class LeafOperation(nn.Module):
     channel_dim: int = 1
 
 
+class LayerWrapper(nn.Module):
+    """Base of modules that stand where a layer stood and hold what is left of it as ``layer``."""
+
+
+def layer_names(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, str]:
+    """Return name in the original network -> name of the module, of all layers of some types.
+
+    They differ where a :class:`LayerWrapper` stands around the layer.
+    """
+    modules = dict(model.named_modules())
+    names = {}
+    for name, module in modules.items():
+        if isinstance(module, kinds):
+            outer = name.rpartition(".")[0]
+            names[outer if isinstance(modules.get(outer), LayerWrapper) else name] = name
+    return names
+
+
 LEAF_MODULES: tuple[type[nn.Module], ...] = (nn.LocalResponseNorm, PadShortcut, LeafOperation)
 """Modules that are one operation in a trace: what they do is simpler than how they do it."""
 
@@ -130,3 +148,8 @@ def rename(value: Any, latest: Mapping[str, str]) -> Any:
     """Return nested arguments with each :class:`Ref` renamed as ``latest`` says."""
     table = {ref.name: Ref(latest.get(ref.name, ref.name)) for ref in refs(value)}
     return substitute(value, table)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module's result may differ from what its ``forward`` returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,10 +1,11 @@
 """What each operation does to zeros, to need, and to slices: one table, :data:`RULES`.
 
-Three questions are asked of an operation:
+Four questions are asked of an operation:
 
 * ``support``: which elements of its result can be non-zero, given which of its inputs can?
 * ``needs``: which elements of its inputs does a set of elements of its result depend on?
 * ``labels``: which slices of its inputs and its result must be removed together?
+* ``varies``: which elements of its result can depend on the network's inputs?
 
 An operation that only moves elements answers the first by being run on a mask, and a linear one by
 being run with its weights replaced by their zero patterns; ``needs`` is then the transpose of
@@ -16,25 +17,71 @@ is always sound.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from ssl_lightning.graph import needs, slices, support
+from ssl_lightning.graph import attention, constants, needs, slices, support
 from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.graph.ops import Op, Ref, refs
 
-UNKNOWN = Rule(support.ones, slices.fix_all, needs.everything)
+UNKNOWN = Rule(support.ones, slices.fix_all, needs.everything, constants.as_alive, constants=False)
 MOVE = Rule(support.literal, slices.move_labels)
+VIEW = Rule(support.literal, attention.split_labels)
 SPLIT = Rule(support.literal, slices.split_labels)
 INDEX = Rule(support.literal, slices.index_labels)
-POINTWISE = Rule(support.pointwise, slices.keep_labels, needs.same_elements)
+POINTWISE = Rule(
+    support.pointwise, slices.keep_labels, needs.same_elements, constants.same_elements
+)
 IDENTITY = Rule(support.same, slices.keep_labels, needs.same_elements)
-SUM = Rule(support.either, slices.tie_operands, needs.sum_needs)
-POOL = Rule(support.by_channel, slices.channel_labels, needs.channel_needs)
+SUM = Rule(support.either, slices.tie_operands, needs.sum_needs, constants.total)
+POOL = Rule(support.by_channel, slices.channel_labels, needs.channel_needs, constants.pooled)
 REDUCE = Rule(support.literal, slices.reduced_labels)
-CONV = Rule(support.convolution, slices.conv_labels)
-PAD = Rule(support.padded, slices.padded_labels)
-RESPONSE_NORM = Rule(support.same, slices.same_channels, needs.window_needs)
-CONSTANT = Rule(support.constant_layer, slices.constant_layer_labels, needs.nothing)
+CONV = Rule(support.convolution, slices.conv_labels, varies=constants.layer)
+PAD = Rule(support.padded, slices.padded_labels, varies=constants.padded)
+RESPONSE_NORM = Rule(
+    support.same, slices.same_channels, needs.window_needs, constants.as_alive, constants=False
+)
+CONSTANT = Rule(
+    support.constant_layer, slices.constant_layer_labels, needs.nothing, constants.nothing
+)
+TRANSPOSED = Rule(
+    support.convolution,
+    slices.transposed_labels,
+    varies=constants.as_alive,
+    constants=False,
+)
+LAYER_NORM = Rule(
+    support.layer_norm,
+    slices.layer_norm_labels,
+    needs.whole_groups,
+    constants.normalised_together,
+    constants=False,
+)
+GROUP_NORM = replace(LAYER_NORM, support=support.group_norm, labels=slices.group_norm_labels)
+INSTANCE_NORM = Rule(
+    support.instance_norm,
+    slices.instance_norm_labels,
+    needs.whole_groups,
+    constants.as_alive,
+    constants=False,
+)
+ATTENTION = Rule(
+    attention.attention_support,
+    attention.product_labels,
+    attention.attention_needs,
+    constants.as_alive,
+    constants=False,
+)
+PRODUCT = Rule(
+    support.literal, attention.product_labels, varies=constants.as_alive, constants=False
+)
+SOFTMAX = Rule(
+    support.ones,
+    attention.softmax_labels,
+    attention.softmax_needs,
+    constants.as_alive,
+    constants=False,
+)
 CHECK = Rule(support.ones, slices.untouched, needs.nothing)
 
 
@@ -44,23 +91,42 @@ def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
 
 
 RULES: dict[str, Rule] = {
-    "linear": Rule(support.literal, slices.linear_labels),
-    "batch_norm": Rule(support.batch_norm, slices.norm_labels),
-    "mul": Rule(support.both, slices.tie_operands),
-    "div": Rule(support.numerator, slices.tie_operands, needs.quotient_needs),
+    "linear": Rule(support.literal, slices.linear_labels, varies=constants.layer),
+    "batch_norm": Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised),
+    "scaled_dot_product_attention": ATTENTION,
+    "matmul": PRODUCT,
+    "softmax": SOFTMAX,
+    "log_softmax": SOFTMAX,
+    "embedding": Rule(
+        support.embedding, slices.embedding_labels, varies=constants.as_alive, constants=False
+    ),
+    "glu": Rule(support.glu, slices.glu_labels, varies=constants.as_alive, constants=False),
+    "layer_norm": LAYER_NORM,
+    "group_norm": GROUP_NORM,
+    "instance_norm": INSTANCE_NORM,
+    "mul": Rule(support.both, slices.tie_operands, varies=constants.product),
+    "div": Rule(support.numerator, slices.tie_operands, needs.quotient_needs, constants.quotient),
     "prelu": Rule(support.same, slices.prelu_labels, needs.same_elements),
     "cat": Rule(support.literal, slices.cat_labels),
     "getitem": Rule(support.literal, slices.item_labels),
     "pixel_shuffle": Rule(support.literal, slices.pixel_shuffle_labels),
     "channel_shuffle": Rule(support.literal, slices.channel_shuffle_labels),
-    "PadShortcut": Rule(support.shortcut, slices.shortcut_labels),
-    "ZeroLike": Rule(support.zeros, slices.keep_labels, needs.nothing),
+    "PadShortcut": Rule(support.shortcut, slices.shortcut_labels, constants=False),
+    "ZeroLike": Rule(support.zeros, slices.keep_labels, needs.nothing, constants.nothing),
+    **dict(rows(VIEW, "view reshape unflatten")),
     **dict(rows(CONV, "conv1d conv2d conv3d")),
+    **dict(rows(TRANSPOSED, "conv_transpose1d conv_transpose2d conv_transpose3d")),
     **dict(rows(RESPONSE_NORM, "LocalResponseNorm SparseResponseNorm")),
     **dict(rows(CONSTANT, "ZeroConv ZeroLinear")),
     **dict(rows(SUM, "add sub maximum minimum")),
     **dict(rows(REDUCE, "mean sum")),
-    **dict(rows(PAD, "pad constant_pad_nd")),
+    **dict(
+        rows(
+            PAD,
+            "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d",
+            "replication_pad1d replication_pad2d replication_pad3d",
+        )
+    ),
     **dict(rows(SPLIT, "split split_with_sizes chunk")),
     **dict(rows(INDEX, "slice select narrow unbind")),
     **dict(rows(CHECK, "_assert_tensor_metadata _assert_scalar")),
@@ -93,8 +159,8 @@ RULES: dict[str, Rule] = {
     **dict(
         rows(
             MOVE,
-            "view reshape flatten unflatten permute transpose t movedim swapaxes swapdims",
-            "squeeze unsqueeze stack expand flip pixel_unshuffle",
+            "flatten permute transpose t movedim swapaxes swapdims",
+            "squeeze unsqueeze stack expand flip pixel_unshuffle roll repeat tile",
         )
     ),
 }
@@ -106,7 +172,7 @@ SIZED = frozenset(
 )
 """Operations whose sizes the model's code may have as fixed numbers."""
 
-RUN_ON_MASKS = (MOVE, SPLIT, INDEX, REDUCE, *(RULES[k] for k in ("cat", "pixel_shuffle")))
+RUN_ON_MASKS = (MOVE, VIEW, SPLIT, INDEX, REDUCE, *(RULES[k] for k in ("cat", "pixel_shuffle")))
 BINARY = (SUM, RULES["mul"], RULES["div"])
 
 
@@ -121,7 +187,6 @@ def rule_of(op: Op) -> Rule:
         or (rule in RUN_ON_MASKS and is_in_place(op))
         or (rule is RULES["batch_norm"] and not uses_statistics(op))
         or (rule not in (SPLIT, RULES["getitem"], INDEX) and isinstance(op.shape, list))
-        or (rule is PAD and support.padding(op)[0] != "constant")
         or (single and not op.inputs())
     )
     return UNKNOWN if doubtful else rule

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, Value, as_list
 from ssl_lightning.graph.labels import FIXED, spread, varies
-from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.support import first, leaf, spatial_dims
+from ssl_lightning.graph.ops import Op, Ref, has_hooks
+from ssl_lightning.graph.support import first, leaf, padding, spatial_dims
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def fixed(shape: Any) -> Value:
@@ -122,10 +124,11 @@ def padded_labels(op: Op, flow: Flow) -> Value:
     """Padding belongs to the slice it pads; new slices cannot be removed."""
     labels = flow.slices[first(op)]
     pads = list(op.args[1])
+    filled = padding(op)[0] == "constant"
     for dim in range(labels.dim()):
         before, after = pads[2 * (labels.dim() - 1 - dim) :][:2] or (0, 0)
         line = labels.movedim(dim, -1)
-        if varies(labels, dim) and min(before, after) < 0:
+        if varies(labels, dim) and (min(before, after) < 0 or ((before or after) and not filled)):
             return fix_all(op, flow)
         if varies(labels, dim):
             line = F.pad(line, (before, after), value=FIXED)
@@ -162,6 +165,20 @@ def channel_labels(op: Op, flow: Flow) -> Tensor:
     return spread(flow.labels.per_index(labels, dim), op.shape, dim)
 
 
+def embedding_labels(op: Op, flow: Flow) -> Tensor:
+    """Every row of the table has the same channels."""
+    channels = flow.labels.per_index(flow.slices[first(op)], 1)
+    return spread(channels, op.shape, len(op.shape) - 1)
+
+
+def glu_labels(op: Op, flow: Flow) -> Value:
+    """Both halves keep the same of their slices."""
+    labels = flow.slices[first(op)]
+    halves = labels.chunk(2, op.argument(1, "dim", -1))
+    flow.labels.union(*halves)
+    return flow.labels.along_one_dim(halves[0])
+
+
 # --- two operands -------------------------------------------------------------------------------
 
 
@@ -191,10 +208,10 @@ def tie_operands(op: Op, flow: Flow) -> Value:
 # --- layers -------------------------------------------------------------------------------------
 
 
-def owns(op: Op, flow: Flow, *names: str) -> bool:
-    """Whether an operation reads its module's own tensors, in this order from argument 1 on."""
+def owns(op: Op, flow: Flow, *names: str, start: int = 1) -> bool:
+    """Whether an operation reads its module's own tensors, in this order from an argument on."""
     module = flow.model.get_submodule(op.module)
-    for position, name in enumerate(names, start=1):
+    for position, name in enumerate(names, start=start):
         given = op.args[position] if len(op.args) > position else None
         if given is None and getattr(module, name, None) is not None:
             return False
@@ -226,6 +243,20 @@ def conv_labels(op: Op, flow: Flow) -> Value:
     return spread(outputs, op.shape, 1)
 
 
+def transposed_labels(op: Op, flow: Flow) -> Value:
+    """Of a transposed convolution the weight's first dimension numbers the inputs."""
+    module, labels = flow.model.get_submodule(op.module), flow.slices[first(op)]
+    if not isinstance(module, TRANSPOSED) or not owns(op, flow, "weight", "bias"):
+        return fix_all(op, flow)
+    batched = len(op.shape) == spatial_dims(op) + 2
+    if module.groups != 1 or not batched or op.argument(6, "groups", 1) != 1:
+        return fix_all(op, flow)
+    inputs = flow.labels.per_index(labels, 1)
+    outputs = known_outputs(op, flow, module.out_channels)
+    flow.add_site(op, inputs, outputs)
+    return spread(outputs, op.shape, 1)
+
+
 def linear_labels(op: Op, flow: Flow) -> Value:
     """Input features are the weight's columns, output features its rows: new labels."""
     module, labels = flow.model.get_submodule(op.module), flow.slices[first(op)]
@@ -246,6 +277,56 @@ def norm_labels(op: Op, flow: Flow) -> Value:
     if not isinstance(module, NORMS) or not owns(op, flow, *names):
         return fix_all(op, flow)
     return same_channels(op, flow)
+
+
+def instance_norm_labels(op: Op, flow: Flow) -> Value:
+    """A normalisation of each channel alone; channels stay themselves."""
+    module = flow.model.get_submodule(op.module)
+    names = ("weight", "bias", "running_mean", "running_var")
+    if not isinstance(module, INSTANCE_NORMS) or not owns(op, flow, *names):
+        return fix_all(op, flow)
+    return same_channels(op, flow)
+
+
+def layer_norm_labels(op: Op, flow: Flow) -> Value:
+    """Channels stay themselves; the module goes on dividing by the old number of them."""
+    module = flow.model.get_submodule(op.module)
+    dim = input_dim(op, flow)
+    known = isinstance(module, nn.LayerNorm) and owns(op, flow, "weight", "bias", start=2)
+    if not known or dim is None or len(op.args[1]) != 1:
+        return fix_all(op, flow)
+    last = len(op.shape) - 1
+    channels = flow.labels.per_index(flow.slices[first(op)], last)
+    flow.add_site(op, channels, channels, dim=-1, module_dim=dim)
+    return spread(channels, op.shape, last)
+
+
+def group_norm_labels(op: Op, flow: Flow) -> Value:
+    """Channels stay themselves; the module goes on dividing by the old number of each group."""
+    module = flow.model.get_submodule(op.module)
+    known = isinstance(module, nn.GroupNorm) and owns(op, flow, "weight", "bias", start=2)
+    if not known or input_dim(op, flow) is None:
+        return fix_all(op, flow)
+    channels = flow.labels.per_index(flow.slices[first(op)], 1)
+    flow.add_site(op, channels, channels, module_dim=1)
+    return spread(channels, op.shape, 1)
+
+
+def input_dim(op: Op, flow: Flow) -> int | None:
+    """Return the dimension of a norm module's input that numbers the channels.
+
+    -1 if the module does nothing but the norm (and then what its children do, such as an
+    activation); 1 if it moves the channels to the end, normalises, and moves them back; None if it
+    does anything else, or has hooks, so that none can replace it.
+    """
+    runs = [o for o in flow.trace.ops if o.module == op.module and o.call == op.call]
+    if has_hooks(flow.model.get_submodule(op.module)):
+        return None
+    if runs == [op]:
+        return -1
+    moves = [(o.kind, o.args[1:]) for o in runs if o is not op]
+    there_and_back = [("permute", ([0, 2, 3, 1],)), ("permute", ([0, 3, 1, 2],))]
+    return 1 if moves == there_and_back and runs[1] is op else None
 
 
 def same_channels(op: Op, flow: Flow) -> Tensor:

@@ -82,8 +82,37 @@ def convolution(op: Op, alive: Mapping[str, Value]) -> Value:
     That makes the answer hold for other image sizes, at which other taps meet the padding.
     """
     weight = op.args[1].name
+    if op.kind.startswith("conv_transpose"):  # which taps meet depends on position and stride
+        return transposed_convolution(op, alive)
     kernels = alive[weight].sum(tuple(range(2, alive[weight].dim())), keepdim=True)
     return op.run({**alive, weight: kernels.expand_as(alive[weight])})
+
+
+def transposed_convolution(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero in channels that read nothing: positions are not told apart."""
+    x: Tensor = alive[first(op)].flatten(2).amax(-1)
+    weight = alive[op.args[1].name].flatten(2).amax(-1)
+    if op.argument(6, "groups", 1) == 1:
+        found = x @ weight
+    else:
+        found = (x.sum(1, keepdim=True) * weight.sum()).expand(op.shape[:2])
+    if isinstance(op.argument(2, "bias"), Ref):
+        found = found + alive[op.args[2].name]
+    result: Tensor = found.view(*found.shape, *[1] * (len(op.shape) - 2)).expand(op.shape)
+    return result
+
+
+def glu(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """The first half times a gate that is never zero."""
+    value, gate = alive[first(op)].chunk(2, op.argument(1, "dim", -1))
+    result: Tensor = value * (1 + gate)
+    return result
+
+
+def embedding(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero in channels in which all rows of the table are."""
+    channels: Tensor = alive[first(op)].amax(0)
+    return channels.expand(op.shape)
 
 
 def batch_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
@@ -101,6 +130,47 @@ def batch_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
     return result
 
 
+def layer_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale and shift are: a zero channel is moved away from zero by the others."""
+    return affine(alive[first(op)].amax(-1, keepdim=True).expand(op.shape), op, 2, alive, -1)
+
+
+def group_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale and shift are, and in groups that are zero."""
+    x: Tensor = alive[first(op)]
+    groups = x.reshape(x.shape[0], op.args[1], -1)
+    found = groups.amax(-1, keepdim=True).expand_as(groups).reshape(x.shape)
+    return affine(found, op, 2, alive, 1)
+
+
+def instance_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale times input and the shift are."""
+    assert op.args[5] is True, "instance norm with running statistics has no rule"
+    x: Tensor = alive[first(op)]
+    return affine(
+        x.flatten(2).amax(-1)[..., None].expand(*x.shape[:2], x[0, 0].numel()).reshape(x.shape),
+        op,
+        1,
+        alive,
+        1,
+    )
+
+
+def affine(found: Tensor, op: Op, position: int, alive: Mapping[str, Value], dim: int) -> Tensor:
+    """Return where scale times what was found, and the shift, are not zero.
+
+    Scale and shift are the arguments from ``position`` on, one per channel in dimension ``dim``.
+    """
+    view = [1] * found.dim()
+    view[dim] = -1
+    scale, shift = (
+        alive[a.name].view(view) if isinstance(a, Ref) else None
+        for a in op.args[position : position + 2]
+    )
+    scaled = found if scale is None else found * scale
+    return scaled if shift is None else scaled + shift
+
+
 def by_channel(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """Zero in a channel whose input is zero everywhere (pooling, interpolation)."""
     x: Tensor = alive[first(op)]
@@ -116,14 +186,23 @@ def spatial_dims(op: Op) -> int:
 
 
 def padded(op: Op, alive: Mapping[str, Value]) -> Tensor:
-    """Zero where the input is, and in the padding if that is filled with zeros."""
-    _, value = padding(op)
+    """Zero where the input is, and in the padding if that is filled with zeros.
+
+    Padding with what is inside makes a channel that is not zero non-zero there.
+    """
+    mode, value = padding(op)
+    if mode != "constant":
+        dims = tuple(range(-len(op.args[1]) // 2, 0))
+        found: Tensor = alive[first(op)].amax(dims, keepdim=True)
+        return found.expand(op.shape)
     return F.pad(alive[first(op)], op.args[1], value=float(value != 0))
 
 
 def padding(op: Op) -> tuple[str, float]:
     """Return the mode of a padding operation, and the number that it writes."""
-    if op.kind == "pad":
+    if op.kind.startswith(("reflection", "replication")):
+        mode, value = "inside", 0.0
+    elif op.kind == "pad":
         mode, value = op.argument(2, "mode", "constant"), op.argument(3, "value", 0)
     else:
         mode, value = "constant", op.argument(2, "value", 0)

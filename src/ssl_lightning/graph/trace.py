@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ssl_lightning.graph.aliases import resolve_in_place
-from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace
+from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace, has_hooks
 
 
 def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
@@ -198,8 +198,3 @@ def merge(ops: list[Op], module: nn.Module, tensors: Mapping[str, Tensor]) -> Op
         args=tuple(Ref(name) for name in args),
         kwargs={},
     )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module's result may differ from what its ``forward`` returns."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ssl_lightning.graph import layer_names
 from ssl_lightning.groups.kinds import has_kind, index_dims, weight_axes
 from ssl_lightning.groups.sets import GroupSet, Member, nonzero_groups
 
@@ -31,7 +32,8 @@ def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
         {'filters': [50, 50], 'channels': [20, 20], 'columns': [500, 500]}
     """
     counts: dict[str, dict[str, list[int]]] = {}
-    for name, module in model.named_modules():
+    for name, inner in layer_names(model, (nn.Module,)).items():
+        module = model.get_submodule(inner)
         for column, kinds in COUNTED.items():
             for kind in kinds:
                 if has_kind(module, kind):

@@ -23,7 +23,14 @@ shapes are numbered inside each.
 COUPLED = "coupled"
 """The kind whose groups the model's graph gives: all that must be zero for a channel to go."""
 
-KINDS: tuple[str, ...] = (*KIND_AXES, COUPLED)
+HEAD, FFN = "head", "ffn"
+"""Kinds of the same origin: attention heads; and of the coupled channels, the hidden neurons
+between two linear layers (or 1x1 convolutions) of one module."""
+
+COUPLED_KINDS = (COUPLED, HEAD, FFN)
+"""Kinds whose groups the model's graph gives."""
+
+KINDS: tuple[str, ...] = (*KIND_AXES, *COUPLED_KINDS)
 """All kinds of groups."""
 
 KIND_LAYERS: dict[str, str] = {

@@ -20,7 +20,9 @@ from ssl_lightning.graph import (
     trace,
 )
 from ssl_lightning.groups.kinds import (
-    COUPLED,
+    COUPLED_KINDS,
+    FFN,
+    HEAD,
     KINDS,
     OUTPUT_KINDS,
     has_kind,
@@ -40,8 +42,9 @@ class Selector:
     """Which groups: a kind, and the layers by a glob (or several) on their qualified names.
 
     Attributes:
-        kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out, or coupled: all that
-            must be zero for a channel to go, such as the filters of all layers that write it.
+        kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out; or coupled: all that
+            must be zero for a channel to go, such as the filters of all layers that write it; or of
+            the same origin, head (attention heads) and ffn (hidden neurons of feed-forward parts).
         layers: glob or globs, such as ``"conv*"`` or ``["layer1.*", "fc"]``. Layers that match
             but have no such groups (a linear layer has no filters) are passed over. A coupled
             family is taken as a whole if any of its layers matches.
@@ -72,8 +75,11 @@ class Selector:
 class Surroundings:
     """What a model's graph says about a layer; traced on first use, for it takes seconds."""
 
-    def __init__(self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None) -> None:
+    def __init__(
+        self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None, strict: bool
+    ) -> None:
         self.model = model
+        self.strict = strict
         self.example_input = example_input
         self.modules = dict(model.named_modules())
         self._traced: Trace | None = None
@@ -105,16 +111,24 @@ class Surroundings:
             self._families = coupled_families(self.model, traced)
         return self._families
 
+    def has_kind(self, kind: str) -> bool:
+        """Whether the model has groups of a coupled kind."""
+        return any(has_family_kind(self, family, kind) for family in self.families())
+
     def norm_after(self, layer: str) -> str | None:
         """Return the batch norm that alone reads a layer's output."""
         if not any(isinstance(m, NORMS) for m in self.modules.values()):
             return None
         return self.find(f"the batch norm behind `{layer}` belongs to its groups")[0].get(layer)
 
+    def has_shortcut(self, layer: str) -> bool:
+        """Whether a layer is in a residual branch, so that the network is not cut without it."""
+        branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
+        return any(layer in branch.weighted for branch in branches)
+
     def require_shortcut(self, layer: str) -> None:
         """Reject a depth group without which the network would be cut."""
-        branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
-        if not any(layer in branch.weighted for branch in branches):
+        if not self.has_shortcut(layer):
             raise ValueError(
                 f"Cannot collapse `{layer}`: it has no shortcut, so the network would be cut. "
                 "Exclude it from the depth groups."
@@ -155,10 +169,19 @@ def resolve_each(
     model: nn.Module,
     selectors: Sequence[Selector | Mapping[str, Any]],
     example_input: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    strict: bool = True,
 ) -> list[list[GroupSet]]:
     """Return the group sets of each selector, in the model's order; see :func:`resolve_groups`.
 
     A group set that several selectors name is the same object in each of their lists.
+
+    Args:
+        model: any module; it is not changed.
+        selectors: as for :func:`resolve_groups`.
+        example_input: as for :func:`resolve_groups`.
+        strict: False passes over patterns that match no layer and depth groups without a shortcut,
+            for a model that lost layers in compaction.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -166,7 +189,7 @@ def resolve_each(
         >>> [[s.name for s in group_sets] for group_sets in resolve_each(net, selectors)]
         [['0:neuron_in', '1:neuron_in'], ['1:neuron_in']]
     """
-    around = Surroundings(model, example_input)
+    around = Surroundings(model, example_input, strict)
     known: dict[str, GroupSet] = {}
     result = []
     for selector in map(as_selector, selectors):
@@ -211,23 +234,28 @@ def as_selector(given: Selector | Mapping[str, Any]) -> Selector:
     return Selector(**given)
 
 
-def matching_layers(modules: Mapping[str, nn.Module], selector: Selector) -> list[str]:
+def matching_layers(around: Surroundings, selector: Selector) -> list[str]:
     """Return the names of the layers that a selector matches, in the model's order."""
-    layers = {name: m for name, m in modules.items() if layer_type(m) is not None}
+    layers = {name: m for name, m in around.modules.items() if layer_type(m) is not None}
     able = [name for name, module in layers.items() if has_kind(module, selector.kind)]
-    return match(selector, able, layers)
+    chosen = match(selector, able, layers, around.strict)
+    if selector.kind == "depth" and not around.strict:
+        return [layer for layer in chosen if around.has_shortcut(layer)]
+    return chosen
 
 
-def match(selector: Selector, able: Sequence[str], layers: Iterable[str]) -> list[str]:
+def match(
+    selector: Selector, able: Sequence[str], layers: Iterable[str], strict: bool
+) -> list[str]:
     """Return those of the layers that are able to have groups which a selector matches.
 
     Raises:
-        ValueError: if one of the patterns matches none.
+        ValueError: if ``strict`` and one of the patterns matches none.
     """
     chosen: list[str] = []
     for pattern in selector.patterns():
         hits = [name for name in able if fnmatchcase(name, pattern)]
-        if not hits:
+        if not hits and strict:
             others = [name for name in layers if fnmatchcase(name, pattern)]
             why = f"It matches {', '.join(others)}, without such groups. " if others else ""
             raise ValueError(
@@ -240,9 +268,9 @@ def match(selector: Selector, able: Sequence[str], layers: Iterable[str]) -> lis
 
 def make_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
     """Return the group sets that a selector names."""
-    if selector.kind == COUPLED:
+    if selector.kind in COUPLED_KINDS:
         return coupled_sets(around, selector)
-    return [make_set(around, x, selector) for x in matching_layers(around.modules, selector)]
+    return [make_set(around, x, selector) for x in matching_layers(around, selector)]
 
 
 def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
@@ -252,12 +280,13 @@ def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
     later ones get a number.
     """
     layers = [name for name, m in around.modules.items() if layer_type(m) is not None]
-    weighted = [[n for n, _ in f.writers if n in layers] for f in around.families()]
+    families = [f for f in around.families() if has_family_kind(around, f, selector.kind)]
+    weighted = [[n for n, _ in f.writers if n in layers] for f in families]
     able = [name for name in layers if any(name in names for names in weighted)]
-    chosen = match(selector, able, layers)
+    chosen = match(selector, able, layers, around.strict)
     seen: Counter[str] = Counter()
     sets = []
-    for family, names in zip(around.families(), weighted, strict=True):
+    for family, names in zip(families, weighted, strict=True):
         first = names[0] if names else family.writers[0][0]
         seen[first] += 1
         if not set(names).isdisjoint(chosen):
@@ -272,17 +301,64 @@ def coupled_set(
     """Return the group set of a family: slices of the weights, biases and norms that write it."""
     weights: list[Member] = []
     extra: list[Member] = []
+    places: dict[str, list[tuple[int, ...]]] = {}
     for module, outputs in family.writers:
+        places.setdefault(module, []).append(outputs)
+    for module, rows in places.items():
         for name in ("weight", "bias"):
             parameter = getattr(around.modules[module], name, None)
             if isinstance(parameter, nn.Parameter):
-                index = () if outputs == tuple(range(len(parameter))) else outputs
-                shape = tuple(parameter.shape)
-                member = Member(qualified(module, name), shape, (0,), index)
-                (weights if parameter.dim() > 1 else extra).append(member)
+                members = members_of(qualified(module, name), tuple(parameter.shape), rows)
+                (weights if parameter.dim() > 1 else extra).extend(members)
+    named = dict(around.model.named_parameters())
+    for name, dim, positions in family.parameters:
+        shape = tuple(named[name].shape)
+        index = () if positions == tuple(range(shape[dim])) else positions
+        extra.append(Member(name, shape, (dim,), index))
     if selector.members == "all" or not weights:
-        return GroupSet(layer, COUPLED, (*weights, *extra))
-    return GroupSet(layer, COUPLED, tuple(weights), tuple(extra))
+        return GroupSet(layer, selector.kind, (*weights, *extra))
+    return GroupSet(layer, selector.kind, tuple(weights), tuple(extra))
+
+
+def has_family_kind(around: Surroundings, family: CoupledFamily, kind: str) -> bool:
+    """Whether the channels of a family are what a selector of that kind asks for."""
+    if kind != FFN:
+        return family.heads == (kind == HEAD)
+    writers = [(n, around.modules[n]) for n, _ in family.writers if layer_type(around.modules[n])]
+    parents = {name.rpartition(".")[0] for name, _ in writers}
+    return not family.heads and len(parents) == 1 and all(is_pointwise(m) for _, m in writers)
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a layer is linear, or a 1x1 convolution."""
+    sizes = getattr(module, "kernel_size", 1)
+    return isinstance(module, nn.Linear) or sizes in (1, (1,), (1, 1), (1, 1, 1))
+
+
+def members_of(name: str, shape: tuple[int, ...], rows: Sequence[tuple[int, ...]]) -> list[Member]:
+    """Return the members that slices of a parameter are: one, if it can be viewed so, or one a row.
+
+    Args:
+        name: of the parameter.
+        shape: of the parameter.
+        rows: each with one position along the first dimension per group.
+
+    Example:
+        >>> members_of("qkv.weight", (12, 4), [(0, 2), (1, 3), (4, 6), (5, 7), (8, 10), (9, 11)])
+        [Member(parameter='qkv.weight', shape=(3, 2, 2, 4), index_dims=(1,), index=())]
+    """
+    count, parts = len(rows[0]), len(rows)
+    for inner in (n for n in range(1, parts + 1) if parts % n == 0):
+        expected = [
+            tuple(outer * count * inner + group * inner + i for group in range(count))
+            for outer in range(parts // inner)
+            for i in range(inner)
+        ]
+        if sorted(rows) == sorted(expected) and shape[0] == count * parts:
+            if parts == 1:
+                return [Member(name, shape, (0,))]
+            return [Member(name, (parts // inner, count, inner, *shape[1:]), (1,))]
+    return [Member(name, shape, (0,), row) for row in rows]
 
 
 def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:

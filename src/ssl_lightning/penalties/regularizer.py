@@ -63,6 +63,9 @@ class Regularizer:
             so parameters and modules may be replaced by others of the same shape.
         penalties: :class:`GroupLasso`, :class:`L1` or mappings as in YAML.
         example_input: inputs of the model, where :func:`resolve_groups` needs them.
+        full_sizes: for a model that was compacted: the group sizes before, by group set name. The
+            scaling goes on with them, for what was removed had no effect, and selectors that match
+            nothing any more are passed over.
 
     Raises:
         ValueError: if a selector matches nothing, a strength is 0, or two penalties want the same
@@ -83,6 +86,7 @@ class Regularizer:
         model: nn.Module,
         penalties: Sequence[Penalty | Mapping[str, Any]],
         example_input: Tensor | tuple[Tensor, ...] | None = None,
+        full_sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
         self.penalties = [parse_penalty(given) for given in penalties]
@@ -93,16 +97,18 @@ class Regularizer:
                     "nothing. Give a positive strength, or take the penalty out."
                 )
         lassos = [p for p in self.penalties if isinstance(p, GroupLasso)]
-        resolved = resolve_each(model, [p.selector() for p in lassos], example_input)
+        strict, full_sizes = full_sizes is None, full_sizes or {}
+        selectors = [p.selector() for p in lassos]
+        resolved = resolve_each(model, selectors, example_input, strict=strict)
         self.group_sets = list({s.name: s for sets in resolved for s in sets}.values())
         terms = [
-            Term(p, s.name, p.group_strength(s), s)
+            Term(p, s.name, p.group_strength(s, full_sizes.get(s.name)), s)
             for p, sets in zip(lassos, resolved, strict=True)
             for s in sets
         ]
         for penalty in self.penalties:
             if not isinstance(penalty, GroupLasso):
-                names = weighted_layers(model, penalty)
+                names = weighted_layers(model, penalty, strict=strict)
                 terms += [l1_term(penalty, name) for name in names]
         self.terms = sorted(terms, key=lambda t: t.group_set.group_size if t.group_set else 0)
 
@@ -316,11 +322,11 @@ def l1_term(penalty: Penalty, layer: str) -> Term:
     return Term(penalty, f"{layer}:l1", penalty.strength, None, parameter)
 
 
-def weighted_layers(model: nn.Module, penalty: Penalty) -> list[str]:
+def weighted_layers(model: nn.Module, penalty: Penalty, *, strict: bool = True) -> list[str]:
     """Return the names of the layers with a weight of two or more dimensions that l1 applies to.
 
     Raises:
-        ValueError: if there are none for one of the patterns.
+        ValueError: if ``strict`` and there are none for one of the patterns.
     """
     layers = [
         name
@@ -328,7 +334,7 @@ def weighted_layers(model: nn.Module, penalty: Penalty) -> list[str]:
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() > 1
     ]
     for pattern in penalty.patterns():
-        if not any_match(layers, [pattern]):
+        if strict and not any_match(layers, [pattern]):
             raise ValueError(
                 f"The penalty l1: the pattern {pattern!r} matches no layer with weights. Layers "
                 f"that have: {', '.join(layers) or 'none'}."

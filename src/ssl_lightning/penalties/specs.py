@@ -97,9 +97,15 @@ class GroupLasso(Penalty):
         """Return the selector of the groups."""
         return Selector(self.kind, self.layers, self.members)
 
-    def group_strength(self, group_set: GroupSet) -> float:
-        """Return the strength of each group of a set, scaling included, schedule not."""
-        factor = math.sqrt(group_set.group_size) if self.scaling == "sqrt_size" else 1.0
+    def group_strength(self, group_set: GroupSet, full_size: int | None = None) -> float:
+        """Return the strength of each group of a set, scaling included, schedule not.
+
+        Args:
+            group_set: the groups.
+            full_size: size of a group to scale with, if it is not the present one.
+        """
+        size = group_set.group_size if full_size is None else full_size
+        factor = math.sqrt(size) if self.scaling == "sqrt_size" else 1.0
         return self.strength * factor
 
 

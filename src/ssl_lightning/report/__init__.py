@@ -1,7 +1,8 @@
 """Tables and figures from reports. Imports neither torch nor (until it draws) matplotlib."""
 
 from ssl_lightning.report.charts import bar_chart
-from ssl_lightning.report.pictures import filter_grid, filter_picture
+from ssl_lightning.report.curves import curve_chart
+from ssl_lightning.report.pictures import filter_grid, filter_picture, filter_pictures
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.sparse import break_even_chart, sparse_table, speedup_chart
 from ssl_lightning.report.table import comparison_table, percent, print_report, short_count
@@ -11,8 +12,10 @@ __all__ = [
     "bar_chart",
     "break_even_chart",
     "comparison_table",
+    "curve_chart",
     "filter_grid",
     "filter_picture",
+    "filter_pictures",
     "percent",
     "print_report",
     "short_count",

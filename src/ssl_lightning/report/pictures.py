@@ -1,6 +1,7 @@
 """Filters as pictures, as in the paper's figures."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,18 +65,35 @@ def filter_picture(weights: Weights, path: str | Path, title: str | None = None)
     Raises:
         ValueError: as :func:`filter_grid`.
     """
+    filter_pictures({title or "": weights}, path)
+
+
+def filter_pictures(panels: Mapping[str, Weights], path: str | Path) -> None:
+    """Write the filters of several networks side by side as a PNG.
+
+    Args:
+        panels: title -> ``(O, C, H, W)``; the count of kept filters follows the title.
+        path: PNG file to write.
+
+    Raises:
+        ValueError: as :func:`filter_grid`, or if there is no panel.
+    """
     from matplotlib.figure import Figure
 
-    grid = filter_grid(weights)
-    kept = int(np.count_nonzero(np.abs(weights).max(axis=(1, 2, 3))))
-    height, width = grid.shape[:2]
-    inches = max(2.8, min(8.0, width / 60))
-    figure = Figure(figsize=(inches, inches * height / width + 0.5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_axis_off()
-    count = f"{kept} of {len(weights)} filters"
-    axes.set_title(f"{title}: {count}" if title else count, fontsize=10, color="#24292f")
+    if not panels:
+        raise ValueError("filter_pictures: expected at least one panel, got none. Give weights.")
+    grids = [filter_grid(weights) for weights in panels.values()]
+    height, width = (max(grid.shape[side] for grid in grids) for side in (0, 1))
+    inches = max(2.8, min(8.0 / len(grids) + 1.0, width / 60))
+    size = (inches * len(grids), inches * height / width + 0.5)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes_of = figure.subplots(1, len(grids), squeeze=False)[0]
+    for axes, grid, (title, weights) in zip(axes_of, grids, panels.items(), strict=True):
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_axis_off()
+        kept = int(np.count_nonzero(np.abs(weights).max(axis=(1, 2, 3))))
+        count = f"{kept} of {len(weights)} filters"
+        axes.set_title(f"{title}: {count}" if title else count, fontsize=10, color="#24292f")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)
 

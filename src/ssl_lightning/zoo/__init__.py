@@ -13,11 +13,32 @@ from ssl_lightning.zoo.entries import card, list_models
 if TYPE_CHECKING:
     from ssl_lightning.zoo.loading import load
     from ssl_lightning.zoo.publishing import publish
+    from ssl_lightning.zoo.sharing import pull, push
+    from ssl_lightning.zoo.upgrading import upgrade
     from ssl_lightning.zoo.verifying import Check, verify
 
-__all__ = ["Card", "Check", "card", "list_models", "load", "publish", "verify"]
+__all__ = [
+    "Card",
+    "Check",
+    "card",
+    "list_models",
+    "load",
+    "publish",
+    "pull",
+    "push",
+    "upgrade",
+    "verify",
+]
 
-_LAZY = {"Check": "verifying", "load": "loading", "publish": "publishing", "verify": "verifying"}
+_LAZY = {
+    "Check": "verifying",
+    "load": "loading",
+    "publish": "publishing",
+    "pull": "sharing",
+    "push": "sharing",
+    "upgrade": "upgrading",
+    "verify": "verifying",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,68 +12,33 @@ from typing import Any
 
 from ssl_lightning.benchmark.serial import decode
 from ssl_lightning.report.run_report import check_counts
+from ssl_lightning.zoo.records import (
+    Control,
+    DataSet,
+    Latency,
+    SeedResult,
+    Size,
+    StepCost,
+    StoredFile,
+    check_percent,
+    check_seeds,
+    median_result,
+)
 
-SCHEMA = 1
+SCHEMA = 2
 CARD = "card.json"
 CONFIG = "config.yaml"
 GOLDEN = "golden.safetensors"
-FILES = ("model.safetensors", "plan.json", CONFIG, GOLDEN)
-"""What an entry consists of, apart from its card."""
+PAGE = "README.md"
+CURVES, CURVES_PICTURE = "curves.csv", "curves.png"
+FILTERS_PICTURE = "filters.png"
+REQUIRED = ("model.safetensors", "plan.json", CONFIG, GOLDEN, PAGE)
+OPTIONAL = (CURVES, CURVES_PICTURE, FILTERS_PICTURE)
+FILES = (*REQUIRED, *OPTIONAL)
+"""What an entry may consist of, apart from its card; no other file is ever read."""
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """What an entry was trained and measured on.
-
-    Attributes:
-        name: of the data module, as in ``ssl_lightning.data.DATA_MODULES``.
-        normalize: whether the network expects pixels normalised by mean and standard deviation.
-        num_train: images trained on.
-        num_validation: training images held out.
-        num_test: images of the official test split.
-    """
-
-    name: str
-    normalize: bool
-    num_train: int
-    num_validation: int
-    num_test: int
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a network costs.
-
-    Attributes:
-        macs: multiply-adds of one image.
-        num_parameters: elements of all parameters.
-    """
-
-    macs: int
-    num_parameters: int
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of the entry.
-
-    Attributes:
-        sha256: of its bytes, in hexadecimal.
-        num_bytes: its size.
-    """
-
-    sha256: str
-    num_bytes: int
-
-    @classmethod
-    def of(cls, data: bytes) -> StoredFile:
-        """Describe a file's content.
-
-        Example:
-            >>> StoredFile.of(b"abc").num_bytes
-            3
-        """
-        return cls(hashlib.sha256(data).hexdigest(), len(data))
+MAY_MISS = ("training_seconds", "latency", "step_cost", "controls")
+"""Fields that may be null or empty; ``unmeasured`` says why, and so it does for the curves."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +52,25 @@ class Card:
         data: what it was trained and measured on.
         validation_error: percent, of the compact network on the held-out training images.
         test_error: percent, of the compact network on the official test split.
-        seed: of the run.
+        seed: of the published run, whose validation error is the median of all seeds'.
+        seeds: the results of all runs that differ in their seed alone.
         epochs: trained, all stages together.
-        penalties: those of the run's config, with their strengths.
+        training_seconds: wall time of the published run, validation included.
+        optimizer: of the run's config.
+        lr_scheduler: of the run's config.
+        penalties: those of the run's config, with their strengths and schedules.
         groups: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [left in the compact
             network, of the dense one].
+        layer_macs: layer -> multiply-adds of one image in the [compact, dense] network.
         dense: size of the backbone.
         compact: size of the published network.
+        latency: one record per batch size.
+        step_cost: what the penalties add to a training step.
+        controls: what other methods reach with about as many multiply-adds.
         licence: of the weights, as an SPDX identifier.
         paper: the published row it is compared with, or None.
+        remark: what a reader must know, such as a goal that was missed, or None.
+        unmeasured: field -> why it is null; ``"curves"`` if there are no curves.
         files: all other files of the entry.
         schema: version of this format.
 
@@ -110,32 +85,68 @@ class Card:
     validation_error: float
     test_error: float
     seed: int
+    seeds: tuple[SeedResult, ...]
     epochs: int
+    training_seconds: float | None
+    optimizer: Any
+    lr_scheduler: Any
     penalties: tuple[dict[str, Any], ...]
     groups: dict[str, dict[str, list[int]]]
+    layer_macs: dict[str, list[int]]
     dense: Size
     compact: Size
+    latency: tuple[Latency, ...]
+    step_cost: StepCost | None
+    controls: tuple[Control, ...]
     licence: str
     paper: dict[str, Any] | None
+    remark: str | None
+    unmeasured: dict[str, str]
     files: dict[str, StoredFile]
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         check_schema(self.schema)
         check_name(self.name)
-        for what in ("validation_error", "test_error"):
-            if not 0 <= getattr(self, what) <= 100:
-                raise ValueError(
-                    f"card.{what}: expected percent from 0 to 100, got {getattr(self, what)}. "
-                    "Publish the run again."
-                )
+        check_percent("card.validation_error", self.validation_error)
+        check_percent("card.test_error", self.test_error)
+        check_seeds("card.seeds", self.seeds)
+        self._check_median()
         for layer, kinds in self.groups.items():
             for kind, counts in kinds.items():
                 check_counts(f"card.groups.{layer}", kind, counts)
-        if set(self.files) != set(FILES):
+        self._check_files()
+        self._check_unmeasured()
+
+    def _check_median(self) -> None:
+        """Make sure that the published run is the one with the median validation error."""
+        expected, size = median_result(self.seeds), self.compact
+        found = SeedResult(
+            self.seed, self.validation_error, self.test_error, size.macs, size.num_parameters
+        )
+        if found != expected:
             raise ValueError(
-                f"card.files: expected {', '.join(FILES)}, got {', '.join(self.files) or 'none'}. "
-                "Publish the run again."
+                "card.seed: expected the figures of the run with the median validation error, "
+                f"{expected}, got {found}. Publish the runs again."
+            )
+
+    def _check_files(self) -> None:
+        missing = [file for file in REQUIRED if file not in self.files]
+        unknown = [file for file in self.files if file not in FILES]
+        if missing or unknown:
+            raise ValueError(
+                f"card.files: expected {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}, "
+                f"got {', '.join(self.files) or 'none'}. Publish the run again."
+            )
+
+    def _check_unmeasured(self) -> None:
+        """Make sure that what is not there is accounted for, and nothing else."""
+        absent = {field for field in MAY_MISS if getattr(self, field) in (None, ())}
+        absent |= set() if CURVES in self.files else {"curves"}
+        if set(self.unmeasured) != absent:
+            raise ValueError(
+                f"card.unmeasured: expected a reason for {', '.join(sorted(absent)) or 'nothing'}, "
+                f"got {', '.join(sorted(self.unmeasured)) or 'none'}. Publish the run again."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -176,10 +187,18 @@ class Card:
         """
         content = Path(path).read_bytes()
         try:
-            card = cls.from_dict(json.loads(content))
+            data = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged or was edited: {error} Get the entry again."
+            ) from error
+        if isinstance(data, dict) and "schema" in data:
+            check_schema(data["schema"], f"{path}: ")
+        try:
+            card = cls.from_dict(data)
             if card.to_bytes() != content:
                 raise ValueError("it was edited, though no value changed.")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{path} is damaged or was edited: {error} Get the entry again."
             ) from error
@@ -196,15 +215,20 @@ def digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(serial(fields)).hexdigest()
 
 
-def check_schema(schema: Any) -> None:
+def check_schema(schema: Any, where: str = "") -> None:
     """Reject cards of another version.
 
     Raises:
         ValueError: naming both versions.
     """
+    if schema == 1 and not isinstance(schema, bool):
+        raise ValueError(
+            f"{where}card.schema: expected {SCHEMA}, got 1, which had no seeds, latency or "
+            "controls. `ssl-lightning zoo upgrade NAME` measures them and writes the entry anew."
+        )
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(
-            f"card.schema: expected {SCHEMA}, got {schema!r}. Read it with the version of "
+            f"{where}card.schema: expected {SCHEMA}, got {schema!r}. Read it with the version of "
             "ssl_lightning that wrote it."
         )
 

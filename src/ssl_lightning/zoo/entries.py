@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from ssl_lightning.suggest import nearest
-from ssl_lightning.zoo.cards import CARD, Card, StoredFile, check_name
+from ssl_lightning.zoo.cards import CARD, Card, check_name
+from ssl_lightning.zoo.records import StoredFile
 
 VARIABLE = "SSL_ZOO_DIR"
 HERE = Path(__file__).resolve().parent
@@ -111,12 +112,13 @@ def checked_file(path: Path, published: StoredFile) -> bytes:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, but the card names it. Get the entry again.")
-    content = path.read_bytes()
-    if len(content) != published.num_bytes:
+    size = path.stat().st_size
+    if size != published.num_bytes:
         raise ValueError(
-            f"{path} has {len(content)} bytes, but {published.num_bytes} were published: it is "
+            f"{path} has {size} bytes, but {published.num_bytes} were published: it is "
             "truncated or another file. Get the entry again."
         )
+    content = path.read_bytes()
     found = StoredFile.of(content).sha256
     if found != published.sha256:
         raise ValueError(

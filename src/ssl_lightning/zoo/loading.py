@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import nn
 
-from ssl_lightning.compaction.store import create_small, load_compact
+from ssl_lightning.compaction.plan import Plan
+from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
 from ssl_lightning.zoo.entries import checked_entry
+
+PREFIX = "zoo:"
+"""Of a backbone's name that is an entry's."""
 
 
 def load(name: str, pretrained: bool = True, root: str | Path | None = None) -> nn.Module:
@@ -18,19 +24,59 @@ def load(name: str, pretrained: bool = True, root: str | Path | None = None) -> 
 
     Args:
         name: an entry of :func:`ssl_lightning.zoo.list_models`.
-        pretrained: with the published weights; otherwise the same small layers with fresh ones.
+        pretrained: with the published weights; otherwise the same small layers with fresh ones,
+            scaled for the number of inputs that each layer has now.
         root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
 
     Raises:
         FileNotFoundError: if there is no zoo, or a file of the entry is missing.
         ValueError: if the name is no plain name or unknown, or a file is not what was published.
     """
-    return build(checked_entry(name, root)[1], pretrained)
+    return load_with_recipe(name, pretrained, root)[0]
+
+
+def load_with_recipe(
+    name: str, pretrained: bool = True, root: str | Path | None = None
+) -> tuple[nn.Module, Recipe]:
+    """Return what :func:`load` does, and how its architecture is made again.
+
+    Returns:
+        The network and its recipe.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`.
+    """
+    files = checked_entry(name, root)[1]
+    return build(files, pretrained), read_recipe(files)
+
+
+def read_recipe(files: dict[str, bytes]) -> Recipe:
+    """Return the recipe among checked files."""
+    return Recipe.from_json(files[RECIPE], RECIPE)
 
 
 def build(files: dict[str, bytes], pretrained: bool = True) -> nn.Module:
     """Return the network that checked files describe: these very bytes, whatever is on disk now."""
+    if not pretrained:
+        recipe = read_recipe(files)
+        return rescale_(recipe.create(), recipe.plans).eval()
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
-        return load_compact(folder) if pretrained else create_small(folder).eval()
+        return load_compact(folder)
+
+
+@torch.no_grad()
+def rescale_(small: nn.Module, plans: Sequence[Plan]) -> nn.Module:
+    """Scale fresh weights, drawn for the dense layers' inputs, for the inputs that are left.
+
+    The usual initialisations have a standard deviation of one over the root of the number of
+    inputs: slices of the dense layers' would start a small network from too small weights.
+    """
+    modules = dict(small.named_modules())
+    for name, slices in (item for plan in plans for item in plan.modules.items()):
+        weight = getattr(modules.get(name), "weight", None)
+        inputs = slices.inputs if slices.reads is None else slices.reads
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and inputs:
+            weight.mul_((slices.of[0] / len(inputs)) ** 0.5)
+    return small

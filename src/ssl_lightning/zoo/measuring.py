@@ -12,7 +12,7 @@ from ssl_lightning.benchmark import count_macs, num_parameters
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
 from ssl_lightning.groups import kept_groups
 from ssl_lightning.suggest import pick
-from ssl_lightning.zoo.cards import DataSet, Size
+from ssl_lightning.zoo.records import DataSet, SeedResult, Size
 
 Groups = dict[str, dict[str, list[int]]]
 
@@ -38,6 +38,33 @@ def groups_left(dense: nn.Module, compact: nn.Module) -> Groups:
         }
         for layer, kinds in kept_groups(dense).items()
     }
+
+
+def measure_layers(dense: nn.Module, compact: nn.Module) -> dict[str, list[int]]:
+    """Return layer -> multiply-adds of one image in the [compact, dense] network.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> measure_layers(create_backbone("lenet"), create_backbone("lenet"))["conv1"]
+        [288000, 288000]
+    """
+    shape: tuple[int, ...] = dense.input_shape  # type: ignore[assignment]
+    image = torch.zeros(1, *shape)
+    before = count_macs(dense, image, per_layer=True)
+    after = count_macs(compact, image, per_layer=True)
+    return {layer: [after.get(layer, 0), macs] for layer, macs in before.items()}
+
+
+def measure_seed(seed: int, compact: nn.Module, data: Any) -> SeedResult:
+    """Measure the compact network of one run on both held-out splits."""
+    size = measure_size(compact)
+    return SeedResult(
+        seed,
+        measure_error(compact, data.val_dataloader()),
+        measure_error(compact, data.test_dataloader()),
+        size.macs,
+        size.num_parameters,
+    )
 
 
 @torch.inference_mode()

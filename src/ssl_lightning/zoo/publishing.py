@@ -1,73 +1,99 @@
-"""Publishing a run: everything in its card is measured here, nothing is typed in."""
+"""Publishing runs: everything in a card is measured here, nothing is typed in."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
-from ssl_lightning.checkpoints import load_backbone, read_checkpoint
-from ssl_lightning.compaction.store import RECIPE, WEIGHTS, load_compact
-from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
-from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, Card, DataSet, StoredFile, check_name
-from ssl_lightning.zoo.measuring import (
-    difference,
-    groups_left,
-    measure_error,
-    measure_size,
-    outputs,
+from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.compaction.store import RECIPE, WEIGHTS
+from ssl_lightning.data import DATA_MODULES
+from ssl_lightning.report import curve_chart, filter_pictures
+from ssl_lightning.suggest import pick
+from ssl_lightning.zoo.cards import (
+    CARD,
+    CONFIG,
+    CURVES,
+    CURVES_PICTURE,
+    FILTERS_PICTURE,
+    GOLDEN,
+    PAGE,
+    Card,
+    check_name,
 )
+from ssl_lightning.zoo.curves import parse_curves, read_log
+from ssl_lightning.zoo.measuring import groups_left, measure_layers, measure_size, outputs
+from ssl_lightning.zoo.pages import entry_page, write_table
+from ssl_lightning.zoo.records import (
+    CONTROLS,
+    Control,
+    DataSet,
+    Latency,
+    SeedResult,
+    StepCost,
+    StoredFile,
+    median_result,
+)
+from ssl_lightning.zoo.runs import (
+    FinishedRun,
+    check_same_config,
+    golden_images,
+    measure_run,
+    placeless,
+    portable_config,
+    read_run,
+)
+from ssl_lightning.zoo.timing import BATCH_SIZES, measure_latency, measure_step_cost
 
 LICENCE = "Apache-2.0"
-NUM_GOLDEN = 8
-SAME_FUNCTION = 1e-4
-"""Largest relative difference between the outputs of the masked and the compact network."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a run folder holds; ``trained`` is the masked network of the last checkpoint."""
-
-    folder: Path
-    config: dict[str, Any]
-    epochs: int
-    trained: nn.Module
-    compact: nn.Module
-    data: Any
+Place = str | Path
 
 
 def publish(
-    run_folder: str | Path, name: str, root: str | Path, paper: Mapping[str, Any] | None = None
+    runs: Place | Sequence[Place],
+    name: str,
+    root: Place,
+    paper: Mapping[str, Any] | None = None,
+    controls: Mapping[str, Sequence[Place]] | None = None,
+    remark: str | None = None,
+    threads: int = 1,
 ) -> Path:
-    """Write a zoo entry from a run, by measuring it.
+    """Write a zoo entry from one or more runs, by measuring them.
 
-    The data set must be where the run's config says (``$SSL_DATA_DIR`` for local data). The entry
-    appears under its name only once it is complete.
+    Of several runs, which differ in their seed alone, the one with the median validation error is
+    published, and the results of all are in its card. The data set must be where the runs' configs
+    say (``$SSL_DATA_DIR`` for local data). The entry appears under its name only once it is
+    complete; the table in ``README.md`` of ``root`` is written anew.
 
     Args:
-        run_folder: folder of a finished run: ``config.yaml``, ``checkpoints/last.ckpt``,
-            ``compact/``.
+        runs: folder or folders of finished runs: ``config.yaml``, ``checkpoints/last.ckpt``,
+            ``compact/``; ``metrics.csv`` of a CSV logger gives the curves.
         name: of the new entry.
         root: folder of entries, made if missing.
         paper: the published row to compare with, as plain values.
+        controls: kind of control (:data:`~ssl_lightning.zoo.records.CONTROLS`) -> folders of
+            finished runs, one per seed.
+        remark: what a reader must know, such as a goal that was missed.
+        threads: to take timings with.
 
     Returns:
         The folder of the entry.
 
     Raises:
         FileExistsError: if there is an entry of that name already.
-        FileNotFoundError: if a part of the run, or its data set, is missing.
-        ValueError: if the name is no plain name; the run is not finished, holds a compact network
-            of other weights, or was made with absolute paths outside its folder.
+        FileNotFoundError: if a part of a run, or its data set, is missing.
+        ValueError: if the name is no plain name; a run is not finished, holds a compact network
+            of other weights, or was made with absolute paths outside its folder; the runs differ
+            in more than their seed; or a control is of an unknown kind or was measured on other
+            data.
     """
     target = Path(root) / check_name(name)
     if target.exists():
@@ -75,154 +101,193 @@ def publish(
             f"{target} exists already, and published entries are not overwritten. Choose another "
             "name, or remove the folder."
         )
-    run = read_run(Path(run_folder))
+    folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    finished = [read_run(Path(folder)) for folder in folders]
+    check_same_config(finished)
+    results = {run.seed: measure_run(run) for run in finished}
+    seeds = tuple(results[seed] for seed in sorted(results))
+    run = next(run for run in finished if run.seed == median_result(seeds).seed)
+    rows = tuple(measure_control(kind, given, run) for kind, given in (controls or {}).items())
     with appearing(target) as folder:
-        for file in (WEIGHTS, RECIPE):
-            (folder / file).write_bytes((run.folder / "compact" / file).read_bytes())
-        (folder / CONFIG).write_text(portable_config(run.config, run.folder, name))
-        images = next(iter(run.data.test_dataloader()))[0][:NUM_GOLDEN]
-        (folder / GOLDEN).write_bytes(golden(run, images))
-        files = {path.name: StoredFile.of(path.read_bytes()) for path in sorted(folder.iterdir())}
-        card = measured_card(run, name, dict(paper) if paper else None, files)
-        (folder / CARD).write_bytes(card.to_bytes())
+        reasons = write_files(run, name, folder)
+        card = measured_card(run, name, folder, seeds, rows, reasons, threads)
+        card = dataclasses.replace(card, paper=dict(paper) if paper else None, remark=remark)
+        write_card(card, folder)
+    write_table(root)
     return target
 
 
+def measure_control(kind: str, folders: Sequence[Place], run: FinishedRun) -> Control:
+    """Measure the runs of a control on the data of the published run.
+
+    Raises:
+        ValueError: if the kind is unknown, the runs differ in more than their seed, or they were
+            trained on other data.
+    """
+    pick("kind of control", kind, CONTROLS)
+    finished = [read_run(Path(folder)) for folder in folders]
+    check_same_config(finished)
+    for control in finished:
+        if placeless(control, "data") != placeless(run, "data"):
+            raise ValueError(
+                f"Cannot compare {control.folder} with {run.folder}: `data` of their configs "
+                "differs. Train the control on the same images."
+            )
+    return Control(kind, tuple(measure_run(control) for control in finished))
+
+
+def write_files(run: FinishedRun, name: str, folder: Path) -> dict[str, str]:
+    """Write all files of an entry but its page and card; return why others are not there."""
+    for file in (WEIGHTS, RECIPE):
+        (folder / file).write_bytes((run.folder / "compact" / file).read_bytes())
+    (folder / CONFIG).write_text(portable_config(run.config, run.folder, name))
+    (folder / GOLDEN).write_bytes(golden(run.compact, golden_images(run)))
+    write_filters(first_filters(run), folder)
+    return write_curves(read_log(run.folder, run.epochs), name, folder)
+
+
+def write_curves(text: str | None, name: str, folder: Path) -> dict[str, str]:
+    """Write the curves of a run and their picture; return why they are not there."""
+    if text is None:
+        return {"curves": "the run's folder has no metrics.csv with all epochs"}
+    (folder / CURVES).write_text(text)
+    curve_chart(parse_curves(text), folder / CURVES_PICTURE, name)
+    return {}
+
+
+def write_filters(panels: Mapping[str, nn.Module], folder: Path) -> None:
+    """Draw the first convolution of networks side by side, if they have one."""
+    weights = {
+        title: conv.weight.detach().float().numpy()
+        for title, model in panels.items()
+        if (conv := next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None))
+    }
+    if weights:
+        filter_pictures(weights, folder / FILTERS_PICTURE)
+
+
+def first_filters(run: FinishedRun) -> dict[str, nn.Module]:
+    """Return the networks to draw: that of the earliest checkpoint and the masked one."""
+    stored = sorted(run.folder.glob("checkpoints/epoch-*.ckpt"), key=epoch_of)
+    early = {f"after epoch {epoch_of(p) + 1}": load_backbone(p).model for p in stored[:1]}
+    return {**early, "compact": run.masked()}
+
+
+def epoch_of(checkpoint: Path) -> int:
+    """Return the number in the name of a checkpoint, -1 if there is none.
+
+    Example:
+        >>> epoch_of(Path("epoch-4.ckpt"))
+        4
+    """
+    digits = checkpoint.stem.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write the page, then the card with the hashes of all files that are there."""
+    present = {path.name for path in folder.iterdir()} - {CARD} | {PAGE}
+    card = dataclasses.replace(card, files=dict.fromkeys(present, StoredFile("", 0)))
+    (folder / PAGE).write_text(entry_page(card))
+    files = {path.name: StoredFile.of(path.read_bytes()) for path in sorted(folder.iterdir())}
+    files.pop(CARD, None)
+    (folder / CARD).write_bytes(dataclasses.replace(card, files=files).to_bytes())
+
+
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``target``; rename it to ``target`` if the block succeeds."""
+def appearing(target: Path, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``target``; rename it to ``target`` if the block succeeds.
+
+    Args:
+        target: folder to make.
+        replace: whether it exists and gives way; it is put back if the new one cannot be.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
+    old = temporary.with_suffix(".old")
     try:
         yield temporary
+        if replace:
+            target.rename(old)
         temporary.rename(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """Read a run folder and open its data.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`publish`.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No {CONFIG} in {folder}: a run folder is what `fit` wrote to "
-            f"`trainer.default_root_dir`, with {CONFIG}, checkpoints/last.ckpt and compact/."
-        )
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    trained, loops = load_backbone(checkpoint).model, read_checkpoint(checkpoint).get("loops", {})
-    try:
-        config = yaml.safe_load(path.read_text())
-        done = int(loops["fit_loop"]["epoch_progress"]["current"]["processed"])
-        seed, epochs = config["seed_everything"], config["trainer"]["max_epochs"]
-        data = open_data(config["data"])
-    except (KeyError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{path} or {checkpoint} is not what `fit` writes: {type(error).__name__}: {error}."
-        ) from error
-    if type(seed) is not int or epochs != done:
-        raise ValueError(
-            f"Cannot publish {folder}: expected a run with a seed that trained all its epochs, "
-            f"got seed {seed} and {done} of {epochs} epochs. Resume it with `fit --ckpt_path`."
-        )
-    return FinishedRun(folder, config, done, trained, load_compact(folder / "compact"), data)
-
-
-def open_data(section: Mapping[str, Any]) -> Any:
-    """Return the data module of a config's ``data`` section."""
-    class_name = section["class_path"].rpartition(".")[2]
-    for kind in DATA_MODULES.values():
-        if kind.__name__ == class_name and issubclass(kind, InMemoryDataModule):
-            return kind(**(section.get("init_args") or {}))
-    raise ValueError(
-        f"Cannot publish a run on {section['class_path']}: the zoo measures on this library's data "
-        "modules of sets held in memory."
-    )
-
-
-def golden(run: FinishedRun, images: Tensor) -> bytes:
-    """Return images and the compact network's outputs, once it computes what was trained.
-
-    Raises:
-        ValueError: if the compact network is not that of the checkpoint.
-    """
-    found = outputs(run.compact, images)
-    wrong = difference(found, outputs(run.trained, images))
-    if not wrong <= SAME_FUNCTION:
-        raise ValueError(
-            f"{run.folder / 'compact'} does not compute what checkpoints/last.ckpt does (relative "
-            f"difference {wrong:.2g}). Make it again: `ssl-lightning compact "
-            f"{run.folder / 'checkpoints' / 'last.ckpt'}`."
-        )
+def golden(compact: nn.Module, images: Tensor) -> bytes:
+    """Return images and the network's outputs as the content of a safetensors file."""
+    found = outputs(compact, images)
     return serialise_tensors({"input": images.contiguous(), "output": found.contiguous()})
 
 
 def measured_card(
-    run: FinishedRun, name: str, paper: dict[str, Any] | None, files: dict[str, StoredFile]
+    run: FinishedRun,
+    name: str,
+    folder: Path,
+    seeds: tuple[SeedResult, ...],
+    controls: tuple[Control, ...],
+    reasons: Mapping[str, str],
+    threads: int,
 ) -> Card:
-    """Measure the compact network of a run."""
-    recipe = json.loads((run.folder / "compact" / RECIPE).read_text())
+    """Measure the compact network of a run whose files lie in ``folder``."""
+    dense, published = run.backbone(), median_result(seeds)
     splits = [len(run.data.dataset(split)) for split in ("train", "validation", "test")]
     set_name = next(key for key, kind in DATA_MODULES.items() if kind is type(run.data))
+    settings = run.config["model"]
+    step_cost, why_not = step_cost_of(run.config, run.backbone, run.data, threads)
+    unmeasured = dict(reasons)
+    if run.seconds is None:
+        unmeasured["training_seconds"] = "the run had no Timer callback"
+    if why_not:
+        unmeasured["step_cost"] = why_not
+    if not controls:
+        unmeasured["controls"] = "no finished runs of controls were given"
     return Card(
         name=name,
-        backbone=recipe["backbone"],
-        arguments=recipe["arguments"],
+        backbone=run.recipe.backbone,
+        arguments=run.recipe.arguments,
         data=DataSet(set_name, run.data.normalize, *splits),
-        validation_error=measure_error(run.compact, run.data.val_dataloader()),
-        test_error=measure_error(run.compact, run.data.test_dataloader()),
-        seed=run.config["seed_everything"],
+        validation_error=published.validation_error,
+        test_error=published.test_error,
+        seed=published.seed,
+        seeds=seeds,
         epochs=run.epochs,
-        penalties=tuple(run.config["model"].get("penalties") or ()),
-        groups=groups_left(run.trained, run.compact),
-        dense=measure_size(run.trained),
+        training_seconds=run.seconds,
+        optimizer=settings.get("optimizer"),
+        lr_scheduler=settings.get("lr_scheduler"),
+        penalties=tuple(settings.get("penalties") or ()),
+        groups=groups_left(dense, run.compact),
+        layer_macs=measure_layers(dense, run.compact),
+        dense=measure_size(dense),
         compact=measure_size(run.compact),
+        latency=latency_of(dense, run.masked(), run.compact, threads),
+        step_cost=step_cost,
+        controls=controls,
         licence=LICENCE,
-        paper=paper,
-        files=files,
+        paper=None,
+        remark=None,
+        unmeasured=unmeasured,
+        files={path.name: StoredFile("", 0) for path in (*folder.iterdir(), Path(PAGE))},
     )
 
 
-def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
-    r"""Return a config as YAML without this machine's paths.
-
-    The run's folder becomes ``runs/<name>``, the root of the data null (``$SSL_DATA_DIR`` then).
-
-    Raises:
-        ValueError: if another absolute path is in it.
-
-    Example:
-        >>> portable_config({"dirpath": "/a/run/checkpoints"}, Path("/a/run"), "small")
-        'dirpath: runs/small/checkpoints\n'
-    """
-    places = sorted({str(folder.absolute()), str(folder.resolve())}, key=len, reverse=True)
-    clean = portable(config, "", dict.fromkeys(places, f"runs/{name}"))
-    return yaml.safe_dump(clean, sort_keys=False)
+def latency_of(
+    dense: nn.Module, masked: nn.Module, compact: nn.Module, threads: int
+) -> tuple[Latency, ...]:
+    """Time the three networks at each batch size of the zoo."""
+    models = {"dense": dense, "masked": masked, "compact": compact}
+    return tuple(measure_latency(models, size, threads) for size in BATCH_SIZES)
 
 
-def portable(value: Any, where: str, places: Mapping[str, str]) -> Any:
-    """Return a part of a config, found at ``where``, with other names for ``places``.
-
-    Raises:
-        ValueError: if another absolute path is in it.
-    """
-    if isinstance(value, dict):
-        return {key: portable(item, f"{where}.{key}", places) for key, item in value.items()}
-    if isinstance(value, list):
-        return [portable(item, f"{where}[{i}]", places) for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-    for place, other in places.items():
-        if value == place or value.startswith(f"{place}{os.sep}"):
-            return other + value[len(place) :]
-    if not (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
-        return value
-    if where == ".data.init_args.root":
-        return None
-    raise ValueError(
-        f"Cannot publish: `{where[1:]}` of the config is a path of this machine, {value}. Make it "
-        "relative in the run's config.yaml."
-    )
+def step_cost_of(
+    config: Mapping[str, Any], backbone: Callable[[], nn.Module], data: Any, threads: int
+) -> tuple[StepCost | None, str]:
+    """Time the penalties of a config on a training batch; if it has none, say so instead."""
+    if not config["model"].get("penalties"):
+        return None, "the run has no penalties"
+    batch = next(iter(data.train_dataloader()))
+    precision = config["trainer"].get("precision")
+    return measure_step_cost(config["model"], backbone, batch, precision, threads), ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +12,28 @@ from safetensors.torch import load as parse_tensors
 from torch import nn
 
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.zoo.cards import CONFIG, GOLDEN, Card, StoredFile
+from ssl_lightning.compaction.planning import expand
+from ssl_lightning.zoo.cards import CONFIG, GOLDEN, Card
 from ssl_lightning.zoo.entries import checked_entry
-from ssl_lightning.zoo.loading import build
+from ssl_lightning.zoo.loading import build, read_recipe
 from ssl_lightning.zoo.measuring import (
     difference,
     groups_left,
     measure_error,
+    measure_layers,
     measure_size,
     open_test_split,
     outputs,
 )
+from ssl_lightning.zoo.records import Latency, StoredFile
+from ssl_lightning.zoo.timing import measure_latency
 
 ERROR_TOLERANCE = 0.02
 """Percentage points: rounding differs between processors, and an image may lie on the border."""
 GOLDEN_TOLERANCE = 1e-5
 """Of the largest output: float32 sums in another order."""
+LATENCY_TOLERANCE = 0.3
+"""Of ratios: generous, since they differ between processors and times vary under load."""
 
 Value = float | int | str
 
@@ -38,44 +45,62 @@ class Check:
     Attributes:
         what: name of the figure.
         published: value in the card.
-        measured: value found now.
+        measured: value found now, or None if it could not be measured here.
         tolerance: largest difference that is no difference.
+        reason: why it could not be measured.
     """
 
     what: str
     published: Value
-    measured: Value
+    measured: Value | None
     tolerance: float = 0.0
+    reason: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether both values agree.
+        """Whether both values are there and agree.
 
         Example:
             >>> Check("error", 0.62, 0.63, tolerance=0.02).ok, Check("MACs", 10, 11).ok
             (True, False)
         """
+        if self.measured is None:
+            return False
         if isinstance(self.published, str) or isinstance(self.measured, str):
             return self.published == self.measured
         return abs(self.published - self.measured) <= self.tolerance + 1e-9
 
+    @property
+    def verdict(self) -> str:
+        """``"ok"``, ``"DIFFERS"`` or ``"not measured"``.
 
-def verify(name: str, root: str | Path | None = None) -> list[Check]:
+        Example:
+            >>> Check("error", 0.62, None, reason="no data").verdict
+            'not measured'
+        """
+        if self.measured is None:
+            return "not measured"
+        return "ok" if self.ok else "DIFFERS"
+
+
+def verify(name: str, root: str | Path | None = None, latency: bool = True) -> list[Check]:
     """Measure what an entry's card says again.
 
-    Hashes, settings of the run, groups left, multiply-adds, parameters, golden outputs, and the
-    error on the whole test split.
+    Hashes, settings of the run, groups left, multiply-adds, parameters, golden outputs, the error
+    on the whole test split, and the latency ratios. What cannot be measured on this machine, for
+    want of data or threads, has a row that says so. Other seeds and controls, training time and
+    the cost of a step have no row: they belong to runs that are not part of the entry.
 
     Args:
         name: an entry of :func:`ssl_lightning.zoo.list_models`.
         root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
+        latency: also take the timings, which wants an otherwise idle machine.
 
     Returns:
         One row per figure; the entry is as published if all are ``ok``.
 
     Raises:
-        FileNotFoundError: if there is no zoo, a file of the entry is missing, or its data set is
-            not on this machine.
+        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
         ValueError: if the name is no plain name or unknown, or a file is not what was published:
             such files are not parsed, so nothing else is measured.
     """
@@ -85,27 +110,74 @@ def verify(name: str, root: str | Path | None = None) -> list[Check]:
         Check(f"sha256 of {file}", stored.sha256, StoredFile.of(files[file]).sha256)
         for file, stored in card.files.items()
     ]
-    batches = open_test_split(card.data).test_dataloader()
     return [
         *hashes,
         *check_settings(card, files),
         *check_size(card, model),
         check_golden(files[GOLDEN], model),
-        Check("test images", card.data.num_test, len(batches.dataset)),
-        Check("test error %", card.test_error, measure_error(model, batches), ERROR_TOLERANCE),
+        *check_error(card, model),
+        *(check_latency(card, model, files) if latency else []),
+    ]
+
+
+def check_error(card: Card, model: nn.Module) -> list[Check]:
+    """Measure the error on the test split again, if it is on this machine."""
+    published = card.data.num_test, card.test_error
+    try:
+        batches = open_test_split(card.data).test_dataloader()
+        found = len(batches.dataset), measure_error(model, batches)
+    except FileNotFoundError as error:
+        return [
+            Check("test images", published[0], None, reason=str(error)),
+            Check("test error %", published[1], None, ERROR_TOLERANCE, str(error)),
+        ]
+    return [
+        Check("test images", published[0], found[0]),
+        Check("test error %", published[1], found[1], ERROR_TOLERANCE),
+    ]
+
+
+def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
+    """Time the dense, masked and compact network again and compare the ratios, never the times."""
+    dense = create_backbone(card.backbone, **card.arguments).eval()
+    masked = expand(model, dense, read_recipe(files).plans)
+    models = {"dense": dense, "masked": masked, "compact": model}
+    return [check for record in card.latency for check in compare_ratios(record, models)]
+
+
+def compare_ratios(record: Latency, models: dict[str, nn.Module]) -> list[Check]:
+    """Compare the ratios of one batch size, unless this machine has too few threads."""
+    cores, found = os.cpu_count() or 0, None
+    reason = f"The ratio was taken with {record.threads} threads, this machine has {cores}."
+    if record.threads <= cores:
+        found, reason = measure_latency(models, record.batch_size, record.threads), ""
+    return [
+        Check(
+            f"latency ratio {name}/dense, batch {record.batch_size}",
+            ratio,
+            None if found is None else found.ratio[name],
+            LATENCY_TOLERANCE,
+            reason,
+        )
+        for name, ratio in record.ratio.items()
+        if name != "dense"
     ]
 
 
 def check_settings(card: Card, files: dict[str, bytes]) -> list[Check]:
     """Compare the card with the plan and the config beside it."""
-    recipe, config = json.loads(files["plan.json"]), yaml.safe_load(files[CONFIG])
+    recipe, config = read_recipe(files), yaml.safe_load(files[CONFIG])
     penalties = config["model"].get("penalties") or []
     return [
-        Check("backbone", card.backbone, str(recipe["backbone"])),
-        Check("arguments", json.dumps(card.arguments), json.dumps(recipe["arguments"])),
+        Check("backbone", card.backbone, recipe.backbone),
+        Check("arguments", json.dumps(card.arguments), json.dumps(recipe.arguments)),
         Check("seed", card.seed, config["seed_everything"]),
         Check("epochs", card.epochs, config["trainer"]["max_epochs"]),
         Check("penalties", json.dumps(card.penalties), json.dumps(penalties)),
+        *(
+            Check(what, json.dumps(getattr(card, what)), json.dumps(config["model"].get(what)))
+            for what in ("optimizer", "lr_scheduler")
+        ),
     ]
 
 
@@ -115,6 +187,11 @@ def check_size(card: Card, model: nn.Module) -> list[Check]:
     dense, compact = measure_size(backbone), measure_size(model)
     return [
         Check("groups left", json.dumps(card.groups), json.dumps(groups_left(backbone, model))),
+        Check(
+            "MACs per layer",
+            json.dumps(card.layer_macs),
+            json.dumps(measure_layers(backbone, model)),
+        ),
         Check("MACs, dense", card.dense.macs, dense.macs),
         Check("MACs, compact", card.compact.macs, compact.macs),
         Check("parameters, dense", card.dense.num_parameters, dense.num_parameters),

@@ -1,17 +1,14 @@
-"""Random small networks, and families of torchvision and timm: always exact, no exception."""
+"""Random small networks: always exact, no exception."""
 
-import os
 import random
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nets_with_zeros import check_equal, randomise_, zero_randomly_
-from ssl_lightning.backbones import create_backbone
+from nets_with_zeros import assert_same, check_equal, randomise_, zero_randomly_
 
 # --- a grammar of small networks -----------------------------------------------------------------
 
@@ -127,51 +124,6 @@ def test_random_networks(seed, fraction, norms):
     net = randomise_(Random(seed).eval(), seed)
     x = torch.zeros(1, 4, 8, 8)
     zero_randomly_(net, x, fraction, seed, norms)
-    check_equal(net, x)
-
-
-# --- families ------------------------------------------------------------------------------------
-
-QUICK = [
-    ("torchvision:resnet18", 64, 0.62),
-    ("torchvision:squeezenet1_1", 64, 0.6),
-    ("torchvision:shufflenet_v2_x0_5", 64, 0.7),
-    ("torchvision:mobilenet_v3_small", 64, 0.6),
-    ("timm:lcnet_050", 64, 0.6),
-    ("timm:regnetx_002", 64, 0.95),
-    ("timm:hardcorenas_a", 64, 0.6),
-    ("timm:convnext_atto", 64, 0.75),
-]
-SLOW = [
-    *[(f"torchvision:{name}", size, 1.0) for name, size in {
-        "alexnet": 96, "vgg11_bn": 64, "densenet121": 64, "mobilenet_v2": 64, "googlenet": 96,
-        "inception_v3": 96, "mnasnet0_5": 64, "regnet_y_400mf": 64, "efficientnet_b0": 64,
-        "convnext_tiny": 64, "resnet50": 64,
-    }.items()],
-    *[(f"timm:{name}", 64, 1.0) for name in (
-        "seresnet18", "ghostnet_050", "tf_efficientnet_b0", "res2net50_14w_8s", "dla34",
-        "hrnet_w18_small", "rexnet_100", "repvgg_a0", "cspresnet50", "skresnet18", "dpn48b",
-        "selecsls42", "vovnet39a", "mobileone_s0", "inception_next_tiny", "nfnet_f0",
-    )],
-]  # fmt: skip
-
-
-def check_family(name, size, most):
-    torch.manual_seed(0)
-    net = randomise_(create_backbone(name))
-    x = torch.zeros(1, 3, size, size)
-    zero_randomly_(net, x, 0.4)
-    small, _ = check_equal(net, x, batches=(2,), double=False)
-    left, before = (sum(p.numel() for p in m.parameters()) for m in (small, net))
-    assert left <= most * before
-
-
-@pytest.mark.parametrize(("name", "size", "most"), QUICK)
-def test_quick_families(name, size, most):
-    check_family(name, size, most)
-
-
-@pytest.mark.skipif("SSL_SLOW_TESTS" not in os.environ, reason="set SSL_SLOW_TESTS=1 to run")
-@pytest.mark.parametrize(("name", "size", "most"), SLOW)
-def test_slow_families(name, size, most):
-    check_family(name, size, most)
+    small, _ = check_equal(net, x)
+    other_size = torch.randn(2, 4, 11, 6)  # plans know no image size
+    assert_same(net, small, other_size, tolerance=1e-5)

@@ -1,0 +1,163 @@
+"""CompactDuringFit: the network becomes smaller in the middle of training, and training goes on."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from ssl_lightning.benchmark import num_parameters
+from ssl_lightning.callbacks.depth import DepthCollapse
+from ssl_lightning.callbacks.when import EpochStartCallback, require_module
+from ssl_lightning.compaction import (
+    Plan,
+    check_sliceable,
+    compact,
+    make_plan,
+    slice_optimizer_,
+)
+from ssl_lightning.graph import trace
+from ssl_lightning.module import SSLLightningModule, averaged_copies
+
+
+class CompactDuringFit(EpochStartCallback):
+    """At the start of chosen epochs, replace the backbone by its compact network and train on.
+
+    What is zero by then is removed, so that the remaining epochs are faster. (What is constant but
+    not zero stays: in train mode, batch norms would give another constant.) Training continues as
+    if nothing had happened: optimizer state is sliced as the weights are, learning-rate schedulers
+    and gradient scalers keep what they hold, averaged weights (``WeightAveraging`` and its kin)
+    shrink too, locked groups that are still there stay locked, and penalties go on with the
+    strengths they had. What is removed cannot come back. Checkpoints taken afterwards hold the
+    plan; ``fit --ckpt_path``, ``test``, ``compact`` and ``benchmark`` read them. Under DDP, all
+    processes carry out the first one's plan.
+
+    Callbacks that zero groups at the start of the same epoch (``ThresholdPruning``,
+    ``DepthCollapse``) go before this one in the list of callbacks.
+
+    Args:
+        at: epoch (counted from 0) at whose start to compact, or several.
+
+    Raises:
+        ValueError: for no epoch or a negative one; at the start of training, for an epoch after
+            the last, a backbone that cannot be traced or whose input shape is not known, or an
+            optimizer whose state cannot be sliced.
+        MisconfigurationException: at the start of training, for a strategy other than one device
+            or DDP, or a module that was given compiled.
+
+    Example:
+        >>> CompactDuringFit(at=[20, 40]).epochs
+        (20, 40)
+    """
+
+    def __init__(self, at: int | list[int]) -> None:
+        self.epochs = tuple(sorted({at} if isinstance(at, int) else set(at)))
+        if not self.epochs or self.epochs[0] < 0:
+            raise ValueError(
+                f"CompactDuringFit: expected `at` to be an epoch, or a list of epochs, counted "
+                f"from 0, got {at}."
+            )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what would hold the old parameters: other strategies, a compiled module."""
+        if stage == "fit":
+            refuse_strategies(trainer.strategy)
+            refuse_compiled(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a run in which compaction would fail, or never happen."""
+        module = require_module(pl_module, self)
+        self.check_reached(trainer)
+        example = module.example_input()
+        if example is None:
+            raise ValueError(
+                "CompactDuringFit: the shape of the backbone's input is not known. Pass "
+                "`input_shape`, such as [3, 32, 32], to SSLLightningModule."
+            )
+        for optimizer in trainer.optimizers:
+            check_sliceable(optimizer)
+        trace(module.backbone, example)
+
+    def check_reached(self, trainer: pl.Trainer) -> None:
+        """Reject an epoch that the run does not reach."""
+        last = trainer.max_epochs
+        smoke_test = getattr(trainer, "fast_dev_run", False)
+        if not smoke_test and last is not None and 0 <= last <= self.epochs[-1]:
+            raise ValueError(
+                f"CompactDuringFit: at={self.epochs[-1]} is never reached: the run has the epochs "
+                f"0 to {last - 1}. Lower `at` or raise `trainer.max_epochs`."
+            )
+
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compact, if this is one of the epochs to do so and something can go."""
+        if trainer.current_epoch not in self.epochs:
+            return
+        module = require_module(pl_module, self)
+        example = module.example_input()
+        assert example is not None
+        plan = common_plan(trainer.strategy, make_plan(module.backbone, example, constants=False))
+        before = num_parameters(module.backbone)
+        if plan.removed():
+            compact_in_place_(trainer, module, plan)
+        rank_zero_info(
+            f"CompactDuringFit: {before:,} -> {num_parameters(module.backbone):,} parameters in "
+            f"epoch {trainer.current_epoch}."
+        )
+
+
+def compact_in_place_(trainer: pl.Trainer, module: SSLLightningModule, plan: Plan) -> None:
+    """Carry a plan out on everything that a running training holds."""
+    old = module.backbone
+    small = compact(old, plan)
+    module.adopt_(plan, small)
+    for optimizer in trainer.optimizers:
+        slice_optimizer_(optimizer, old, plan, small)
+    for average in averaged_copies(trainer):
+        average.follow_(plan)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, DepthCollapse):
+            callback.look_again(module)
+    if isinstance(trainer.strategy, DDPStrategy):
+        wrap_again(trainer.strategy, module)
+
+
+def common_plan(strategy: Strategy, plan: Plan) -> Plan:
+    """Return the plan of the first process: statistics of batch norms differ between processes."""
+    return Plan.from_json(strategy.broadcast(plan.to_json()))
+
+
+def wrap_again(strategy: DDPStrategy, module: SSLLightningModule) -> None:
+    """Let DDP reduce the gradients of the new parameters; weights become those of process 0."""
+    strategy.model = module
+    strategy.configure_ddp()
+
+
+def refuse_strategies(strategy: Strategy) -> None:
+    """Refuse strategies that go on with the parameters that they saw first.
+
+    Raises:
+        MisconfigurationException: naming the way out.
+    """
+    if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
+        raise MisconfigurationException(
+            f"CompactDuringFit needs one device or DDP, got {type(strategy).__name__}, which goes "
+            "on with the parameters that it saw at the start of training. Train with `strategy: "
+            "ddp` or `devices: 1`, or compact after training: `ssl-lightning compact CHECKPOINT`."
+        )
+
+
+def refuse_compiled(module: nn.Module) -> None:
+    """Refuse a module, or a backbone, that went through ``torch.compile`` already.
+
+    Raises:
+        MisconfigurationException: naming the way out.
+    """
+    wrapped = any("_orig_mod" in part._modules for part in module.modules())
+    if wrapped or getattr(module, "_compiler_ctx", None) is not None:
+        raise MisconfigurationException(
+            "CompactDuringFit: the module, or a part of its backbone, was compiled by "
+            "`torch.compile`, which would go on with the old layers. Pass the plain module and "
+            "let SSLLightningModule compile it: `compile: true`."
+        )

@@ -1,0 +1,83 @@
+"""export: a checkpoint, a compact network or a zoo entry, for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ssl_lightning import zoo
+from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.cli.parse import call
+from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.export import FORMATS, export_model
+from ssl_lightning.export.exporting import TOLERANCE
+from ssl_lightning.zoo.cards import CARD
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Carry out the command."""
+    call(export_network, name, arguments)
+
+
+def export_network(
+    network: str,
+    format: Literal["onnx", "torch_export", "openvino"] = "onnx",  # noqa: A002
+    output: str | None = None,
+    batch: int | Literal["dynamic"] = "dynamic",
+    masked: bool = False,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Write a network for another runtime, once that runtime was seen to compute the same.
+
+    Args:
+        network: checkpoint that ``fit`` wrote, folder that ``compact`` wrote, or folder of a zoo
+            entry.
+        format: onnx, torch_export or openvino.
+        output: file to write; default: ``model`` with the format's suffix in the folder above the
+            checkpoint's, or, for a folder, its name with that suffix beside it.
+        batch: the one batch size that the file takes, or dynamic.
+        masked: leave the zeros of a checkpoint in; otherwise it is compacted first.
+        tolerance: largest difference of outputs to accept, relative to the largest output.
+    """
+    model = read_network(Path(network), masked=masked)
+    path = Path(output) if output else default_path(Path(network), FORMATS[format].suffix)
+    example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
+    result = export_model(model, example, path, format, batch=batch, tolerance=tolerance)
+    sizes = ", ".join(map(str, result.batch_sizes))
+    console = Console()
+    console.print(
+        f"{result.engine} against torch on random inputs, batch size {sizes}: outputs differ by "
+        f"{result.difference:.1e} of their scale (tolerance {result.tolerance:g})"
+    )
+    console.print(f"Wrote {result.path}")
+
+
+def read_network(path: Path, *, masked: bool) -> nn.Module:
+    """Return the network of a checkpoint, a compact network's folder or a zoo entry's."""
+    if (path / CARD).is_file():
+        folder = path.resolve()
+        return zoo.load(folder.name, root=folder.parent)
+    if path.is_dir():
+        return load_compact(path)
+    model = load_backbone(path).model
+    if masked:
+        return model
+    example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
+    return compact(model, make_plan(model, example))
+
+
+def default_path(network: Path, suffix: str) -> Path:
+    """Return where to write what a network becomes.
+
+    Example:
+        >>> default_path(Path("runs/a/checkpoints/last.ckpt"), ".onnx").as_posix()
+        'runs/a/model.onnx'
+    """
+    if network.is_dir():
+        folder = network.resolve()
+        return network.parent / f"{folder.name}{suffix}"
+    return network.parent.parent / f"model{suffix}"

@@ -1,0 +1,110 @@
+"""Learning curves: error and sparsity per epoch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_lightning.files import replacing
+from ssl_lightning.report.charts import COLORS, GRID, INK, PALE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curves = Mapping[str, Sequence[float]]
+ERRORS = {"train/error": "training", "val/error": "validation"}
+MAX_LINES = 8  # more could not be told apart; the sums over all layers are drawn then
+STYLES = ("-", "--", ":")
+PALETTE = (*COLORS[2:], COLORS[1], COLORS[0])
+
+
+def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
+    """Draw error and sparsity per epoch below each other, as a PNG.
+
+    The error is on a logarithmic axis. Sparsity is drawn per layer and kind of group where that
+    gives at most 8 lines that are not constantly zero, else per kind.
+
+    Args:
+        curves: figure -> value per epoch, with names as the module and ``SparsityMonitor`` log
+            them; NaN leaves a gap.
+        path: PNG file to write.
+        title: heading of the picture.
+
+    Raises:
+        ValueError: if no error is among the figures.
+    """
+    from matplotlib.figure import Figure
+
+    errors = {label: curves[name] for name, label in ERRORS.items() if name in curves}
+    if not errors:
+        raise ValueError(
+            f"curve_chart: expected {' or '.join(ERRORS)}, got {', '.join(curves) or 'nothing'}. "
+            "Give the log of a run of SSLLightningModule."
+        )
+    sparsity = sparsity_curves(curves)
+    rows = 2 if sparsity else 1
+    figure = Figure(figsize=(8, 1.0 + 2.5 * rows), dpi=150, facecolor="white", layout="constrained")
+    panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    draw_lines(panels[0], errors, "error, %")
+    label_errors(panels[0], errors)
+    if sparsity:
+        draw_lines(panels[1], sparsity, "groups that are zero, %")
+        panels[1].set_ylim(-3, 103)
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    panels[-1].set_xlabel("epochs trained", color=INK, fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def sparsity_curves(curves: Curves) -> dict[str, list[float]]:
+    """Return the lines to draw: percent of the groups that are zero, by layer and kind.
+
+    Example:
+        >>> sparsity_curves({"sparsity/fc1/filters": [0.0, 50.0], "sparsity/fc2/filters": [0.0, 0]})
+        {'fc1 filters': [0.0, 50.0]}
+        >>> many = {f"sparsity/{i}/filters": [1.0, 2.0] for i in range(9)}
+        >>> sparsity_curves({**many, "groups/filter": [10.0, 4.0]})
+        {'filter, all layers': [0.0, 60.0]}
+    """
+    layers = {
+        " ".join(name.split("/")[1:]): list(values)
+        for name, values in curves.items()
+        if name.startswith("sparsity/") and any(value > 0 for value in values)
+    }
+    if len(layers) <= MAX_LINES:
+        return layers
+    return {
+        f"{name.split('/')[1]}, all layers": [100 * (1 - value / values[0]) for value in values]
+        for name, values in curves.items()
+        if name.startswith("groups/") and values[0] > 0
+    }
+
+
+def draw_lines(axes: "Axes", lines: Curves, title: str) -> None:
+    """Draw the lines over the number of epochs trained, with a legend beside them."""
+    for i, (label, values) in enumerate(lines.items()):
+        epochs = range(1, len(values) + 1)
+        style = STYLES[i // len(PALETTE) % len(STYLES)]
+        axes.plot(epochs, values, style, color=PALETTE[i % len(PALETTE)], label=label, lw=1.6)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8.5)
+
+
+def label_errors(axes: "Axes", errors: Curves) -> None:
+    """Make the axis logarithmic and write plain percentages at it: 1, 2, 5, 10, ..."""
+    values = [v for line in errors.values() for v in line if v > 0 and math.isfinite(v)]
+    if not values:
+        return
+    axes.set_yscale("log")
+    low, high = min(values), max(values)
+    steps = [m * 10.0**e for e in range(-3, 3) for m in (1, 2, 5)]
+    ticks = [step for step in steps if 0.8 * low <= step <= 1.25 * high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.set_ylim(0.8 * low, 1.25 * high)

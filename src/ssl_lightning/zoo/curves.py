@@ -1,0 +1,75 @@
+"""Per-epoch figures of a run, from the files that its CSV logger wrote. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+LOG = "metrics.csv"
+LEFT_OUT = ("epoch", "step", "test/")
+"""Columns, by their beginning, that say nothing about an epoch of training."""
+
+Rows = list[dict[str, str]]
+
+
+def read_log(folder: Path, epochs: int) -> str | None:
+    """Return the last value of every figure in every epoch, as CSV with one row per epoch.
+
+    A run that was resumed has several logs; where two hold the same epoch, the later one counts.
+
+    Args:
+        folder: of the run; logs are looked for in it and below.
+        epochs: that the run trained.
+
+    Returns:
+        CSV with the column ``epoch`` and then the figures by name, or None if no log holds a
+        figure for every epoch.
+    """
+    by_epoch: dict[int, dict[str, str]] = {}
+    for log in sorted(folder.rglob(LOG), key=version):
+        by_epoch.update(last_values(log))
+    rows = [by_epoch.get(epoch, {}) for epoch in range(epochs)]
+    if not rows or not all(rows):
+        return None
+    names = sorted({name for row in rows for name in row})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", *names], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"epoch": epoch, **row} for epoch, row in enumerate(rows))
+    return text.getvalue()
+
+
+def version(log: Path) -> tuple[int, str]:
+    """Return the number of the log's folder ``version_<n>``, and its path, to sort by.
+
+    Example:
+        >>> version(Path("run/version_12/metrics.csv"))[0], version(Path("run/metrics.csv"))[0]
+        (12, -1)
+    """
+    found = re.fullmatch(r"version_(\d+)", log.parent.name)
+    return (int(found[1]) if found else -1), str(log)
+
+
+def last_values(log: Path) -> dict[int, dict[str, str]]:
+    """Return epoch -> figure -> the last value that a log holds of it."""
+    values: dict[int, dict[str, str]] = {}
+    with log.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if (row.get("epoch") or "").isdigit():
+                known = values.setdefault(int(row["epoch"]), {})
+                known.update({k: v for k, v in row.items() if v and not k.startswith(LEFT_OUT)})
+    return values
+
+
+def parse_curves(text: str) -> dict[str, list[float]]:
+    r"""Return figure -> value per epoch; NaN where there is none.
+
+    Example:
+        >>> parse_curves("epoch,val/error\n0,2.5\n1,1.5\n")
+        {'val/error': [2.5, 1.5]}
+    """
+    rows = list(csv.DictReader(io.StringIO(text)))
+    names = [name for name in rows[0] if name != "epoch"] if rows else []
+    return {name: [float(row[name] or "nan") for row in rows] for name in names}

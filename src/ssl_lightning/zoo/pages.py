@@ -1,0 +1,389 @@
+"""The pages of the zoo, generated from cards: a model card per entry, and one table over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_lightning.benchmark.record import Machine
+from ssl_lightning.files import replacing
+from ssl_lightning.report.run_report import GROUP_KINDS
+from ssl_lightning.report.table import percent
+from ssl_lightning.zoo.cards import CURVES_PICTURE, FILTERS_PICTURE, PAGE, Card
+from ssl_lightning.zoo.entries import card, list_models
+from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
+
+NOTHING = "-"
+TAGS = ("structured-sparsity", "group-lasso", "pruning", "model-compression")
+SHOWN = 12  # layers in an entry's page; of deeper networks those that lost most multiply-adds
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table.
+
+    Example:
+        >>> print(table(("a", "b"), [(1, 2)]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(
+        f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines
+    )
+
+
+def entry_page(card: Card) -> str:
+    """Return the text of an entry's README: a model card with its YAML front matter."""
+    front = yaml.safe_dump(front_matter(card), sort_keys=False, allow_unicode=True)
+    sections = [
+        f"# {card.name}",
+        summary(card),
+        "## Figures",
+        figures(card),
+        pictures(card),
+        "## Layers",
+        layers(card),
+        *section("Latency", latency(card)),
+        *section("Seeds", seeds(card)),
+        *section("Controls", controls(card)),
+        "## Training",
+        training(card),
+        *section("Not measured", unmeasured(card)),
+        "## Use",
+        use(card),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(s for s in sections if s) + "\n"
+
+
+def section(title: str, text: str) -> list[str]:
+    """Return a heading and its text, or nothing if there is no text."""
+    return [f"## {title}", text] if text else []
+
+
+def front_matter(card: Card) -> dict[str, Any]:
+    """Return the metadata that model hubs read."""
+    accuracy = {"type": "accuracy", "name": "accuracy, test split", "value": accuracy_of(card)}
+    data = {"type": card.data.name, "name": card.data.name, "split": "test"}
+    task = {"type": "image-classification"}
+    return {
+        "license": card.licence.lower(),
+        "library_name": "ssl_lightning",
+        "pipeline_tag": "image-classification",
+        "tags": [*TAGS, card.backbone],
+        "datasets": [card.data.name],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": card.name,
+                "results": [{"task": task, "dataset": data, "metrics": [accuracy]}],
+            }
+        ],
+    }
+
+
+def accuracy_of(card: Card) -> float:
+    """Return the accuracy on the test split in percent."""
+    return round(100.0 - card.test_error, 4)
+
+
+def summary(card: Card) -> str:
+    """Say in two sentences what the entry is."""
+    data = card.data
+    how = ", trained with group lasso and compacted" if card.penalties else ", trained densely"
+    text = (
+        f"`{card.backbone}` on {data.name}{how}: a plain network "
+        f"of {card.compact.macs:,} multiply-adds ({percent(card.compact.macs, card.dense.macs)} % "
+        f"of the dense one) with {card.test_error:.2f} % error on the {data.num_test:,} test "
+        f"images. Trained on {data.num_train:,} images; {data.num_validation:,} were held out; the "
+        "test split was used to measure only."
+    )
+    return f"{text}\n\n{card.remark}" if card.remark else text
+
+
+def figures(card: Card) -> str:
+    """Return the table of the main figures, beside the paper's row if there is one."""
+    paper = card.paper or {}
+    rows = [
+        ("test error, %", f"{card.test_error:.2f}", paper.get("error", NOTHING)),
+        ("validation error, %", f"{card.validation_error:.2f}", NOTHING),
+        *(
+            (f"{kind} left", groups_line(card, kind), paper_groups(paper, kind))
+            for kind in GROUP_KINDS
+            if kind in paper
+        ),
+        *macs_per_layer(card, paper.get("flop_percent")),
+        ("multiply-adds", share(card.compact.macs, card.dense.macs), NOTHING),
+        (
+            "parameters",
+            share(card.compact.num_parameters, card.dense.num_parameters),
+            NOTHING,
+        ),
+    ]
+    row = paper.get("row", "no published row")
+    text = table(("figure", "here", f"the paper ({row})"), rows)
+    return f"{text}\n\nThe paper: {paper['reference']}." if "reference" in paper else text
+
+
+def macs_per_layer(card: Card, flop_percent: Any) -> list[tuple[str, str, str]]:
+    """Return the row that compares the layers' shares of multiply-adds, if the paper gives them."""
+    if not isinstance(flop_percent, dict):
+        return []
+    ours = [percent(*card.layer_macs[n]) for n in flop_percent if n in card.layer_macs]
+    layers = ", ".join(flop_percent)
+    theirs = " - ".join(map(str, flop_percent.values()))
+    return [(f"multiply-adds of {layers}, %", " - ".join(ours), theirs)]
+
+
+def share(part: int, whole: int) -> str:
+    """Write a count and its share of another.
+
+    Example:
+        >>> share(269_000, 2_293_000)
+        '269,000 of 2,293,000 (11.7 %)'
+    """
+    return f"{part:,} of {whole:,} ({percent(part, whole)} %)"
+
+
+def groups_line(card: Card, kind: str) -> str:
+    """Write the groups left of a kind, layer by layer, for the layers that the paper names."""
+    named = (card.paper or {}).get(kind)
+    wanted = list(named) if isinstance(named, dict) else list(card.groups)
+    return " - ".join(
+        str(card.groups[n][kind][0]) for n in wanted if kind in card.groups.get(n, {})
+    )
+
+
+def paper_groups(paper: dict[str, Any], kind: str) -> str:
+    """Write the groups that the paper left of a kind."""
+    given = paper[kind]
+    return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)
+
+
+def pictures(card: Card) -> str:
+    """Show the pictures that the entry has."""
+    captions = {CURVES_PICTURE: "Error and sparsity per epoch", FILTERS_PICTURE: "First filters"}
+    return "\n\n".join(
+        f"![{what}]({file})" for file, what in captions.items() if file in card.files
+    )
+
+
+def layers(card: Card) -> str:
+    """Return a table of what is left of each layer."""
+    lost = {name: dense - compact for name, (compact, dense) in card.layer_macs.items()}
+    most = sorted(lost, key=lambda name: (-lost[name], -card.layer_macs[name][1]))[:SHOWN]
+    names = [name for name in card.layer_macs if name in most]
+    rows = [
+        (
+            f"`{name}`",
+            *(
+                "/".join(map(str, card.groups.get(name, {}).get(k, ()))) or NOTHING
+                for k in GROUP_KINDS
+            ),
+            share(*card.layer_macs[name]),
+        )
+        for name in names
+    ]
+    text = table(("layer", *GROUP_KINDS, "multiply-adds"), rows)
+    hidden = len(card.layer_macs) - len(names)
+    return f"{text}\n\n{hidden} more layers are in `card.json`." if hidden else text
+
+
+def latency(card: Card) -> str:
+    """Return the tables of latency: ratios first."""
+    if not card.latency:
+        return ""
+    rows = [
+        (
+            record.batch_size,
+            model,
+            f"{ratio:.2f} ± {record.ratio_iqr[model]:.2f}",
+            f"{record.median_ms[model]:.3g}",
+        )
+        for record in card.latency
+        for model, ratio in record.ratio.items()
+    ]
+    text = table(("batch", "network", "ratio to dense ± IQR", "ms per batch"), rows)
+    record = card.latency[0]
+    return (
+        f"{text}\n\nMedians of {record.num_rounds} rounds in which the networks took turns, "
+        f"{where(record.machine, record.threads)}."
+    )
+
+
+def where(machine: Machine, threads: int) -> str:
+    """Say on what a timing was taken."""
+    plural = "" if threads == 1 else "s"
+    return (
+        f"{threads} thread{plural} of {machine.processor} ({machine.num_cores} cores), torch "
+        f"{machine.torch}, Python {machine.python}"
+    )
+
+
+def seeds(card: Card) -> str:
+    """Return the table of all seeds."""
+    rows = [
+        (
+            f"**{r.seed}**" if r.seed == card.seed else r.seed,
+            f"{r.validation_error:.2f}",
+            f"{r.test_error:.2f}",
+            f"{r.macs:,}",
+        )
+        for r in card.seeds
+    ]
+    text = table(("seed", "validation error, %", "test error, %", "multiply-adds"), rows)
+    if len(card.seeds) == 1:
+        return f"{text}\n\nOne seed only."
+    return f"{text}\n\nPublished is the one with the median validation error, in bold."
+
+
+def controls(card: Card) -> str:
+    """Return the table of what other methods reach."""
+    if not card.controls:
+        return ""
+    rows = [
+        ("this entry", *control_cells(card.seeds)),
+        *((CONTROLS[control.kind], *control_cells(control.seeds)) for control in card.controls),
+    ]
+    head = ("method", "test error, % (median seed)", "all seeds", "multiply-adds")
+    return table(head, rows)
+
+
+def control_cells(results: tuple[SeedResult, ...]) -> tuple[str, str, str]:
+    """Write the median run of a method, and the test errors of all."""
+    median = median_result(results)
+    errors = ", ".join(f"{r.test_error:.2f}" for r in sorted(results, key=lambda r: r.seed))
+    return f"{median.test_error:.2f}", errors, f"{median.macs:,}"
+
+
+def training(card: Card) -> str:
+    """Say how it was trained and what that cost."""
+    lines = [f"{card.epochs} epochs, seed {card.seed}; the whole run is in `config.yaml`."]
+    if card.training_seconds is not None:
+        lines.append(f"Training took {card.training_seconds / 60:.1f} minutes.")
+    if card.step_cost is not None:
+        cost = card.step_cost
+        lines.append(
+            f"A step with the penalties takes {cost.ratio:.3f} (± {cost.ratio_iqr:.3f} IQR) times "
+            f"one without: {cost.median_ms['with']:.3g} ms instead of "
+            f"{cost.median_ms['without']:.3g} ms at batch {cost.batch_size} in {cost.precision}, "
+            f"{where(cost.machine, cost.threads)}."
+        )
+    rows = [
+        (f"`{p.get('kind')}`", layers_of(p), p.get("strength"), schedule_of(p))
+        for p in card.penalties
+    ]
+    penalties = table(("penalty", "layers", "strength", "schedule"), rows) if rows else ""
+    return "\n\n".join(part for part in (" ".join(lines), penalties) if part)
+
+
+def layers_of(penalty: dict[str, Any]) -> str:
+    """Write the patterns that say which layers a penalty is on.
+
+    Example:
+        >>> layers_of({"layers": ["fc1", "fc2"]}), layers_of({})
+        ('`fc1`, `fc2`', '`*`')
+    """
+    given = penalty.get("layers") or "*"
+    return ", ".join(f"`{pattern}`" for pattern in ([given] if isinstance(given, str) else given))
+
+
+def schedule_of(penalty: dict[str, Any]) -> str:
+    """Write a penalty's schedule.
+
+    Example:
+        >>> schedule_of({"schedule": {"kind": "window", "start": 5, "end": 13}})
+        'window, start 5, end 13'
+    """
+    given = penalty.get("schedule")
+    if not isinstance(given, dict):
+        return str(given or "constant")
+    rest = (f"{key} {value}" for key, value in given.items() if key != "kind")
+    return ", ".join([str(given.get("kind")), *rest])
+
+
+def unmeasured(card: Card) -> str:
+    """List what is not known, and why."""
+    return "\n".join(f"- {field}: {reason}" for field, reason in card.unmeasured.items())
+
+
+def use(card: Card) -> str:
+    """Show how to load and to check the entry."""
+    return (
+        "```python\n"
+        "from ssl_lightning import zoo\n\n"
+        f'model = zoo.load("{card.name}")  # a plain nn.Module that can be trained on\n'
+        "```\n\n"
+        f"`ssl-lightning zoo verify {card.name}` measures every figure of this page again. Every "
+        "file is checked against `card.json` before it is parsed; nothing is unpickled."
+    )
+
+
+def table_page(cards: Iterable[Card]) -> str:
+    """Return the text of the zoo's README: all entries in one table, beside the paper's rows."""
+    rows = [
+        (
+            f"[{c.name}]({c.name}/{PAGE})",
+            f"{c.test_error:.2f}",
+            len(c.seeds),
+            share(c.compact.macs, c.dense.macs),
+            share(c.compact.num_parameters, c.dense.num_parameters),
+            latency_cell(c),
+            *paper_cells(c),
+        )
+        for c in cards
+    ]
+    head = (
+        "entry",
+        "test error, %",
+        "seeds",
+        "multiply-adds",
+        "parameters",
+        "latency, batch 1",
+        "groups left",
+        "the paper",
+    )
+    return (
+        "# The zoo\n\nCompact networks and their figures; of several seeds the one with the median "
+        "validation error. Latency is that of the compact network as a ratio to the dense one's, "
+        "measured in turns. This page is generated from the cards: `ssl-lightning zoo publish` "
+        "writes it, `ssl-lightning zoo verify --all` measures it again.\n\n"
+        f"{table(head, rows)}\n"
+    )
+
+
+def latency_cell(card: Card) -> str:
+    """Write the compact network's latency ratio at batch 1."""
+    found = [f"{r.ratio['compact']:.2f}" for r in card.latency if r.batch_size == 1]
+    return found[0] if found else NOTHING
+
+
+def paper_cells(card: Card) -> tuple[str, str]:
+    """Write the groups left here, and the paper's row with its error and groups.
+
+    Both are ``-`` where no row of the paper is compared with.
+    """
+    paper = card.paper or {}
+    kinds = [kind for kind in GROUP_KINDS if kind in paper]
+    here = "; ".join(f"{kind} {groups_line(card, kind)}" for kind in kinds)
+    error = [f"{paper['error']} %"] if "error" in paper else []
+    there = ", ".join([*error, *(f"{kind} {paper_groups(paper, kind)}" for kind in kinds)])
+    row = [str(paper["row"])] if "row" in paper else []
+    return here or NOTHING, ": ".join(part for part in (*row, there) if part) or NOTHING
+
+
+def write_table(root: str | Path) -> Path:
+    """Write ``README.md`` of a folder of entries from their cards; return its path.
+
+    Raises:
+        ValueError: if a card is damaged.
+    """
+    path = Path(root) / PAGE
+    text = table_page(card(name, root) for name in list_models(root))
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return path

@@ -1,0 +1,239 @@
+"""Finished runs: what their folders hold, read and checked before anything is published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+from torch import Tensor, nn
+
+from ssl_lightning.checkpoints import load_backbone, read_checkpoint
+from ssl_lightning.compaction.planning import expand
+from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
+from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
+from ssl_lightning.zoo.cards import CONFIG
+from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
+from ssl_lightning.zoo.records import SeedResult
+
+NUM_GOLDEN = 8
+SAME_FUNCTION = 1e-4
+"""Largest relative difference between the outputs of the masked and the compact network."""
+MAY_DIFFER = (
+    "seed_everything",
+    "ckpt_path",
+    "root",
+    "dirpath",
+    "folder",
+    "default_root_dir",
+    "logger",
+    "enable_progress_bar",
+    "enable_model_summary",
+)
+"""Keys of a config in which runs that differ in their seed alone may differ: places and looks."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder holds; ``trained`` is the masked network of the last checkpoint."""
+
+    folder: Path
+    config: dict[str, Any]
+    epochs: int
+    seconds: float | None
+    trained: nn.Module
+    compact: nn.Module
+    recipe: Recipe
+    data: Any
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.config["seed_everything"])
+
+    def backbone(self) -> nn.Module:
+        """Return the dense network that it was compacted from, with fresh weights."""
+        return self.recipe.create_dense()
+
+    def masked(self) -> nn.Module:
+        """Return the compact network's weights in the dense network, all others zero."""
+        return expand(self.compact, self.backbone(), self.recipe.plans).eval()
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a run folder and open its data.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`publish`.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No {CONFIG} in {folder}: a run folder is what `fit` wrote to "
+            f"`trainer.default_root_dir`, with {CONFIG}, checkpoints/last.ckpt and compact/."
+        )
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    trained, stored = load_backbone(checkpoint).model, read_checkpoint(checkpoint)
+    try:
+        config = yaml.safe_load(path.read_text())
+        done = int(stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        seed, epochs = config["seed_everything"], config["trainer"]["max_epochs"]
+        data = open_data(config["data"])
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} or {checkpoint} is not what `fit` writes: {type(error).__name__}: {error}."
+        ) from error
+    if type(seed) is not int or epochs != done:
+        raise ValueError(
+            f"Cannot publish {folder}: expected a run with a seed that trained all its epochs, "
+            f"got seed {seed} and {done} of {epochs} epochs. Resume it with `fit --ckpt_path`."
+        )
+    compact = load_compact(folder / "compact")
+    recipe = Recipe.from_json((folder / "compact" / RECIPE).read_text(), RECIPE)
+    seconds = training_seconds(stored)
+    return FinishedRun(folder, config, done, seconds, trained, compact, recipe, data)
+
+
+def training_seconds(checkpoint: Mapping[str, Any]) -> float | None:
+    """Return what Lightning's ``Timer`` measured, over all parts of a resumed run; None if absent.
+
+    Example:
+        >>> training_seconds({"callbacks": {"Timer": {"time_elapsed": {"train": 12.34}}}})
+        12.3
+    """
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith("Timer"):
+            return round(float(state["time_elapsed"]["train"]), 1)
+    return None
+
+
+def open_data(section: Mapping[str, Any]) -> Any:
+    """Return the data module of a config's ``data`` section."""
+    class_name = section["class_path"].rpartition(".")[2]
+    for kind in DATA_MODULES.values():
+        if kind.__name__ == class_name and issubclass(kind, InMemoryDataModule):
+            return kind(**(section.get("init_args") or {}))
+    raise ValueError(
+        f"Cannot publish a run on {section['class_path']}: the zoo measures on this library's data "
+        "modules of sets held in memory."
+    )
+
+
+def check_same_config(runs: Sequence[FinishedRun]) -> None:
+    """Make sure that runs differ in seeds and places alone.
+
+    Raises:
+        ValueError: if there is none, a seed is there twice, or model, data or epochs differ.
+    """
+    seeds = [run.seed for run in runs]
+    if not runs or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"Cannot publish: expected runs of different seeds, got the seeds {seeds}. Give each "
+            "run once."
+        )
+    first = runs[0]
+    for run in runs[1:]:
+        for section in first.config.keys() | run.config.keys():
+            if placeless(first, section) != placeless(run, section):
+                raise ValueError(
+                    f"Cannot publish {first.folder} and {run.folder} together: `{section}` of "
+                    "their configs differs. Only seeds and places may."
+                )
+        if run.epochs != first.epochs:
+            raise ValueError(
+                f"Cannot publish {first.folder} and {run.folder} together: they trained "
+                f"{first.epochs} and {run.epochs} epochs. Train them equally long."
+            )
+
+
+def placeless(run: FinishedRun, section: str) -> Any:
+    """Return a section of a run's config without what may differ."""
+    return without(MAY_DIFFER, {section: run.config.get(section)})
+
+
+def without(keys: Sequence[str], content: Any) -> Any:
+    """Return plain values without some keys, at any depth.
+
+    Example:
+        >>> without(["root"], {"a": [{"root": "x", "b": 1}]})
+        {'a': [{'b': 1}]}
+    """
+    if isinstance(content, dict):
+        return {key: without(keys, value) for key, value in content.items() if key not in keys}
+    return [without(keys, item) for item in content] if isinstance(content, list) else content
+
+
+def measure_run(run: FinishedRun) -> SeedResult:
+    """Measure a run's compact network, once it computes what was trained.
+
+    Raises:
+        ValueError: if the compact network is not that of the checkpoint.
+    """
+    check_same_function(run, golden_images(run))
+    return measure_seed(run.seed, run.compact, run.data)
+
+
+def golden_images(run: FinishedRun) -> Tensor:
+    """Return the first images of the test split."""
+    images: Tensor = next(iter(run.data.test_dataloader()))[0][:NUM_GOLDEN]
+    return images
+
+
+def check_same_function(run: FinishedRun, images: Tensor) -> None:
+    """Make sure that a run's compact network is that of its checkpoint.
+
+    Raises:
+        ValueError: if their outputs differ.
+    """
+    wrong = difference(outputs(run.compact, images), outputs(run.trained, images))
+    if not wrong <= SAME_FUNCTION:
+        raise ValueError(
+            f"{run.folder / 'compact'} does not compute what checkpoints/last.ckpt does (relative "
+            f"difference {wrong:.2g}). Make it again: `ssl-lightning compact "
+            f"{run.folder / 'checkpoints' / 'last.ckpt'}`."
+        )
+
+
+def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
+    r"""Return a config as YAML without this machine's paths.
+
+    The run's folder becomes ``runs/<name>``, the root of the data null (``$SSL_DATA_DIR`` then).
+
+    Raises:
+        ValueError: if another absolute path is in it.
+
+    Example:
+        >>> portable_config({"dirpath": "/a/run/checkpoints"}, Path("/a/run"), "small")
+        'dirpath: runs/small/checkpoints\n'
+    """
+    places = sorted({str(folder.absolute()), str(folder.resolve())}, key=len, reverse=True)
+    clean = portable(config, "", dict.fromkeys(places, f"runs/{name}"))
+    return yaml.safe_dump(clean, sort_keys=False)
+
+
+def portable(value: Any, where: str, places: Mapping[str, str]) -> Any:
+    """Return a part of a config, found at ``where``, with other names for ``places``.
+
+    Raises:
+        ValueError: if another absolute path is in it.
+    """
+    if isinstance(value, dict):
+        return {key: portable(item, f"{where}.{key}", places) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item, f"{where}[{i}]", places) for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    for place, other in places.items():
+        if value == place or value.startswith(f"{place}{os.sep}"):
+            return other + value[len(place) :]
+    if not (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return value
+    if where == ".data.init_args.root":
+        return None
+    raise ValueError(
+        f"Cannot publish: `{where[1:]}` of the config is a path of this machine, {value}. Make it "
+        "relative in the run's config.yaml."
+    )

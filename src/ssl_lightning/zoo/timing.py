@@ -1,0 +1,163 @@
+"""The timings behind a card: latency of the networks, and cost of the penalties per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.benchmark import benchmark, interleave
+from ssl_lightning.benchmark.machine import machine
+from ssl_lightning.penalties import Regularizer
+from ssl_lightning.steps import STEP_SIZES
+from ssl_lightning.suggest import pick
+from ssl_lightning.zoo.records import Latency, StepCost
+
+BATCH_SIZES = (1, 64)
+ROUNDS = 30
+STEP_ROUNDS = 15
+LEARNING_RATE = 1e-6
+"""Of the timed steps: so small that no group becomes zero while they are timed."""
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module], batch_size: int, threads: int = 1, rounds: int = ROUNDS
+) -> Latency:
+    """Time networks in turns on random images; ratios refer to the first.
+
+    Args:
+        models: name -> network with an ``input_shape``.
+        batch_size: images per batch.
+        threads: intra-op threads.
+        rounds: samples of each.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> nets = {"dense": create_backbone("mlp"), "compact": create_backbone("mlp", widths=(5,))}
+        >>> measure_latency(nets, batch_size=1, rounds=2).ratio["dense"]
+        1.0
+    """
+    shape: tuple[int, ...] = next(iter(models.values())).input_shape  # type: ignore[assignment]
+    images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    result = benchmark(models, images, repeats=rounds, threads=threads, per_layer=False)
+    timings = result.run(threads).network
+    return Latency(
+        ratio={name: round(t.ratio, 4) for name, t in timings.items()},
+        ratio_iqr={name: round(t.ratio_iqr, 4) for name, t in timings.items()},
+        median_ms={name: round(t.median_ms, 4) for name, t in timings.items()},
+        batch_size=batch_size,
+        threads=threads,
+        num_rounds=rounds,
+        machine=result.machine,
+    )
+
+
+def measure_step_cost(
+    settings: Mapping[str, Any],
+    backbone: Callable[[], nn.Module],
+    batch: tuple[Tensor, Tensor],
+    precision: str | None = None,
+    threads: int = 1,
+    rounds: int = STEP_ROUNDS,
+) -> StepCost:
+    """Time training steps with and without penalties in turns, on one batch.
+
+    A step is all from zeroing the gradients to the end of the proximal step, at the epoch in which
+    most penalties are in force.
+
+    Args:
+        settings: the ``model`` section of a config.
+        backbone: makes the network to train.
+        batch: images ``(N, C, H, W)`` and labels ``(N,)``.
+        precision: of the trainer; ``"bf16-mixed"`` is timed so, all others in float32.
+        threads: intra-op threads.
+        rounds: samples of each.
+
+    Raises:
+        ValueError: if the optimizer is unknown, or there are no penalties.
+    """
+    mixed = precision == "bf16-mixed"
+    penalties = settings.get("penalties") or []
+    if not penalties:
+        raise ValueError("The run has no penalties, so they cost nothing. Leave the step cost out.")
+    layout = torch.channels_last if settings.get("channels_last") else torch.preserve_format
+    images = batch[0].to(memory_format=layout)
+    steps = {
+        name: training_step(backbone(), given, settings, (images, batch[1]), mixed)
+        for name, given in (("without", []), ("with", penalties))
+    }
+    with num_threads(threads):
+        timings = interleave(steps, repeats=rounds, warmup=2, min_run_time=0.0)
+    return StepCost(
+        ratio=round(timings["with"].ratio, 4),
+        ratio_iqr=round(timings["with"].ratio_iqr, 4),
+        median_ms={name: round(t.median_ms, 3) for name, t in timings.items()},
+        batch_size=len(batch[1]),
+        precision="bfloat16 autocast" if mixed else "float32",
+        threads=threads,
+        num_rounds=rounds,
+        machine=machine(torch.device("cpu")),
+    )
+
+
+def training_step(
+    model: nn.Module,
+    penalties: list[Any],
+    settings: Mapping[str, Any],
+    batch: tuple[Tensor, Tensor],
+    mixed: bool,
+) -> Callable[[], None]:
+    """Return a function that makes one training step each time it is called."""
+    images, labels = batch
+    model.train()
+    if images.is_contiguous(memory_format=torch.channels_last) and images.dim() == 4:
+        model.to(memory_format=torch.channels_last)
+    regularizer = Regularizer(model, penalties, images[:1])
+    optimizer = create_optimizer(settings.get("optimizer"), model)
+    epoch = busiest_epoch(regularizer)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        regularizer.add_subgradient_(epoch)
+        optimizer.step()
+        regularizer.proximal_step_(optimizer, epoch)
+
+    return step
+
+
+def busiest_epoch(regularizer: Regularizer, until: int = 1000) -> float:
+    """Return the first epoch in which most penalties have a strength."""
+
+    def in_force(epoch: int) -> int:
+        return sum(penalty.schedule(epoch + 0.5) > 0 for penalty in regularizer.penalties)
+
+    return max(range(until), key=in_force) + 0.5
+
+
+def create_optimizer(given: Mapping[str, Any] | None, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of a config at a tiny learning rate; named, never imported by path."""
+    if given is None:
+        return torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    known = {kind.__name__: kind for kind in STEP_SIZES}
+    kind: Any = pick("optimizer", str(given["class_path"]).rpartition(".")[2], known)
+    arguments = {**(given.get("init_args") or {}), "lr": LEARNING_RATE}
+    optimizer: torch.optim.Optimizer = kind(model.parameters(), **arguments)
+    return optimizer
+
+
+@contextmanager
+def num_threads(threads: int) -> Iterator[None]:
+    """Run the block with that many intra-op threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
