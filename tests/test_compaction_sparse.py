@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssl_lightning import ColumnSparseConv2d, choose_layers, create_backbone
-from ssl_lightning.compaction import Plan, compact, load_compact, make_plan, save_compact
+from ssl_lightning.compaction import Plan, compact, expand, load_compact, make_plan, save_compact
 from ssl_lightning.compaction.sparse import column_sparse
 
 
@@ -44,6 +44,13 @@ def test_a_faster_layer_is_taken_and_written_down(net, tmp_path):
     again = load_compact(tmp_path)
     assert isinstance(again.conv2, ColumnSparseConv2d)
     assert torch.equal(again(X), small(X))
+
+
+def test_the_masked_network_comes_back(net):
+    plan = choose_layers(net, make_plan(net, X[:1]), compare=faster)
+    masked = expand(compact(net, plan), net, plan).eval()
+    torch.testing.assert_close(masked(X), net(X))
+    assert type(masked.conv2) is nn.Conv2d
 
 
 @pytest.mark.parametrize("ratio", [0.96, 1.0, 3.0])

@@ -127,6 +127,19 @@ def replace_layers(model: nn.Module, names: tuple[str, ...], *, keep_all: bool =
             model.set_submodule(alias, sparse)
 
 
+def with_dense_layers(model: nn.Module) -> nn.Module:
+    """Return the model with an ordinary convolution for each column-sparse one, copied if any."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    if not any(isinstance(module, ColumnSparseConv2d) for module in known.values()):
+        return model
+    dense = copy.deepcopy(model)
+    for layer in [m for m in dense.modules() if isinstance(m, ColumnSparseConv2d)]:
+        conv = layer.to_conv()
+        for name in [n for n in known if dense.get_submodule(n) is layer]:
+            dense.set_submodule(name, conv)
+    return dense
+
+
 def layer_inputs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Run the model once; return what reaches each convolution first, by its name."""
     inputs: dict[str, Tensor] = {}

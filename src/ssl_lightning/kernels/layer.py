@@ -171,6 +171,34 @@ class ColumnSparseConv2d(nn.Module):
             weight = weight.index_put((self.rows[row][:, None], inside), block)
         return weight.view(g.out_channels, -1, *g.kernel_size)
 
+    @torch.no_grad()
+    def to_conv(self) -> nn.Conv2d:
+        """Return the equal dense layer, with its zeros; nothing is shared.
+
+        Example:
+            >>> layer = ColumnSparseConv2d(2, 3, 3, padding=1, rows=[0, 2])
+            >>> ColumnSparseConv2d.from_conv(layer.to_conv(), layer.rows, layer.columns)
+            ColumnSparseConv2d(2, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), rows=2/3,
+            columns=18/18)
+        """
+        g, like = self.geometry, self.values
+        conv = nn.Conv2d(
+            g.in_channels,
+            g.out_channels,
+            g.kernel_size,
+            g.stride,
+            g.padding,
+            g.dilation,
+            g.groups,
+            self.bias is not None,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        conv.weight.copy_(self.dense_weight()).requires_grad_(like.requires_grad)
+        if conv.bias is not None and self.bias is not None:
+            conv.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        return conv.train(self.training)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, H', W')``."""
         self.geometry.check_input(x.shape)
