@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "ssl_lightning"
 ROOMS = [
     "suggest",
     "files",
+    "kernels",
     "backbones",
     "graph",
     "groups",

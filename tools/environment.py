@@ -57,10 +57,16 @@ def install_dependencies(layer: Path) -> None:
     marker.write_text("\n".join(requirements()) + "\n")
 
 
+def native_digest() -> str:
+    """Hash of the C sources: when they change, the shared library must be built again."""
+    sources = sorted((ROOT / "src" / "ssl_lightning" / "kernels" / "native").iterdir())
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
 def install_project(layer: Path, venv: Path) -> None:
     """Put this checkout, editable, on top of the dependency layer."""
     stamp = venv / "layer"
-    wanted = f"{layer}\n{(ROOT / 'pyproject.toml').read_text()}"
+    wanted = f"{layer}\n{(ROOT / 'pyproject.toml').read_text()}\nnative code: {native_digest()}\n"
     if stamp.exists() and stamp.read_text() == wanted:
         print(f"environment: reusing {venv}")
         return

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ssl_lightning.compaction import (
         Plan,
         apply_plan,
+        choose_layers,
         compact,
         load_compact,
         make_plan,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         kept_groups,
         resolve_groups,
     )
+    from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.module import SSLLightningModule
     from ssl_lightning.penalties import (
         L1,
@@ -75,7 +77,15 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "ThresholdPruning",
     ),
     "checkpoints": ("load_backbone",),
-    "compaction": ("Plan", "apply_plan", "compact", "load_compact", "make_plan", "save_compact"),
+    "compaction": (
+        "Plan",
+        "apply_plan",
+        "choose_layers",
+        "compact",
+        "load_compact",
+        "make_plan",
+        "save_compact",
+    ),
     "data": (
         "CIFAR10DataModule",
         "FashionMNISTDataModule",
@@ -93,6 +103,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "kept_groups",
         "resolve_groups",
     ),
+    "kernels": ("ColumnSparseConv2d", "column_sparse_conv2d"),
     "module": ("SSLLightningModule",),
     "penalties": (
         "L1",

@@ -162,13 +162,14 @@ def _run(
     threads: int,
     time: Callable[[Mapping[str, Call]], dict[str, Timing]],
 ) -> Run:
-    with _num_threads(threads):
+    with num_threads(threads):
         whole = time(network)
         return Run(threads, whole, {name: time(calls) for name, calls in layers.items()})
 
 
 @contextmanager
-def _num_threads(threads: int) -> Iterator[None]:
+def num_threads(threads: int) -> Iterator[None]:
+    """Set torch's intra-op threads and put the former number back afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

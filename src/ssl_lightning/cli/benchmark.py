@@ -14,14 +14,18 @@ from torch import nn
 from ssl_lightning.benchmark import benchmark
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.parse import call
+from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.zoo.measuring import groups_left, measure_error
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """Carry out the command."""
-    call(benchmark_checkpoint, name, arguments)
+    """Carry out the command: a checkpoint, or one of the fixed comparisons."""
+    if arguments and arguments[0] in COMMANDS:
+        call(COMMANDS[arguments[0]], f"{name} {arguments[0]}", arguments[1:])
+    else:
+        call(benchmark_checkpoint, name, arguments)
 
 
 def benchmark_checkpoint(
@@ -36,6 +40,9 @@ def benchmark_checkpoint(
     output: str | None = None,
 ) -> None:
     """Measure the dense, masked and compact network of a run side by side.
+
+    ``benchmark paper-table4`` and ``benchmark break-even`` compare column-sparse layers with dense
+    engines instead.
 
     Args:
         checkpoint: file that ``fit`` wrote: the masked network.

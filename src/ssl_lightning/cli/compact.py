@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from ssl_lightning.benchmark import count_macs, num_parameters
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.cli.parse import call
-from ssl_lightning.compaction import compact, make_plan, save_compact
+from ssl_lightning.compaction import choose_layers, compact, make_plan, save_compact
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -18,17 +19,24 @@ def run(name: str, arguments: list[str]) -> None:
     call(compact_checkpoint, name, arguments)
 
 
-def compact_checkpoint(checkpoint: str, output: str | None = None) -> None:
+def compact_checkpoint(
+    checkpoint: str, output: str | None = None, prefer: Literal["dense", "auto"] = "dense"
+) -> None:
     """Write the smaller network that computes the same function as a checkpoint.
 
     Args:
         checkpoint: file that ``fit`` wrote.
         output: folder to write to; default: ``compact`` beside the checkpoint's folder.
+        prefer: ``auto`` measures each convolution that still has zero columns, dense and
+            column-sparse, and takes what is faster on this machine with its present threads;
+            ``dense`` keeps ordinary convolutions, which run anywhere.
     """
     console = Console()
     trained = load_backbone(checkpoint)
     example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
     plan = make_plan(trained.model, example)
+    if prefer == "auto":
+        plan = choose_layers(trained.model, plan)
     small = compact(trained.model, plan)
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
     recipe = trained.recipe(plan)

@@ -3,6 +3,7 @@
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan, compact, expand, make_plan
+from ssl_lightning.compaction.sparse import choose_layers
 from ssl_lightning.compaction.state import check_sliceable, slice_optimizer_, slice_tensors
 from ssl_lightning.compaction.store import load_compact, save_compact
 
@@ -10,6 +11,7 @@ __all__ = [
     "Plan",
     "apply_plan",
     "check_sliceable",
+    "choose_layers",
     "compact",
     "expand",
     "load_compact",

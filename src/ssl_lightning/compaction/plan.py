@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -26,12 +26,14 @@ class Plan:
         input_shapes: shapes of the inputs the plan was made with, batch first.
         input_types: their types, such as ``"float32"``.
         notes: sentences about what could not be removed and why.
+        sparse: convolutions that become column-sparse; see :func:`choose_layers`.
     """
 
     modules: dict[str, SiteSlices]
     input_shapes: tuple[tuple[int, ...], ...]
     input_types: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    sparse: tuple[str, ...] = field(default=())
 
     def removed(self) -> dict[str, SiteSlices]:
         """Return the modules that lose something."""
@@ -80,15 +82,16 @@ class Plan:
                 f"Plan: expected an object with schema {SCHEMA}. It was written by another version "
                 "of this library, or is no plan; make it again with `make_plan`."
             )
-        check_keys("Plan", data, ["modules", "input_shapes", "input_types", "notes"])
+        check_keys("Plan", data, [f.name for f in fields(cls)])
         try:
             modules = {name: read_slices(name, given) for name, given in data["modules"].items()}
             shapes = tuple(tuple(int(n) for n in shape) for shape in data["input_shapes"])
             types = tuple(read_type(name) for name in data["input_types"])
             notes = tuple(str(note) for note in data.get("notes", ()))
+            sparse = tuple(str(name) for name in data.get("sparse", ()))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
-        return cls(modules, shapes, types, notes)
+        return cls(modules, shapes, types, notes, sparse)
 
 
 def explain_row(name: str, slices: SiteSlices) -> tuple[str, str, str, str]:

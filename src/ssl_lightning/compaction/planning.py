@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ssl_lightning.compaction.equality import Problem, difference
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
+from ssl_lightning.compaction.sparse import replace_layers, with_dense_layers
 from ssl_lightning.graph import SIZED, LayerWrapper, Trace, analyse, trace
 
 ATTEMPTS = 6
@@ -129,7 +130,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         ValueError: if the model's layers are not those that the plan was made for. The model is
             unchanged then.
     """
-    return apply_slices(model, plan.modules)
+    small = apply_slices(model, plan.modules)
+    replace_layers(small, plan.sparse, keep_all=True)
+    return small
 
 
 def compact(model: nn.Module, plan: Plan) -> nn.Module:
@@ -163,7 +166,9 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
-    return apply_slices(copy.deepcopy(model), plan.modules)
+    small = apply_slices(copy.deepcopy(model), plan.modules)
+    replace_layers(small, plan.sparse)
+    return small
 
 
 @torch.no_grad()
@@ -191,10 +196,11 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
         >>> torch.equal(masked.fc1.weight, net.fc1.weight)
         True
     """
+    small = with_dense_layers(small)
     masked = copy.deepcopy(backbone)
     numbers = number_elements_(copy.deepcopy(backbone).double())
     for plan in (plans,) if isinstance(plans, Plan) else plans:
-        numbers = apply_plan(numbers, without_constants(plan))
+        numbers = apply_slices(numbers, without_constants(plan).modules)
     places, values = numbers.state_dict(), small.state_dict()
     if {k: v.shape for k, v in places.items()} != {k: v.shape for k, v in values.items()}:
         raise ValueError(

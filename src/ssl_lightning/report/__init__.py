@@ -4,11 +4,13 @@ from ssl_lightning.report.charts import bar_chart
 from ssl_lightning.report.curves import curve_chart
 from ssl_lightning.report.pictures import filter_grid, filter_picture, filter_pictures
 from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.sparse import break_even_chart, sparse_table, speedup_chart
 from ssl_lightning.report.table import comparison_table, percent, print_report, short_count
 
 __all__ = [
     "RunReport",
     "bar_chart",
+    "break_even_chart",
     "comparison_table",
     "curve_chart",
     "filter_grid",
@@ -17,4 +19,6 @@ __all__ = [
     "percent",
     "print_report",
     "short_count",
+    "sparse_table",
+    "speedup_chart",
 ]

@@ -1,0 +1,280 @@
+"""Sparse layers against the fastest dense engine: the paper's Table 4, and where sparsity pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.backbones import create_backbone
+from ssl_lightning.benchmark.csr import CsrConv2d
+from ssl_lightning.benchmark.engines import Call, engine_versions, installed_engines, prepare
+from ssl_lightning.benchmark.latency import interleave, num_threads
+from ssl_lightning.benchmark.machine import machine
+from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
+from ssl_lightning.suggest import pick
+
+LAYERS = {"conv1": 227, "conv2": 27, "conv3": 13, "conv4": 13, "conv5": 13}
+"""Convolution of AlexNet (CaffeNet geometry) -> width of its input."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest output
+MIN_RUN_TIME = 0.002  # seconds of one sample: short, so that a round sees one state of the machine
+FINALISTS = 2  # dense engines that are timed to the end
+FORMS: Mapping[str, Callable[[nn.Conv2d], nn.Module]] = {
+    "columns": ColumnSparseConv2d.from_conv,
+    "csr": CsrConv2d,
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One row of the paper's Table 4: sparsities in percent and CPU speed-ups, conv1 .. conv5."""
+
+    form: str
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]  # of single weights for "csr"
+    speedups: tuple[float, ...]
+
+
+_NONE = (0.0,) * 5
+TABLE4 = {
+    1: Configuration("csr", _NONE, (67.6, 92.4, 97.2, 96.6, 94.3), (0.80, 2.91, 4.84, 3.83, 2.76)),
+    2: Configuration(
+        "columns",
+        (9.4, 12.9, 40.6, 46.9, 0.0),
+        (0.0, 63.2, 76.9, 84.7, 80.7),
+        (1.05, 3.37, 6.27, 9.73, 4.93),
+    ),
+    4: Configuration("csr", _NONE, (14.7, 76.2, 85.3, 81.5, 76.3), (0.34, 0.99, 1.30, 1.10, 0.93)),
+    5: Configuration(
+        "columns", _NONE, (0.0, 20.9, 39.7, 39.7, 24.6), (1.00, 1.27, 1.64, 1.68, 1.32)
+    ),
+}
+"""Wen et al., NIPS 2016, Table 4: 1 and 4 are l1, 2 and 5 are SSL; 3, a pruning, has no timings."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer at some sparsity."""
+
+    layer: str
+    form: str
+    row_sparsity: float
+    column_sparsity: float
+    configuration: int = 0
+    paper: float | None = None
+
+
+def table4_cases(configurations: Sequence[int], layers: Sequence[str]) -> list[Case]:
+    """Return what the paper's table holds for these configurations and layers.
+
+    Raises:
+        ValueError: if one is unknown.
+
+    Example:
+        >>> table4_cases([2], ["conv4"])
+        [Case(layer='conv4', form='columns', row_sparsity=0.469, column_sparsity=0.847,
+        configuration=2, paper=9.73)]
+    """
+    known = {str(number): found for number, found in TABLE4.items()}
+    cases = []
+    for number, layer in product(configurations, layers):
+        found = pick("configuration", str(number), known)
+        pick("layer", layer, LAYERS)
+        i = list(LAYERS).index(layer)
+        rows, columns = round(found.rows[i] / 100, 6), round(found.columns[i] / 100, 6)
+        cases.append(Case(layer, found.form, rows, columns, number, found.speedups[i]))
+    return cases
+
+
+def break_even_cases(layer: str, sparsities: Sequence[float]) -> list[Case]:
+    """Return one layer at several sparsities: as many rows as columns, and CSR with as many zeros.
+
+    Raises:
+        ValueError: if the layer is unknown or a sparsity is not from 0 to below 1.
+
+    Example:
+        >>> [(case.form, case.column_sparsity) for case in break_even_cases("conv3", [0.5])]
+        [('columns', 0.5), ('csr', 0.75)]
+    """
+    pick("layer", layer, LAYERS)
+    for sparsity in sparsities:
+        if not 0 <= sparsity < 1:
+            raise ValueError(
+                f"break_even_cases: expected sparsities from 0 to below 1, got {sparsity}. "
+                "Give shares such as 0.5, not percent."
+            )
+    both = (
+        (Case(layer, "columns", s, s), Case(layer, "csr", 0.0, s * (2 - s))) for s in sparsities
+    )
+    return [case for pair in both for case in pair]
+
+
+def measure_sparse(
+    title: str,
+    cases: Sequence[Case],
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    engines: Sequence[str] | None = None,
+    dtype: str = "float32",
+    repeats: int = 60,
+    progress: Callable[[SparseRow], None] = lambda row: None,
+) -> SparseRecord:
+    """Time sparse layers against the fastest dense engine for each.
+
+    Zeros are at random positions. A sparse layer and all dense engines take turns in a quarter of
+    the rounds; the two fastest engines go on for all of them. The speed-up is the median of the
+    ratios within a round, against the engine for which it is smallest. Everything is included:
+    padding, lowering, multiplying, and writing all filters. Outputs are compared with the dense
+    ones before anything is timed.
+
+    Args:
+        title: heading of the record.
+        cases: what to measure.
+        batch_sizes: images per call.
+        threads: intra-op threads.
+        engines: dense engines; None takes all that are installed and can run the type.
+        dtype: ``"float32"`` or ``"bfloat16"``; CSR has no bfloat16 and is left out there.
+        repeats: rounds.
+        progress: called with each row once it is measured.
+
+    Raises:
+        ValueError: if a name is unknown, an engine is missing, or a sparse layer computes
+            something else.
+    """
+    kind = pick("type", dtype, DTYPES)
+    chosen = installed_engines() if engines is None else list(engines)
+    if kind != torch.float32:
+        cases = [case for case in cases if case.form != "csr"]
+        chosen = chosen if engines is not None else [e for e in chosen if e != "onnxruntime"]
+    rows = []
+    layers = dict.fromkeys(case.layer for case in cases)
+    for count, batch, layer in product(threads, batch_sizes, layers):
+        x = images(layer, batch).to(kind)
+        with num_threads(count), torch.inference_mode():
+            dense = {engine: prepare(engine, convolution(layer).to(kind), x) for engine in chosen}
+            for case in (case for case in cases if case.layer == layer):
+                rows.append(_measure(case, x, dense, repeats))
+                progress(rows[-1])
+    return SparseRecord(
+        title,
+        dtype,
+        machine(torch.device("cpu")),
+        instruction_set(kind),
+        engine_versions(),
+        tuple(rows),
+    )
+
+
+def _measure(case: Case, x: Tensor, dense: Mapping[str, Call], repeats: int) -> SparseRow:
+    """Build the sparse layer, compare it with the dense one, and time both in turns."""
+    conv = convolution(case.layer).to(x.dtype)
+    zero_(conv, case.row_sparsity, case.column_sparsity, single=case.form == "csr")
+    sparse = FORMS[case.form](conv).eval()
+    check_equal(sparse, conv, x)
+    calls: dict[str, Call] = {"sparse": lambda: sparse(x), **dense}
+    heats = interleave(calls, repeats=max(repeats // 4, 1), warmup=2, min_run_time=MIN_RUN_TIME)
+    heats.pop("sparse")
+    ranking = sorted(heats, key=lambda engine: heats[engine].ratio)
+    final = {name: calls[name] for name in ("sparse", *ranking[:FINALISTS])}
+    timings = interleave(final, repeats=repeats, warmup=1, min_run_time=MIN_RUN_TIME)
+    mine = timings.pop("sparse")
+    fastest = min(timings, key=lambda engine: timings[engine].ratio)
+    held = workspace_bytes(sparse, x) if isinstance(sparse, ColumnSparseConv2d) else 0
+    return SparseRow(
+        configuration=case.configuration,
+        layer=case.layer,
+        form=case.form,
+        row_sparsity=case.row_sparsity,
+        column_sparsity=case.column_sparsity,
+        batch_size=x.shape[0],
+        threads=torch.get_num_threads(),
+        dense_engine=fastest,
+        dense_ms=timings[fastest].median_ms,
+        sparse_ms=mine.median_ms,
+        speedup=timings[fastest].ratio,
+        speedup_iqr=timings[fastest].ratio_iqr,
+        limit=1 / ((1 - case.row_sparsity) * (1 - case.column_sparsity)),
+        paper=case.paper,
+        engines_ms={engine: timing.median_ms for engine, timing in (heats | timings).items()},
+        workspace_bytes=held,
+        lowering_bytes=lowering_bytes(conv, x),
+    )
+
+
+def convolution(layer: str) -> nn.Conv2d:
+    """Return a convolution of AlexNet in the paper's grouped geometry, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = create_backbone("alexnet", num_classes=1)
+    conv = net.get_submodule(layer).eval()
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def images(layer: str, batch_size: int) -> Tensor:
+    """Return random input of a layer, ``(N, C, H, W)``."""
+    size = LAYERS[layer]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, convolution(layer).in_channels, size, size, generator=generator)
+
+
+@torch.no_grad()
+def zero_(conv: nn.Conv2d, rows: float, columns: float, *, single: bool = False) -> None:
+    """Set random rows and columns of each conv-group, or single weights, to zero.
+
+    Args:
+        conv: is changed.
+        rows: share of the filters.
+        columns: share of the columns, or of all weights if ``single``.
+        single: zero single weights instead of whole columns.
+
+    Example:
+        >>> conv = nn.Conv2d(2, 4, 5)
+        >>> zero_(conv, 0.25, 0.5)
+        >>> sparse = ColumnSparseConv2d.from_conv(conv)
+        >>> len(sparse.rows), len(sparse.columns)
+        (3, 25)
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count: int, share: float) -> Tensor:
+        return torch.randperm(count, generator=generator)[: round(share * count)]
+
+    for part in conv.weight.flatten(1).chunk(conv.groups):
+        part[some(part.shape[0], rows)] = 0
+        if single:
+            part.view(-1)[some(part.numel(), columns)] = 0
+        else:
+            part[:, some(part.shape[1], columns)] = 0
+
+
+@torch.no_grad()
+def check_equal(sparse: nn.Module, dense: nn.Module, x: Tensor) -> None:
+    """Raise unless both compute the same, to rounding."""
+    expected = dense(x).float()
+    error = float((sparse(x).float() - expected).abs().max())
+    bound = TOLERANCE[x.dtype] * float(expected.abs().max())
+    if not error <= bound:
+        raise ValueError(
+            f"measure_sparse: expected outputs within {bound:.2g} of the dense layer, got a "
+            f"difference of {error:.2g}. Do not use these timings; report the layer {sparse}."
+        )
+
+
+def lowering_bytes(conv: nn.Conv2d, x: Tensor) -> int:
+    """Return the bytes of the lowered matrix of one image.
+
+    Example:
+        >>> lowering_bytes(nn.Conv2d(2, 4, 3), torch.zeros(8, 2, 5, 5))
+        648
+    """
+    sizes = (conv.in_channels, *conv.kernel_size, *conv(x[:1]).shape[2:], x.element_size())
+    return math.prod(map(int, sizes))

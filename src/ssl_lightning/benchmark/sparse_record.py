@@ -1,0 +1,94 @@
+"""Records of column-sparse layers against dense engines, as JSON holds them. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.benchmark.record import Machine
+from ssl_lightning.benchmark.serial import decode, load_json, save_json
+
+
+@dataclass(frozen=True)
+class SparseRow:
+    """One sparse layer beside its dense form.
+
+    Attributes:
+        configuration: number in the paper's table, or 0.
+        layer: name of the layer.
+        form: ``"columns"`` (kept rows x kept columns, :class:`ColumnSparseConv2d`) or ``"csr"``
+            (single zeros, torch's sparse CSR product of the lowered input).
+        row_sparsity: share of filters that are zero.
+        column_sparsity: share of columns that are zero; of single weights for ``"csr"``.
+        batch_size: images.
+        threads: intra-op threads.
+        dense_engine: the fastest engine for the dense form.
+        dense_ms: its median.
+        sparse_ms: median of the sparse layer: lowering, padding and scattering included.
+        speedup: median of the ratios within a round.
+        speedup_iqr: interquartile range of these ratios.
+        limit: what the arithmetic allows, dense over remaining multiply-adds.
+        paper: CPU speed-up that the paper reports, for the product alone; None if it does not.
+        engines_ms: median of every dense engine.
+        workspace_bytes: scratch memory of the column-sparse kernel on all its threads, beside
+            input, weights and output; 0 where plain torch or CSR runs.
+        lowering_bytes: the lowered matrix of one image, which the usual way holds beside them.
+    """
+
+    configuration: int
+    layer: str
+    form: str
+    row_sparsity: float
+    column_sparsity: float
+    batch_size: int
+    threads: int
+    dense_engine: str
+    dense_ms: float
+    sparse_ms: float
+    speedup: float
+    speedup_iqr: float
+    limit: float
+    paper: float | None
+    engines_ms: dict[str, float]
+    workspace_bytes: int
+    lowering_bytes: int
+
+
+@dataclass(frozen=True)
+class SparseRecord:
+    """Rows that were measured in one run, and where.
+
+    Attributes:
+        title: what was measured.
+        dtype: type of the numbers.
+        machine: processor, cores, Python and torch.
+        instruction_set: what the compiled kernel uses there, ``"none"`` without it.
+        versions: package -> version of the engines.
+        rows: the measurements.
+    """
+
+    title: str
+    dtype: str
+    machine: Machine
+    instruction_set: str
+    versions: dict[str, str]
+    rows: tuple[SparseRow, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON to ``path``; a reader never sees half a file."""
+        save_json(self.to_dict(), path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SparseRecord:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: if the file is not such a record.
+        """
+        return decode(cls, load_json(path), "sparse benchmark")

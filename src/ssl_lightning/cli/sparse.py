@@ -1,0 +1,125 @@
+"""benchmark paper-table4, benchmark break-even: sparse layers against dense engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from ssl_lightning.benchmark.sparse import break_even_cases, measure_sparse, table4_cases
+from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.report.sparse import (
+    TABLE_WIDTH,
+    break_even_chart,
+    sparse_table,
+    speedup_chart,
+)
+
+
+def paper_table4(
+    configurations: int | list[int] = [1, 2, 4, 5],  # noqa: B006 - read only, shown by --help
+    layers: str | list[str] = ["conv1", "conv2", "conv3", "conv4", "conv5"],  # noqa: B006
+    batch_size: int | list[int] = [1, 16],  # noqa: B006
+    threads: int | list[int] | None = None,
+    engines: str | list[str] | None = None,
+    dtype: str = "float32",
+    repeats: int = 60,
+    output: str | None = None,
+) -> None:
+    """Time AlexNet's convolutions at the sparsities of the paper's Table 4.
+
+    Args:
+        configurations: numbers in the paper's table: 1 and 4 are l1, 2 and 5 are SSL.
+        layers: some of conv1 .. conv5.
+        batch_size: images per call, or a list of several.
+        threads: number of threads, or a list of several; default: 1 and all cores.
+        engines: dense engines to be compared with: eager, compile, onnxruntime, openvino;
+            default: all that are installed.
+        dtype: float32 or bfloat16.
+        repeats: interleaved samples per engine, of two milliseconds or one call.
+        output: JSON file to write; the bars per layer are drawn beside it as a PNG.
+    """
+    numbers = [configurations] if isinstance(configurations, int) else configurations
+    cases = table4_cases(numbers, [layers] if isinstance(layers, str) else layers)
+    record = measure_sparse(
+        "AlexNet at the sparsity of Table 4",
+        cases,
+        batch_sizes=[batch_size] if isinstance(batch_size, int) else batch_size,
+        threads=thread_counts(threads),
+        engines=[engines] if isinstance(engines, str) else engines,
+        dtype=dtype,
+        repeats=repeats,
+        progress=show,
+    )
+    finish(record, output, speedup_chart)
+
+
+def break_even(
+    layer: str = "conv3",
+    sparsities: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],  # noqa: B006
+    batch_size: int | list[int] = 1,
+    threads: int | list[int] = 1,
+    engines: str | list[str] | None = None,
+    dtype: str = "float32",
+    repeats: int = 60,
+    output: str | None = None,
+) -> None:
+    """Time a layer from dense to very sparse: where does sparsity begin to pay?
+
+    Args:
+        layer: one of AlexNet's conv1 .. conv5.
+        sparsities: shares of rows and of columns that are zero; CSR gets as many single zeros.
+        batch_size: images per call, or a list of several.
+        threads: number of threads, or a list of several.
+        engines: dense engines to be compared with; default: all that are installed.
+        dtype: float32 or bfloat16.
+        repeats: interleaved samples per engine, of two milliseconds or one call.
+        output: JSON file to write; the curve is drawn beside it as a PNG.
+    """
+    record = measure_sparse(
+        f"AlexNet {layer}, dense to sparse",
+        break_even_cases(layer, sparsities),
+        batch_sizes=[batch_size] if isinstance(batch_size, int) else batch_size,
+        threads=thread_counts(threads),
+        engines=[engines] if isinstance(engines, str) else engines,
+        dtype=dtype,
+        repeats=repeats,
+        progress=show,
+    )
+    finish(record, output, break_even_chart)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"paper-table4": paper_table4, "break-even": break_even}
+"""What may follow ``benchmark`` instead of a checkpoint."""
+
+
+def thread_counts(threads: int | list[int] | None) -> list[int]:
+    """Return the numbers of threads to measure with: one and all by default."""
+    if threads is None:
+        return sorted({1, os.cpu_count() or 1})
+    return [threads] if isinstance(threads, int) else threads
+
+
+def show(row: SparseRow) -> None:
+    """Print a line for each row, since the whole takes minutes."""
+    Console().print(
+        f"{row.layer} {row.form}, batch {row.batch_size}, threads {row.threads}: "
+        f"{row.speedup:.2f}x of {row.limit:.2f}x over {row.dense_engine}",
+        highlight=False,
+    )
+
+
+def finish(
+    record: SparseRecord, output: str | None, draw: Callable[[SparseRecord, Path], None]
+) -> None:
+    """Print the table; write record and picture."""
+    console = Console()
+    console = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)
+    console.print(sparse_table(record))
+    if output is not None:
+        path = Path(output)
+        record.save(path)
+        draw(record, path.with_suffix(".png"))
+        console.print(f"Wrote {path} and {path.with_suffix('.png')}")

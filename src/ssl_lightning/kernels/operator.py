@@ -1,0 +1,118 @@
+"""The operator ``ssl_lightning::column_sparse_conv2d``: what torch.compile and torch.export see.
+
+Forward runs the compiled kernel on the CPU, the Triton kernel on CUDA and plain torch where there
+is none; backward is plain torch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ssl_lightning.kernels import compiled, gpu, reference
+from ssl_lightning.kernels.geometry import Geometry, check_pattern
+
+NAME = "ssl_lightning::column_sparse_conv2d"
+BACKWARD = f"{NAME}_backward"
+_SIZES = "int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
+_PATTERN = f"Tensor rows, Tensor columns, {_SIZES}, int groups"
+
+torch.library.define(NAME, f"(Tensor x, Tensor values, Tensor? bias, {_PATTERN}) -> Tensor")
+torch.library.define(
+    BACKWARD, f"(Tensor grad, Tensor x, Tensor values, {_PATTERN}) -> (Tensor, Tensor)"
+)
+
+
+def _geometry(x: Tensor, sizes: tuple[Any, ...]) -> Geometry:
+    out_channels, kernel_size, stride, padding, dilation, groups = sizes
+    pairs = (*kernel_size, *stride, *padding, *dilation)
+    return _cached_geometry(x.shape[1], out_channels, groups, *pairs)
+
+
+@lru_cache(maxsize=4096)  # a call of the kernel takes microseconds
+def _cached_geometry(in_channels: int, out_channels: int, groups: int, *pairs: int) -> Geometry:
+    kernel_size, stride, padding, dilation = zip(pairs[::2], pairs[1::2], strict=True)
+    return Geometry(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+
+
+def _plain(
+    x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
+) -> Tensor:
+    geometry = _geometry(x, sizes)
+    check_pattern(geometry, values, rows, columns)
+    return reference.convolve(x, values, bias, rows, columns, geometry)
+
+
+@torch.library.impl(NAME, "CPU")
+def _cpu(
+    x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
+) -> Tensor:
+    if x.dtype in compiled.DTYPES and compiled.is_available():
+        return compiled.convolve(x, values, bias, rows, columns, _geometry(x, sizes))
+    return _plain(x, values, bias, rows, columns, *sizes)
+
+
+@torch.library.impl(NAME, "CUDA")
+def _cuda(
+    x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
+) -> Tensor:
+    if x.dtype in gpu.DTYPES and gpu.is_available():
+        return gpu.convolve(x, values, bias, rows, columns, _geometry(x, sizes))
+    return _plain(x, values, bias, rows, columns, *sizes)
+
+
+@torch.library.impl(BACKWARD, ("CPU", "CUDA"))
+def _backward(
+    grad: Tensor, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, *sizes: Any
+) -> tuple[Tensor, Tensor]:
+    return reference.gradients(grad, x, values, rows, columns, _geometry(x, sizes))
+
+
+def _fake(
+    x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
+) -> Tensor:
+    geometry = Geometry.of(x.shape[1], *sizes)  # the number of channels may be symbolic
+    height, width = geometry.output_size(x.shape[2], x.shape[3])
+    return x.new_empty((x.shape[0], geometry.out_channels, height, width))
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, *sizes: Any
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), torch.empty_like(values)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, rows, columns, *ctx.sizes = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, values, rows, columns)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, rows, columns = ctx.saved_tensors
+    backward = torch.ops.ssl_lightning.column_sparse_conv2d_backward
+    grad_x, grad_values = backward(grad, x, values, rows, columns, *ctx.sizes)
+    grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias else None
+    return grad_x, grad_values, grad_bias, *([None] * (2 + len(ctx.sizes)))
+
+
+torch.library.register_fake(NAME, _fake)
+torch.library.register_fake(BACKWARD, _fake_backward)
+torch.library.register_autograd(NAME, _differentiate, setup_context=_keep)
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast(
+        NAME, _device, torch.bfloat16 if _device == "cpu" else torch.float16
+    )
+
+column_sparse_conv2d = torch.ops.ssl_lightning.column_sparse_conv2d.default
+
+
+@register_flop_formula(torch.ops.ssl_lightning.column_sparse_conv2d)
+def _flops(x_shape: Any, values_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Count two operations per kept value and output pixel."""
+    batch, _, height, width = out_shape
+    return int(2 * batch * height * width * values_shape[0])
