@@ -1,0 +1,6 @@
+"""SSLLightningModule: any backbone, trained with structured-sparsity penalties."""
+
+from ssl_lightning.module.parts import refuse_sharding
+from ssl_lightning.module.training import SSLLightningModule, averaged_copies
+
+__all__ = ["SSLLightningModule", "averaged_copies", "refuse_sharding"]

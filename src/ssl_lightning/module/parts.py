@@ -1,0 +1,136 @@
+"""What SSLLightningModule is put together from: backbone, optimizer and its parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from ssl_lightning.backbones import create_backbone
+from ssl_lightning.compaction.store import Recipe
+from ssl_lightning.suggest import check_keys
+from ssl_lightning.zoo.loading import PREFIX, load_with_recipe
+
+
+def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
+    """Return SGD with lr 0.01 and momentum 0.9, as in the paper."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a backbone was before it was compacted in training for the first time.
+
+    Attributes:
+        parameters: names of its parameters.
+        group_sizes: group set name -> number of elements in one of its groups.
+        groups: layer -> filters, channels, columns -> how many there were.
+    """
+
+    parameters: list[str]
+    group_sizes: dict[str, int]
+    groups: dict[str, dict[str, int]]
+
+
+def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
+    """Return the module itself, or create the named one."""
+    if not isinstance(backbone, str):
+        if arguments:
+            raise ValueError(
+                f"backbone_args={dict(arguments)} given with a module as backbone. They are for "
+                "backbones given by name; build the module with them."
+            )
+        return backbone
+    return create_backbone(backbone, **arguments)
+
+
+def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
+    """Return the network of a zoo entry, in training mode, and how it is made again.
+
+    Args:
+        backbone: ``"zoo:<name>"``.
+        arguments: ``pretrained`` and ``root`` of :func:`ssl_lightning.zoo.load`.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
+        ValueError: if another argument is given, the name is unknown, or a file is damaged.
+    """
+    check_keys(f"The backbone {backbone}", arguments, ("pretrained", "root"))
+    model, recipe = load_with_recipe(backbone.removeprefix(PREFIX), **arguments)
+    return model.train(), recipe
+
+
+def count_classes(backbone: nn.Module) -> int:
+    """Return the number of classes that a backbone says, or that its last linear layer has."""
+    told = getattr(backbone, "num_classes", None)
+    linear = [m.out_features for m in backbone.modules() if isinstance(m, nn.Linear)]
+    if isinstance(told, int) or linear:
+        return told if isinstance(told, int) else linear[-1]
+    raise ValueError(
+        f"Cannot tell how many classes {type(backbone).__name__} has: it has no attribute "
+        "`num_classes` and no linear layer. Pass `num_classes`."
+    )
+
+
+def warn_of_untrained(missing: Mapping[str, Sequence[str]]) -> None:
+    """Warn of penalties that have no effect because parameters of their groups are not trained."""
+    if missing:
+        term, names = next(iter(missing.items()))
+        rank_zero_warn(
+            f"{len(missing)} penalties have no effect while parameters of their groups are frozen, "
+            f"such as {term} ({', '.join(names)}): a group becomes zero as a whole or not at all."
+        )
+
+
+def refuse_sharding(strategy: Any) -> None:
+    """Refuse strategies that cut parameters into pieces: group norms need whole ones."""
+    name = type(strategy).__name__
+    if name in ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"):
+        raise MisconfigurationException(
+            f"{name} shards parameters, but the norm of a group needs the whole parameter. Use "
+            "`strategy=ddp` or one device."
+        )
+
+
+def split_parameters(
+    backbone: nn.Module, groups: Sequence[Mapping[str, Any]], names: Iterable[str] = ()
+) -> list[dict[str, Any]] | list[nn.Parameter]:
+    """Return the optimizer's parameter groups: one per mapping, and one for the rest.
+
+    Args:
+        backbone: whose parameters to split.
+        groups: mappings with a glob ``parameters`` and settings.
+        names: parameters that the backbone had before it was compacted. A group that lost all of
+            its parameters stays, empty, so that groups keep their numbers.
+
+    Raises:
+        ValueError: if a glob matches no parameter.
+    """
+    present = dict(backbone.named_parameters())
+    if not groups:
+        return list(present.values())
+    rest = list(dict.fromkeys([*names, *present]))
+
+    def those(wanted: Sequence[str]) -> list[nn.Parameter]:
+        return [parameter for name, parameter in present.items() if name in wanted]
+
+    split: list[dict[str, Any]] = []
+    for given in groups:
+        settings = dict(given)
+        pattern = settings.pop("parameters", None)
+        matched = [n for n in rest if pattern is not None and fnmatchcase(n, pattern)]
+        if not matched:
+            raise ValueError(
+                f"parameter_groups: the pattern {pattern!r} matches no parameter that is left. "
+                f"Parameters: {', '.join(rest)}."
+            )
+        split.append({**settings, "params": those(matched)})
+        rest = [n for n in rest if n not in matched]
+    return [*([{"params": those(rest)}] if rest else []), *split]
