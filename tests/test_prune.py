@@ -388,6 +388,31 @@ def test_ranking_by_loops(importance: str, fraction: float) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize("goal", [{"fraction": 0.4}, {"threshold": 2.0}], ids=str)
+def test_a_multiple_of_channels_stays(goal: dict[str, float]) -> None:
+    plain, model = (randomise_(create_backbone("resnet20")) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    prune_(plain, CIFAR, **goal)
+    prune_(model, CIFAR, multiple=4, **goal)
+    for group_set in coupled(model, CIFAR):
+        left, before = (
+            int(nonzero_groups(group_set, dict(m.named_parameters())).sum()) for m in (model, plain)
+        )
+        assert left == group_set.num_groups == before or left % 4 == 0
+        assert abs(left - max(4, before)) <= 2
+    _, plan = check_equal(model, CIFAR, batches=(2,), double=False)
+    inner = [s for n, s in plan.modules.items() if n.startswith("layer") and n.endswith(".conv1")]
+    assert all(len(s.outputs) % 4 == 0 for s in inner)
+
+
+def test_a_budget_in_multiples() -> None:
+    model = vgg()
+    report = prune_(model, CIFAR, macs=0.5, multiple=8)
+    before, after = report.macs or (1, 0)
+    assert abs(after / before - 0.5) <= 0.02
+    assert all((of - n) % 8 == 0 or n == 0 for n, of in report.zeroed.values())
+
+
 def test_threshold_is_a_norm_and_the_best_group_stays() -> None:
     model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
@@ -481,6 +506,7 @@ def test_the_search_finds_the_nearest(goal: int, power: float) -> None:
         ({"macs": 0.1, "groups": [Selector("coupled", "fc1")]},
          r"macs=0.1 cannot be reached .* set left to 0\.\d+"),
         ({"fraction": 0.1, "importance": "l22"}, "Unknown importance 'l22'. Did you mean l2"),
+        ({"fraction": 0.1, "multiple": 0}, "expected multiple >= 1, got 0"),
         ({"fraction": 0.1, "kind": "couple"}, "kind 'couple'. Did you mean coupled"),
         ({"fraction": 0.1, "groups": []}, "to hold group sets or selectors, got none"),
         ({"fraction": 0.1, "groups": [GroupSet("x", "filter", (Member("x.w", (2,), (0,)),))]},
