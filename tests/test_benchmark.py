@@ -89,6 +89,18 @@ def test_macs_where_modules_pass_views_of_parameters():
     assert model.token.requires_grad
 
 
+def test_macs_leave_shared_modules_and_tied_weights_as_they_are():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model.append(model[0])
+    model[2].weight = model[0].weight
+    before = dict(model.named_parameters(remove_duplicate=False))
+    assert count_macs(model, torch.zeros(1, 4)) == 3 * 16
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    assert model[2].weight is model[0].weight is model[3].weight
+
+
 def test_macs_by_hand():
     assert count_macs(Net(), X) == sum(NET_MACS.values())
     assert count_macs(Net(), X, per_layer=True) == NET_MACS

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nets_with_zeros import assert_same, randomise_
+from nets_with_zeros import assert_same, outputs_of, randomise_
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.benchmark import count_macs, num_parameters
 from ssl_lightning.compaction import compact, make_plan
@@ -133,6 +134,17 @@ def is_convolutional(net: nn.Module, x: torch.Tensor) -> bool:
     return not PRODUCTS & set(kinds) and mixing > 4
 
 
+def own_rounding(net: nn.Module, images: torch.Tensor) -> float:
+    """Return how far a network's float32 outputs are from its float64 ones, of their scale.
+
+    A few random networks amplify rounding (visformer_tiny to a percent); theirs is the tolerance.
+    """
+    single = outputs_of(net, images)
+    double = outputs_of(copy.deepcopy(net).double(), images.double())
+    pairs = zip(single, double, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
 def check(name: str, way: str) -> Outcome:
     """Zero, plan, compact and compare in float32 and float64; return what was removed."""
     net, x = network(name)
@@ -152,7 +164,8 @@ def check(name: str, way: str) -> Outcome:
     )
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, *x.shape[1:], generator=generator)
-    assert_same(net, small, images, tolerance=1e-5)
+    rounding = own_rounding(net, images)
+    assert_same(net, small, images, tolerance=max(1e-5, 3 * rounding))
     small = compact(net.double(), plan)
     assert_same(net, small, images.double(), tolerance=1e-10)
     return outcome

@@ -50,19 +50,33 @@ def count_macs(
         {'0': 72, '2': 80}
     """
     counter = FlopCounterMode(display=False)
-    # no gradients: the counter's hooks fail on views of parameters that modules pass each other
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    state |= {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(_countable_attention())
         stack.enter_context(torch.no_grad())
         own = stack.enter_context(_own_flops(model, counter)) if per_layer else {}
         stack.enter_context(counter)
-        functional_call(model, state, example_input)
+        functional_call(model, own_copies(model), example_input, tie_weights=False)
     if per_layer:
         return {name: int(flops // 2) for name, flops in own.items() if flops}
     return int(counter.get_total_flops() // 2)
+
+
+def own_copies(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters without gradients, and copies of buffers, for one call of the model.
+
+    Without gradients, since the counter's hooks fail on views of parameters that modules pass each
+    other. Each module's own tensors are named once: ``functional_call`` would not put back what it
+    has replaced twice.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            found[prefix + name] = parameter.detach()
+        for name, buffer in module.named_buffers(recurse=False):
+            found[prefix + name] = buffer.detach().clone()
+    return found
 
 
 @contextmanager
