@@ -681,6 +681,9 @@ def test_older_entries_are_refused_and_upgraded(older, monkeypatch):
     changed |= {"seeds", "training_seconds", "unmeasured"}
     for field in set(ours.to_dict()) - changed - {"digest"}:
         assert getattr(card, field) == getattr(ours, field), field
+    assert card.seeds == tuple(result for result in ours.seeds if result.seed == ours.seed)
+    assert card.training_seconds is None
+    assert {"controls", "curves", "training_seconds"} <= set(card.unmeasured)
     assert all(check.ok for check in zoo.verify(NAME, older, latency=False))
     assert [p.name for p in older.iterdir() if p.name not in (NAME, PAGE)] == []
 

@@ -71,6 +71,9 @@ NOT_TRACED = {
 }
 """Architectures that torch.export does not capture, and why."""
 
+AMPLIFY_ROUNDING = {"timm:visformer_tiny"}
+"""With random weights this network's own float32 outputs are a percent off its float64 ones."""
+
 PRODUCTS = {"matmul", "softmax", "scaled_dot_product_attention", "einsum", "bmm", "lstm"}
 """Operations that convolutional networks do not have."""
 
@@ -135,10 +138,7 @@ def is_convolutional(net: nn.Module, x: torch.Tensor) -> bool:
 
 
 def own_rounding(net: nn.Module, images: torch.Tensor) -> float:
-    """Return how far a network's float32 outputs are from its float64 ones, of their scale.
-
-    A few random networks amplify rounding (visformer_tiny to a percent); theirs is the tolerance.
-    """
+    """Return how far a network's float32 outputs are from its float64 ones, of their scale."""
     single = outputs_of(net, images)
     double = outputs_of(copy.deepcopy(net).double(), images.double())
     pairs = zip(single, double, strict=True)
@@ -164,8 +164,8 @@ def check(name: str, way: str) -> Outcome:
     )
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, *x.shape[1:], generator=generator)
-    rounding = own_rounding(net, images)
-    assert_same(net, small, images, tolerance=max(1e-5, 3 * rounding))
+    tolerance = 3 * own_rounding(net, images) if name in AMPLIFY_ROUNDING else 1e-5
+    assert_same(net, small, images, tolerance=tolerance)
     small = compact(net.double(), plan)
     assert_same(net, small, images.double(), tolerance=1e-10)
     return outcome

@@ -1,4 +1,7 @@
-"""The plan: which channels of which modules are kept. Data, JSON, independent of any weights."""
+"""The plan: which channels of which modules are kept. Data, JSON.
+
+Independent of any weights, but for the constants that are folded into biases.
+"""
 
 from __future__ import annotations
 
