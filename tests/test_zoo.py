@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -382,12 +381,10 @@ def test_unfinished_and_foreign_runs_are_refused(spoilt, run, tmp_path):
 # The command line
 
 
-def test_list_and_show_tell_the_figures_within_a_second(capsys):
+def test_list_and_show_tell_the_figures(capsys):
     card = zoo.card(NAME)
     for arguments in (["list"], ["show", NAME]):
-        start = time.perf_counter()
         assert main(["zoo", *arguments]) == 0
-        assert time.perf_counter() - start < 1
         out = capsys.readouterr().out
         assert NAME in out
         assert f"{card.test_error:.2f}" in out
