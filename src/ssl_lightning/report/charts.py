@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ssl_lightning.benchmark.record import BenchmarkResult, Run
 from ssl_lightning.files import replacing
 from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.table import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ MAX_LAYERS = 16  # more would be unreadable; those with the most multiply-adds a
 Bars = dict[str, dict[str, float]]  # group of bars -> model -> percent
 
 
-def bar_chart(report: RunReport, path: str | Path, *, threads: int | None = None) -> None:
+def bar_chart(report: RunReport, path: str | Path, run: Run | None = None) -> None:
     """Draw multiply-adds and latency in percent of the first model's, as a PNG.
 
     Two panels side by side, each with the whole network and below it the layers; one bar per model
@@ -27,14 +28,11 @@ def bar_chart(report: RunReport, path: str | Path, *, threads: int | None = None
     Args:
         report: what to draw.
         path: PNG file to write.
-        threads: which run to draw; the first if None.
-
-    Raises:
-        ValueError: if nothing was measured at that number of threads.
+        run: which of its runs to draw, in eager; the first if None.
     """
     from matplotlib.figure import Figure
 
-    run, models = report.benchmark.run(threads), list(report.benchmark.models)
+    run, models = run or report.benchmark.run(), list(report.benchmark.models)
     panels = {"Multiply-adds": _macs(report), "Latency": _latency(report, run)}
     num_bars = (len(models) + 0.8) * len(panels["Latency"])
     figure = Figure(figsize=(10, 2.0 + 0.17 * num_bars), dpi=150, facecolor="white")
@@ -89,10 +87,9 @@ def _legend(report: RunReport, model: str) -> str:
 
 
 def _conditions(record: BenchmarkResult, run: Run) -> str:
-    plural = "" if run.threads == 1 else "s"
     return (
-        f"{record.machine.processor}, {run.threads} thread{plural}, batch {record.batch_size}, "
-        f"{record.dtype}, torch {record.machine.torch}; shorter is faster"
+        f"{record.machine.processor}, {plural(run.threads, 'thread')}, batch {run.batch_size}, "
+        f"{run.dtype}, eager, torch {record.machine.torch}; shorter is faster"
     )
 
 
