@@ -40,7 +40,7 @@ def engine_table(report: RunReport) -> Table:
     for title in ("latency ms", "ratio", "speed-up", "limit"):
         table.add_column(title, justify="right", no_wrap=True)
     for run in record.runs:
-        table.add_row(Text(setting(run)), style="bold")
+        table.add_row(*setting(run).split(", "), style="bold")
         for engine, timings in run.engines.items():
             for i, (model, timing) in enumerate(timings.items()):
                 spread = f"{milliseconds(timing.median_ms)} ± {milliseconds(timing.iqr_ms)}"
