@@ -197,7 +197,7 @@ def test_columns_of_kinds_that_nobody_knows_are_left_out():
 def test_a_layer_known_only_by_its_groups_has_rows():
     report = make_report(layers={"gone": {"filters": [0, 8]}})
     row = next(row for row in rows_of(comparison_table(report)) if row["layer"] == "gone")
-    assert (row["filters"], row["MACs"], row["ratio"]) == ("0/8", "-", "-")
+    assert (row["filters"], row["model"], row["MACs"]) == ("0/8", "", "")
 
 
 def test_table_states_the_conditions():
@@ -216,6 +216,18 @@ def test_any_run_can_be_shown():
     report = make_report(benchmark=make_record(threads=(1, 4)))
     assert "1 thread," in rendered(comparison_table(report))
     assert "4 threads" in rendered(comparison_table(report, report.benchmark.run(threads=4)))
+
+
+def test_further_runs_without_layers_are_in_the_table_of_engines_only(tmp_path, capsys):
+    record = make_record(threads=(1, 4))
+    runs = tuple(dataclasses.replace(run, layers={}) for run in record.runs)
+    report = make_report(benchmark=dataclasses.replace(record, runs=runs, layer_macs={}))
+    report.save(tmp_path / "report.json")
+    print_report(tmp_path / "report.json")
+    text = capsys.readouterr().out
+    assert "1 thread," in text
+    assert "4 threads," not in text
+    assert "4 threads" in text
 
 
 def test_print_report(tmp_path, capsys):

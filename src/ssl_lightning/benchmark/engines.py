@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.benchmark.csr import CsrProduct
+from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.suggest import pick
 
 Call = Callable[[], object]
@@ -31,6 +33,10 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
 }
 """Engine -> what it needs beside torch."""
+
+TORCH_ENGINES = ("eager", "compile")
+TORCH_ONLY = (ColumnSparseConv2d, CsrProduct)
+"""Layers with operators that exporters cannot write down."""
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Of the largest output: how far an engine may be from eager."""
@@ -54,10 +60,17 @@ def prepare(engine: str, model: nn.Module, example_input: Tensor) -> Call:
         torch.Size([1, 2])
     """
     require(engine)
+    own = {type(layer).__name__ for layer in model.modules() if isinstance(layer, TORCH_ONLY)}
+    if own and engine not in TORCH_ENGINES:
+        raise ValueError(
+            f"The engine {engine!r} does not know the operators of {' and '.join(sorted(own))}. "
+            "Run such layers in eager or compile."
+        )
     with torch.inference_mode():
         return _ENGINES[engine](model, example_input)
 
 
+@torch.no_grad()
 def prepare_checked(engine: str, model: nn.Module, example_input: Tensor, expected: object) -> Call:
     """As :func:`prepare`, if the engine computes what eager does.
 

@@ -14,7 +14,7 @@ WIDTH = 124  # characters; a narrower terminal wraps the lines, but no figure is
 def print_report(
     path: str | Path, *, threads: int | None = None, console: Console | None = None
 ) -> None:
-    """Show the tables of a report file: every run in eager, then all engines.
+    """Show the tables of a report file: in eager the first run and those with layers, then engines.
 
     Args:
         path: file that :meth:`RunReport.save` wrote.
@@ -29,9 +29,9 @@ def print_report(
         console = Console()
         console = console if console.width >= WIDTH else Console(width=WIDTH)
     record = report.benchmark
-    record.run(threads)  # there is one
+    first = record.run(threads)
     for run in record.runs:
-        if threads in (None, run.threads):
+        if run is first or (run.layers and threads in (None, run.threads)):
             console.print(comparison_table(report, run))
     if has_engines(record):
         console.print(engine_table(report))

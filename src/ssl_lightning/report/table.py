@@ -87,7 +87,10 @@ def _add_block(
     macs: dict[str, int],
     timings: dict[str, Timing],
 ) -> None:
-    """Add one row per model; the name and the kept groups stand in the first."""
+    """Add one row per model, one for all if there is nothing but the name and the kept groups."""
+    if not macs and not timings:
+        table.add_row(*map(Text, [name, *kept]), end_section=True)
+        return
     models = list(report.benchmark.models)
     style = "bold" if name == WHOLE else None
     for i, model in enumerate(models):
