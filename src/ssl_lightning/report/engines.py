@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_lightning.benchmark.record import BenchmarkResult, Run
-from ssl_lightning.files import replacing
-from ssl_lightning.report.charts import COLORS, GRID, INK, PALE
+from ssl_lightning.report.charts import COLORS, INK, PALE, decorate, finish_figure
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import NOTHING, milliseconds, plural
 
@@ -116,20 +115,11 @@ def engine_chart(report: RunReport, path: str | Path) -> None:
         _draw(axes, run, models)
     for axes in panels[len(runs) :]:
         axes.set_visible(False)
-    figure.suptitle(report.title, fontsize=15, fontweight="bold", color=INK)
-    legend = figure.legend(
-        handles=panels[0].get_legend_handles_labels()[0],
-        labels=models,
-        title=f"{report.benchmark.machine.processor}; at each bar the time over "
-        f"{models[0]}'s in eager; shorter is faster",
-        loc="outside lower center",
-        ncols=len(models),
-        frameon=False,
-        labelcolor=INK,
+    conditions = (
+        f"{report.benchmark.machine.processor}; at each bar the time over {models[0]}'s in eager; "
+        "shorter is faster"
     )
-    legend.get_title().set(fontsize=8.5, color=PALE)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    finish_figure(figure, report.title, models, conditions, path)
 
 
 def _draw(axes: Axes, run: Run, models: list[str]) -> None:
@@ -152,12 +142,5 @@ def _draw(axes: Axes, run: Run, models: list[str]) -> None:
             zorder=2,
         )
         axes.bar_label(drawn, labels, padding=3, fontsize=8, color=INK, zorder=3)
-    axes.set_title(f"{setting(run)}: ms", loc="left", fontsize=11, color=INK, pad=8)
-    axes.set_yticks(range(len(run.engines)), list(run.engines))
-    axes.set_ylim(len(run.engines) - 0.45, -0.55)
+    decorate(axes, f"{setting(run)}: ms", list(run.engines))
     axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
-    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    axes.spines["left"].set_color(PALE)
