@@ -622,6 +622,9 @@ def test_a_record_of_the_first_version_is_read():
     old["models"] = {name: m | {"macs": 4 * m["macs"]} for name, m in new["models"].items()}
     old["layer_macs"] = {"conv1": {"dense": 400}}
     assert BenchmarkResult.from_dict(json.loads(json.dumps(old))) == example_record()
+    for broken in ({"runs": [{}]}, {"models": 1}, {"machine": {}}, {"batch_size": "one"}):
+        with pytest.raises(ValueError, match="benchmark"):
+            BenchmarkResult.from_dict(old | broken)
 
 
 def test_record_round_trip(tmp_path):

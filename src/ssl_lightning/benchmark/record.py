@@ -206,10 +206,15 @@ def upgrade(data: Any) -> Any:
 
     Earlier there was one batch size and type, eager alone, and multiply-adds were the batch's.
     """
-    old = isinstance(data, dict) and {"dtype", "batch_size"} <= data.keys()
-    if not old or not isinstance(data["batch_size"], int) or data["batch_size"] < 1:
+    if not isinstance(data, dict) or not {"dtype", "batch_size"} <= data.keys():
         return data
-    data = dict(data)
+    try:
+        return _upgraded(dict(data))
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
+        return data  # malformed, and refused for it
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
     setting = {"dtype": data.pop("dtype"), "batch_size": data.pop("batch_size")}
     size = setting["batch_size"]
     versions = {"torch": data["machine"]["torch"]}
