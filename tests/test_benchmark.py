@@ -1,8 +1,10 @@
 """Benchmark: counts against hand arithmetic, order and statistics with a fake clock, records."""
 
+import copy
 import json
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from ssl_lightning.benchmark import (
     BenchmarkResult,
+    Fastest,
     Machine,
     ModelSize,
     Run,
@@ -17,9 +20,13 @@ from ssl_lightning.benchmark import (
     benchmark,
     count_macs,
     interleave,
+    latency,
     num_bytes,
     num_parameters,
 )
+from ssl_lightning.benchmark import engines as engines_module
+from ssl_lightning.benchmark.csr import CsrLinear, with_csr_layers
+from ssl_lightning.benchmark.turns import Turns
 
 QUICK = {"repeats": 3, "warmup": 1, "min_run_time": 0.0, "threads": 1}
 
@@ -41,7 +48,7 @@ class Net(nn.Module):
 
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-NET_MACS = {"body.0": 2 * 64 * 6 * 27, "body.1": 2 * 36 * 4 * 27, "fc": 2 * 40}
+NET_MACS = {"body.0": 64 * 6 * 27, "body.1": 36 * 4 * 27, "fc": 40}  # of one image
 
 
 def snapshot(model):
@@ -102,8 +109,9 @@ def test_macs_leave_shared_modules_and_tied_weights_as_they_are():
 
 
 def test_macs_by_hand():
-    assert count_macs(Net(), X) == sum(NET_MACS.values())
-    assert count_macs(Net(), X, per_layer=True) == NET_MACS
+    assert count_macs(Net(), X[:1]) == sum(NET_MACS.values())
+    assert count_macs(Net(), X[:1], per_layer=True) == NET_MACS
+    assert count_macs(Net(), X) == 2 * sum(NET_MACS.values())
 
 
 def test_counting_leaves_the_model_alone():
@@ -305,8 +313,10 @@ def test_benchmark_interleaves_in_inference_mode_at_each_number_of_threads():
     assert not any(training for _, training, _, _ in log)
     assert {threads for *_, threads in timed} >= {1, 2}
     names = [name for name, *_, threads in timed if threads == 2]
-    untimed = list(models) * (QUICK["warmup"] + 1)
-    assert runs_of(names) == [*untimed, *turns(list(models), QUICK["repeats"])]
+    untimed = list(models) * (QUICK["warmup"] + 2)
+    look_for_layers = list(models)
+    timed = turns(list(models), QUICK["repeats"])
+    assert runs_of(names) == [*untimed, *timed, *look_for_layers]
     assert [run.threads for run in result.runs] == [1, 2]
     assert torch.get_num_threads() == before
     assert all(model.training for model in models.values())
@@ -319,8 +329,7 @@ def test_benchmark_states_what_it_measured():
     result = benchmark({"dense": dense, "compact": compact}, x, **QUICK)
     assert_unchanged(dense, states[0])
     assert_unchanged(compact, states[1])
-    assert (result.batch_size, result.input_shape) == (2, (3, 8, 8))
-    assert (result.dtype, result.memory_format) == ("float32", "channels_last")
+    assert (result.input_shape, result.memory_format) == ((3, 8, 8), "channels_last")
     assert result.baseline == "dense"
     assert result.models["dense"] == ModelSize(
         sum(NET_MACS.values()), num_parameters(dense), num_bytes(dense)
@@ -328,9 +337,13 @@ def test_benchmark_states_what_it_measured():
     assert result.machine.torch == torch.__version__
     assert result.machine.processor
     run = result.run(1)
+    assert (run.dtype, run.batch_size, run.threads) == ("float32", 2, 1)
+    assert list(run.engines) == ["eager"]
     assert list(run.network) == ["dense", "compact"]
+    assert run.fastest["compact"].ratio == run.network["compact"].ratio
+    assert torch.__version__.startswith(result.versions["torch"])
     assert list(run.layers) == ["body.0", "body.1", "fc"] == list(result.layer_macs)
-    assert result.layer_macs["body.0"] == {"dense": NET_MACS["body.0"], "compact": 2 * 64 * 2 * 27}
+    assert result.layer_macs["body.0"] == {"dense": NET_MACS["body.0"], "compact": 64 * 2 * 27}
     assert all(list(timings) == ["dense", "compact"] for timings in run.layers.values())
 
 
@@ -345,6 +358,7 @@ def test_layers_are_called_on_their_real_inputs():
     with torch.no_grad():
         expected = model.body[0](X).relu()
     benchmark({"only": model}, X, **QUICK)
+    seen = [x for x in seen if len(x) == len(X)]  # multiply-adds are counted on one image
     assert len(seen) > 10
     for x in seen:
         torch.testing.assert_close(x, expected)
@@ -395,21 +409,222 @@ def test_without_layers():
     assert not result.layer_macs
 
 
+# --- engines ---
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Put a right engine, a wrong one, one that fails and a missing one in the place of all."""
+
+    def right(model, x):
+        return lambda: model(x)
+
+    def wrong(model, x):
+        return lambda: model(x) + 1
+
+    def failing(model, x):
+        raise RuntimeError("no such operator\nand a long trace")
+
+    packages = {"eager": (), "right": (), "wrong": (), "failing": (), "missing": ("nowhere",)}
+    fakes = {"eager": right, "right": right, "wrong": wrong, "failing": failing, "missing": right}
+    monkeypatch.setattr(engines_module, "PACKAGES", packages)
+    monkeypatch.setattr(engines_module, "_ENGINES", fakes)
+
+
+def test_every_setting_is_a_run_of_all_engines_in_turns(engines):
+    log, models = [], {}
+    for name in ("dense", "compact"):
+        models[name] = Recorder(name, log)
+    settings = {"batch_size": [1, 3], "dtype": ["float32", "bfloat16"], "threads": [1, 2]}
+    result = benchmark(models, torch.zeros(2, 3), engines="right", **{**QUICK, **settings})
+    found = [(run.dtype, run.batch_size, run.threads) for run in result.runs]
+    assert found == list(product(["float32", "bfloat16"], [1, 3], [1, 2]))
+    for run in result.runs:
+        assert {name: list(timings) for name, timings in run.engines.items()} == {
+            "eager": ["dense", "compact"],
+            "right": ["dense", "compact"],
+        }
+        assert run.engines["eager"]["dense"].ratio == 1.0
+        assert run.fastest["dense"].ratio == 1.0
+        assert not run.left_out
+    assert result.run(2, 3, "bfloat16").threads == 2
+    names = [name for name, *_, threads in log if threads == 2]
+    assert runs_of(names)[-4 * QUICK["repeats"] + 2 :] == turns(
+        ["dense", "compact", "dense", "compact"], QUICK["repeats"]
+    )
+
+
+def test_a_batch_is_cut_or_repeated_and_keeps_its_layout():
+    sizes = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            sizes.append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
+            assert torch.equal(x[-1], X[(len(x) - 1) % len(X)])
+            return x
+
+    x = X.to(memory_format=torch.channels_last)
+    benchmark({"spy": Spy()}, x, batch_size=[1, 2, 5], per_layer=False, **QUICK)
+    assert set(sizes) == {(1, True), (2, True), (5, True)}
+
+
+def test_types_are_converted_in_copies():
+    model = Net()
+    result = benchmark({"net": model}, X, dtype=["bfloat16", "float32"], **QUICK)
+    assert [run.dtype for run in result.runs] == ["bfloat16", "float32"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not any(p.is_inference() for p in model.parameters())
+    assert list(result.runs[0].layers) == ["body.0", "body.1", "fc"]
+
+
+def test_what_an_engine_cannot_run_is_left_out(engines):
+    result = benchmark({"net": Net()}, X, engines=["right", "wrong", "failing"], **QUICK)
+    run = result.run()
+    assert list(run.engines) == ["eager", "right"]
+    assert run.left_out["net, failing"] == "RuntimeError: no such operator"
+    assert "'wrong' computes something else" in run.left_out["net, wrong"]
+
+
+def test_an_engine_that_is_not_installed_is_an_error(engines):
+    with pytest.raises(ValueError, match=r"'missing' needs nowhere.*\[engines\]"):
+        benchmark({"net": Net()}, X, engines="missing", **QUICK)
+    result = benchmark({"net": Net()}, X, engines="all", **QUICK)
+    assert list(result.run().engines) == ["eager", "right"]
+    assert set(result.run().left_out) == {"net, wrong", "net, failing"}
+
+
+def test_engines_need_a_single_tensor(engines):
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    result = benchmark({"two": Two()}, X, engines="right", per_layer=False, **QUICK)
+    assert "returns one tensor, got tuple" in result.run().left_out["two, right"]
+
+
+def test_a_model_that_eager_cannot_run_is_left_out_but_not_the_first(engines):
+    class Narrow(nn.Module):
+        def forward(self, x):
+            if x.dtype == torch.bfloat16:
+                raise NotImplementedError("not for 'BFloat16'")
+            return x
+
+    models = {"dense": nn.Identity(), "csr": Narrow()}
+    both = {**QUICK, "dtype": ["float32", "bfloat16"], "engines": "right"}
+    wide, narrow = benchmark(models, X, **both).runs
+    assert list(wide.network) == ["dense", "csr"]
+    assert list(narrow.network) == list(narrow.engines["right"]) == ["dense"]
+    assert narrow.left_out == {"csr, eager": "NotImplementedError: not for 'BFloat16'"}
+    with pytest.raises(NotImplementedError):
+        benchmark({"csr": Narrow()}, X, **both)
+
+
+def test_fastest_compares_the_fastest_engines_round_by_round():
+    samples = {
+        ("eager", "dense"): [4.0, 4.0, 8.0],
+        ("quick", "dense"): [2.0, 2.0, 4.0],
+        ("eager", "compact"): [3.0, 3.0, 3.0],
+        ("quick", "compact"): [1.0, 0.5, 1.0],
+        ("eager", "csr"): [8.0, 6.0, 8.0],
+    }
+    found = latency._fastest(Turns(samples, dict.fromkeys(samples, 1)), "dense")
+    assert found == {
+        "dense": Fastest("quick", 1.0, 0.0),
+        "compact": Fastest("quick", 0.25, 0.125),
+        "csr": Fastest("eager", 3.0, 1.0),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of exporters and compilers
+@pytest.mark.parametrize("engine", ["compile", "onnxruntime", "openvino"])
+def test_installed_engines_run_a_network(engine):
+    if engine not in engines_module.installed_engines():
+        pytest.skip(f"{engine} is not installed")
+    models = {"dense": Net(), "csr": with_csr_layers(with_zeros(Net()))}
+    run = benchmark(models, X, engines=engine, per_layer=False, **QUICK).run()
+    assert "dense" in run.engines[engine], run.left_out
+    assert ("csr" in run.engines[engine]) == (engine == "compile")
+    assert ("csr, " + engine in run.left_out) == (engine != "compile")
+
+
+# --- compressed sparse rows ---
+
+
+def with_zeros(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(torch.rand_like(parameter) > 0.7)
+    return model.eval()
+
+
+def test_csr_network_computes_the_same_with_fewer_multiply_adds():
+    model = with_zeros(Net())
+    sparse = with_csr_layers(model)
+    kinds = [type(layer).__name__ for layer in (*sparse.body, sparse.fc)]
+    assert kinds == ["CsrConv2d", "CsrConv2d", "CsrLinear"]
+    torch.testing.assert_close(sparse(X), model(X).detach())
+    again = copy.deepcopy(sparse)
+    torch.testing.assert_close(again(X), model(X).detach())
+    torch.testing.assert_close(again.double()(X.double()).float(), model(X).detach())
+    kept = [int((layer.weight != 0).sum()) for layer in (*model.body, model.fc)]
+    expected = {"body.0": 64 * kept[0], "body.1": 36 * kept[1], "fc": kept[2]}
+    assert count_macs(sparse, X[:1], per_layer=True) == expected
+    bytes_of_weights = sum(8 * kept[i] + 4 * (rows + 1) for i, rows in enumerate((6, 0, 10)))
+    bytes_of_weights += 4 * (2 + 1)  # the second convolution has two groups of two rows
+    plain = num_bytes(model) - sum(4 * m.weight.numel() for m in (*model.body, model.fc))
+    assert abs(num_bytes(sparse) - plain - bytes_of_weights) <= 4 * 8
+
+
+def test_csr_leaves_what_it_cannot_be_or_has_no_zeros():
+    layers = [
+        nn.Conv2d(1, 1, 3, padding_mode="circular"),
+        nn.Conv2d(1, 1, 2, padding="same"),
+        nn.ConvTranspose2d(1, 1, 2),
+        nn.Conv2d(1, 1, 1),
+        nn.Linear(2, 2),
+    ]
+    for layer in layers[:3]:
+        nn.init.zeros_(layer.weight)
+    model = nn.Sequential(*layers)
+    assert [type(layer) for layer in with_csr_layers(model)] == [type(layer) for layer in layers]
+    shared = nn.Linear(2, 2)
+    nn.init.zeros_(shared.weight)
+    twice = with_csr_layers(nn.Sequential(shared, shared))
+    assert twice[0] is twice[1]
+    assert isinstance(with_csr_layers(shared), CsrLinear)
+
+
 # --- records ---
 
 
 def example_record():
     timing = Timing(1.25, 0.125, 0.5, 0.0625, 30, 4)
+    timings = {"dense": timing, "compact": timing}
+    fastest = {name: Fastest("eager", 0.5, 0.0625) for name in timings}
+    layers = {"conv1": {"dense": timing}}
     return BenchmarkResult(
         machine=Machine("a processor", 2, "cpu", "3.11", "2.14"),
-        batch_size=1,
+        versions={"torch": "2.14"},
         input_shape=(3, 8, 8),
-        dtype="float32",
         memory_format="contiguous",
         models={"dense": ModelSize(100, 10, 40), "compact": ModelSize(50, 5, 20)},
         layer_macs={"conv1": {"dense": 100}},
-        runs=(Run(1, {"dense": timing, "compact": timing}, {"conv1": {"dense": timing}}),),
+        runs=(Run("float32", 4, 1, {"eager": timings}, fastest, {}, layers),),
     )
+
+
+def test_a_record_of_the_first_version_is_read():
+    new = example_record().to_dict()
+    old = {key: value for key, value in new.items() if key != "versions"}
+    old |= {"dtype": "float32", "batch_size": 4}
+    (run,) = new["runs"]
+    old["runs"] = [{"threads": 1, "network": run["engines"]["eager"], "layers": run["layers"]}]
+    old["models"] = {name: m | {"macs": 4 * m["macs"]} for name, m in new["models"].items()}
+    old["layer_macs"] = {"conv1": {"dense": 400}}
+    assert BenchmarkResult.from_dict(json.loads(json.dumps(old))) == example_record()
+    for broken in ({"runs": [{}]}, {"models": 1}, {"machine": {}}, {"batch_size": "one"}):
+        with pytest.raises(ValueError, match="benchmark"):
+            BenchmarkResult.from_dict(old | broken)
 
 
 def test_record_round_trip(tmp_path):
@@ -431,7 +646,7 @@ def test_failed_save_keeps_the_old_file(tmp_path):
     old = path.read_text()
     timing = Timing(float("nan"), 0.0, 1.0, 0.0, 1, 1)
     broken = example_record()
-    broken.runs[0].network["dense"] = timing
+    broken.runs[0].engines["eager"]["dense"] = timing
     with pytest.raises(ValueError, match=r"JSON|nan"):
         broken.save(path)
     assert path.read_text() == old
@@ -454,12 +669,12 @@ def change(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["dtype"], None, "benchmark: .*missing: dtype"),
+        (["memory_format"], None, "benchmark: .*missing: memory_format"),
         (["color"], "red", "benchmark: .*unknown: color"),
         (["machine", "torch"], None, r"benchmark.machine: .*missing: torch"),
-        (["batch_size"], "one", "benchmark.batch_size: expected int, got 'one'"),
-        (["batch_size"], True, "benchmark.batch_size: expected int, got True"),
-        (["runs", 0, "network", "dense", "ratio"], "x", r"runs\[0\].network.dense.ratio: expected"),
+        (["runs", 0, "batch_size"], "one", r"runs\[0\].batch_size: expected int, got 'one'"),
+        (["runs", 0, "batch_size"], True, r"runs\[0\].batch_size: expected int, got True"),
+        (["runs", 0, "engines", "eager", "dense", "ratio"], "x", r"eager.dense.ratio: expected"),
         (["models"], {}, "at least one entry"),
         (["runs"], [], "at least one entry"),
         (["runs"], {}, "benchmark.runs: expected list"),
@@ -476,9 +691,13 @@ def test_load_refuses_what_is_not_json(tmp_path):
         BenchmarkResult.load(tmp_path / "broken.json")
 
 
-def test_run_by_threads():
-    with pytest.raises(ValueError, match=r"one of \[1\] threads, got 4"):
-        example_record().run(4)
+def test_run_by_setting():
+    record = example_record()
+    assert record.run() == record.run(1, 4, "float32") == record.run(dtype="float32")
+    with pytest.raises(ValueError, match=r"expected threads among \[\(1,\)\], got \(4,\)"):
+        record.run(4)
+    with pytest.raises(ValueError, match=r"batch_size, dtype among \[\(4, 'float32'\)\]"):
+        record.run(batch_size=4, dtype="bfloat16")
 
 
 def test_records_are_read_without_torch():
@@ -503,7 +722,11 @@ def test_records_are_read_without_torch():
         ({"repeats": 0}, "`repeats` >= 1, got 0"),
         ({"warmup": -1}, "`warmup` >= 0, got -1"),
         ({"threads": 0}, "`threads` >= 1, got 0"),
-        ({"threads": []}, "number of `threads`, got none"),
+        ({"threads": []}, "number as `threads`, got none"),
+        ({"batch_size": 0}, "`batch_size` >= 1, got 0"),
+        ({"batch_size": []}, "number as `batch_size`, got none"),
+        ({"dtype": "float23"}, "Unknown type 'float23'. Did you mean float32"),
+        ({"engines": ["eager", "openvin"]}, "Unknown engine 'openvin'. Did you mean openvino"),
         ({"min_run_time": -1.0}, "`min_run_time` >= 0"),
         ({"example_input": torch.zeros(3)}, "batch dimension"),
         ({"models": {"a": nn.Linear(3, 2), "b": nn.Linear(3, 4)}}, "outputs of one shape"),

@@ -88,6 +88,15 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     assert installed_engines() == ["eager", "compile"]
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("make", [CsrConv2d, ColumnSparseConv2d.from_conv])
+def test_exporters_do_not_know_sparse_operators(engine, make, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    layer = make(nn.Conv2d(1, 2, 1)).eval()
+    with pytest.raises(ValueError, match=rf"does not know the operators of {type(layer).__name__}"):
+        prepare(engine, nn.Sequential(layer), torch.zeros(1, 1, 2, 2))
+
+
 def test_unknown_engine():
     with pytest.raises(ValueError, match="Did you mean openvino"):
         prepare("openvin", nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 1, 1))

@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_the_main_job(folder, capsys):
     assert sizes["compact"]["macs"] < sizes["masked"]["macs"] == sizes["dense"]["macs"]
     assert main(["report", str(run)]) == 0
     assert (run / "report.png").stat().st_size > 10_000
+    assert not (run / "report-engines.png").exists()
+    several = ["--forms=[masked,csr]", "--batch_size=[1,3]", "--dtype=[float32,bfloat16]"]
+    arguments = ["--per_layer=false", "--repeats=2", "--threads=1", "--data=none"]
+    assert main(["benchmark", checkpoint, *several, *arguments]) == 0
+    assert "Left out: csr, eager (bfloat16)" in capsys.readouterr().out
+    runs = json.loads((run / "report.json").read_text())["benchmark"]["runs"]
+    assert [(run["dtype"], run["batch_size"]) for run in runs] == list(
+        product(["float32", "bfloat16"], [1, 3])
+    )
+    assert list(runs[0]["engines"]["eager"]) == ["masked", "csr"]
+    assert main(["report", str(run)]) == 0
+    assert (run / "report-engines.png").stat().st_size > 10_000
+    assert "Unknown form 'sparse'" in failing(["benchmark", checkpoint, "--forms=sparse"], capsys)
     assert not [p for p in folder.rglob("*") if "tmp" in p.name]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from ssl_lightning import ColumnSparseConv2d, choose_layers, create_backbone
 from ssl_lightning.compaction import Plan, compact, expand, load_compact, make_plan, save_compact
-from ssl_lightning.compaction.sparse import column_sparse
+from ssl_lightning.compaction.sparse import column_sparse, time_ratio
 
 
 @pytest.fixture
@@ -51,6 +53,24 @@ def test_the_masked_network_comes_back(net):
     masked = expand(compact(net, plan), net, plan).eval()
     torch.testing.assert_close(masked(X), net(X))
     assert type(masked.conv2) is nn.Conv2d
+
+
+def test_both_forms_take_turns_there_and_back():
+    log: list[str] = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            log.append(self.name)
+            time.sleep(0.003)
+            return x
+
+    time_ratio(Named("dense"), Named("sparse"), X, rounds=3)
+    order = [name for i, name in enumerate(log) if i == 0 or log[i - 1] != name]
+    assert order == ["dense", "sparse"] * 2 + ["dense", "sparse"]
 
 
 @pytest.mark.parametrize("ratio", [0.96, 1.0, 3.0])

@@ -11,31 +11,42 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ssl_lightning.benchmark import BenchmarkResult, Machine, ModelSize, Run, Timing
+from ssl_lightning.benchmark import BenchmarkResult, Fastest, Machine, ModelSize, Run, Timing
 from ssl_lightning.report import (
     RunReport,
     bar_chart,
     comparison_table,
     curve_chart,
+    engine_chart,
+    engine_table,
     filter_grid,
     filter_picture,
     filter_pictures,
+    has_engines,
     print_report,
 )
 from ssl_lightning.report.curves import sparsity_curves
+from ssl_lightning.report.engines import reasons
 
 
 def timing(ms, ratio):
     return Timing(ms, ms / 10, ratio, 0.01, 30, 2)
 
 
-def make_record(threads=(1,), layers=("conv1", "conv2", "fc")):
+def make_record(threads=(1,), layers=("conv1", "conv2", "fc"), engines=("eager",), why=None):
+    network = {
+        "dense": timing(2.0, 1.0),
+        "masked": timing(2.02, 1.01),
+        "compact": timing(0.5, 0.25),
+    }
     run = {
-        "network": {
-            "dense": timing(2.0, 1.0),
-            "masked": timing(2.02, 1.01),
-            "compact": timing(0.5, 0.25),
+        "engines": {engine: dict(network) for engine in engines},
+        "fastest": {
+            "dense": Fastest(engines[-1], 1.0, 0.0),
+            "masked": Fastest("eager", 1.02, 0.01),
+            "compact": Fastest(engines[-1], 0.3, 0.01),
         },
+        "left_out": why or {},
         "layers": {
             layer: {"dense": timing(12.0, 1.0), "compact": timing(3.0, 0.125)} for layer in layers
         },
@@ -45,9 +56,8 @@ def make_record(threads=(1,), layers=("conv1", "conv2", "fc")):
     del macs[layers[-1]]["compact"]
     return BenchmarkResult(
         machine=Machine("Some Processor", 8, "cpu", "3.11.7", "2.14.0"),
-        batch_size=4,
+        versions={"openvino": "2026.4", "torch": "2.14.0"},
         input_shape=(1, 28, 28),
-        dtype="float32",
         memory_format="contiguous",
         models={
             "dense": ModelSize(2_293_000, 431_080, 1_724_320),
@@ -55,7 +65,7 @@ def make_record(threads=(1,), layers=("conv1", "conv2", "fc")):
             "compact": ModelSize(573_250, 100_000, 400_000),
         },
         layer_macs=macs,
-        runs=tuple(Run(count, **run) for count in threads),
+        runs=tuple(Run("float32", 4, count, **run) for count in threads),
     )
 
 
@@ -94,7 +104,25 @@ def test_round_trip(tmp_path):
     assert RunReport.load(tmp_path / "report.json") == report
     data = json.loads((tmp_path / "report.json").read_text())
     assert list(data) == ["schema", "title", "errors", "layers", "benchmark"]
-    assert data["schema"] == 1
+    assert data["schema"] == 2
+
+
+def test_a_report_of_the_first_version_is_read(tmp_path):
+    new = make_report().to_dict()
+    old = json.loads(json.dumps(new | {"schema": 1}))
+    record = old["benchmark"]
+    del record["versions"]
+    record |= {"batch_size": 1, "dtype": "float32"}
+    for run in record["runs"]:
+        for name in ("dtype", "batch_size", "fastest", "left_out"):
+            del run[name]
+        run["network"] = run.pop("engines")["eager"]
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    found = RunReport.load(tmp_path / "report.json")
+    assert (found.schema, found.errors, found.layers) == (2, new["errors"], new["layers"])
+    assert found.benchmark.models == make_record().models
+    assert found.benchmark.run(1, 1, "float32").network == make_record().run().network
+    assert found.benchmark.run().fastest["compact"] == Fastest("eager", 0.25, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +130,8 @@ def test_round_trip(tmp_path):
     [
         ({"title": None}, "report: .*missing: title"),
         ({"extra": 1}, "report: .*unknown: extra"),
-        ({"schema": 2}, "report.schema: expected 1, got 2"),
-        ({"schema": None}, "report.schema: expected 1, got None"),
+        ({"schema": 3}, "report.schema: expected 2, got 3"),
+        ({"schema": None}, "report.schema: expected 2, got None"),
         ({"errors": {"dense": "low"}}, "report.errors.dense: expected int or float, got 'low'"),
         ({"errors": {"dense": 101}}, "report.errors.dense: expected percent"),
         ({"errors": {"sparse": 1.0}}, "report.errors: expected measured models .*'sparse'"),
@@ -169,7 +197,7 @@ def test_columns_of_kinds_that_nobody_knows_are_left_out():
 def test_a_layer_known_only_by_its_groups_has_rows():
     report = make_report(layers={"gone": {"filters": [0, 8]}})
     row = next(row for row in rows_of(comparison_table(report)) if row["layer"] == "gone")
-    assert (row["filters"], row["MACs"], row["ratio"]) == ("0/8", "-", "-")
+    assert (row["filters"], row["model"], row["MACs"]) == ("0/8", "", "")
 
 
 def test_table_states_the_conditions():
@@ -184,11 +212,22 @@ def test_names_are_no_markup():
     assert "[red]x[/red]" in rendered(comparison_table(report))
 
 
-def test_threads_choose_the_run():
+def test_any_run_can_be_shown():
     report = make_report(benchmark=make_record(threads=(1, 4)))
-    assert "4 threads" in rendered(comparison_table(report, threads=4))
-    with pytest.raises(ValueError, match=r"one of \[1, 4\] threads, got 2"):
-        comparison_table(report, threads=2)
+    assert "1 thread," in rendered(comparison_table(report))
+    assert "4 threads" in rendered(comparison_table(report, report.benchmark.run(threads=4)))
+
+
+def test_further_runs_without_layers_are_in_the_table_of_engines_only(tmp_path, capsys):
+    record = make_record(threads=(1, 4))
+    runs = tuple(dataclasses.replace(run, layers={}) for run in record.runs)
+    report = make_report(benchmark=dataclasses.replace(record, runs=runs, layer_macs={}))
+    report.save(tmp_path / "report.json")
+    print_report(tmp_path / "report.json")
+    text = capsys.readouterr().out
+    assert "1 thread," in text
+    assert "4 threads," not in text
+    assert "4 threads" in text
 
 
 def test_print_report(tmp_path, capsys):
@@ -202,23 +241,88 @@ def test_print_report(tmp_path, capsys):
     print_report(path, threads=4, console=console)
     assert "1 thread," not in console.file.getvalue()
     assert not capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"among \[\(1,\), \(4,\)\], got \(2,\)"):
+        print_report(path, threads=2)
+
+
+# --- the engines ---
+
+
+def test_engine_table_fits_a_terminal():
+    engines = ("eager", "compile", "onnxruntime", "openvino")
+    report = make_report(benchmark=make_record(threads=(1, 4), engines=engines))
+    rows = rows_of(engine_table(report))
+    assert [row["engine"] for row in rows if row["engine"]] == [
+        *("float32", *engines),
+        *("float32", *engines),
+    ]
+    (compact,) = (row for row in rows[:13] if row["model"] == "compact" and row["speed-up"])
+    assert (compact["latency ms"], compact["ratio"]) == ("0.500 ± 0.050", "0.250")
+    assert (compact["speed-up"], compact["limit"]) == ("3.33x", "4.00x")
+    assert list(rows[13].values())[:3] == ["float32", "batch 4", "4 threads"]
+    text = rendered(engine_table(report), width=80)
+    assert "…" not in text
+    assert "openvino 2026.4" in " ".join(text.split())
+    for cell in ("onnxruntime", "compact", "0.500 ± 0.050", "3.33x", "4.00x"):
+        assert cell in text
+
+
+def test_engines_are_shown_only_where_there_are_any(tmp_path):
+    path = tmp_path / "report.json"
+    for record, several in (
+        (make_record(), False),
+        (make_record(threads=(1, 2)), True),
+        (make_record(engines=("eager", "compile")), True),
+        (make_record(why={"compact, openvino": "no such operator"}), True),
+    ):
+        make_report(benchmark=record).save(path)
+        console = Console(file=io.StringIO(), width=120)
+        print_report(path, console=console)
+        assert ("LeNet on MNIST: engines" in console.file.getvalue()) == several
+        assert has_engines(record) == several
+
+
+def test_reasons_are_told_once():
+    why = {"masked, onnxruntime": "In float32 only.", "compact, onnxruntime": "In float32 only."}
+    assert reasons(make_record(threads=(1, 2), why=why)) == [
+        "Left out: masked, onnxruntime (float32); compact, onnxruntime (float32). In float32 only."
+    ]
+
+
+def test_engine_chart_has_a_panel_for_every_run(tmp_path, monkeypatch):
+    path = tmp_path / "sub" / "engines.png"
+    report = make_report(benchmark=make_record(threads=(1, 2, 4), engines=("eager", "openvino")))
+    del report.benchmark.runs[0].engines["openvino"]["masked"]
+    figure = drawn(lambda: engine_chart(report, path), monkeypatch)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(panels) == 3
+    widths = [p.get_width() for bars in panels[1].containers for p in getattr(bars, "patches", [])]
+    assert widths == pytest.approx([2.0, 2.0, 2.02, 0.0, 0.5, 0.5])  # dense, masked, compact
+    assert {"1.01", "0.25", "left out"} <= {text.get_text() for text in panels[1].texts}
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 # --- the chart ---
 
 
-def bars_drawn(report, path, monkeypatch):
-    """Draw, and return the bar widths and the texts of the figure."""
+def drawn(draw, monkeypatch):
+    """Draw, and return the figure."""
     from matplotlib.figure import Figure
 
     figures, save = [], Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
     )
-    bar_chart(report, path)
-    widths = [[p.get_width() for c in a.containers for p in c.patches] for a in figures[0].axes]
-    texts = [t.get_text() for a in figures[0].axes for t in (*a.texts, *a.get_yticklabels())]
-    legend = [t.get_text() for t in figures[0].legends[0].get_texts()]
+    draw()
+    return figures[0]
+
+
+def bars_drawn(report, path, monkeypatch):
+    """Draw, and return the bar widths and the texts of the figure."""
+    figure = drawn(lambda: bar_chart(report, path), monkeypatch)
+    widths = [[p.get_width() for c in a.containers for p in c.patches] for a in figure.axes]
+    texts = [t.get_text() for a in figure.axes for t in (*a.texts, *a.get_yticklabels())]
+    legend = [t.get_text() for t in figure.legends[0].get_texts()]
     return widths, texts, legend
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_lightning.benchmark.record import (
     BenchmarkResult,
+    Fastest,
     Machine,
     ModelSize,
     Run,
@@ -16,11 +17,13 @@ from ssl_lightning.benchmark.record import (
 )
 
 if TYPE_CHECKING:
-    from ssl_lightning.benchmark.latency import benchmark, interleave
+    from ssl_lightning.benchmark.latency import benchmark
     from ssl_lightning.benchmark.macs import count_macs, num_bytes, num_parameters
+    from ssl_lightning.benchmark.turns import interleave
 
 __all__ = [
     "BenchmarkResult",
+    "Fastest",
     "Machine",
     "ModelSize",
     "Run",
@@ -34,7 +37,7 @@ __all__ = [
 
 _LAZY = {
     "benchmark": "latency",
-    "interleave": "latency",
+    "interleave": "turns",
     "count_macs": "macs",
     "num_bytes": "macs",
     "num_parameters": "macs",

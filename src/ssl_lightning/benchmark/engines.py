@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.benchmark.csr import CsrProduct
+from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.suggest import pick
 
 Call = Callable[[], object]
@@ -30,6 +33,13 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
 }
 """Engine -> what it needs beside torch."""
+
+TORCH_ENGINES = ("eager", "compile")
+TORCH_ONLY = (ColumnSparseConv2d, CsrProduct)
+"""Layers with operators that exporters cannot write down."""
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Of the largest output: how far an engine may be from eager."""
 
 
 def prepare(engine: str, model: nn.Module, example_input: Tensor) -> Call:
@@ -49,15 +59,75 @@ def prepare(engine: str, model: nn.Module, example_input: Tensor) -> Call:
         >>> call().shape
         torch.Size([1, 2])
     """
-    build = pick("engine", engine, _ENGINES)
+    require(engine)
+    own = {type(layer).__name__ for layer in model.modules() if isinstance(layer, TORCH_ONLY)}
+    if own and engine not in TORCH_ENGINES:
+        raise ValueError(
+            f"The engine {engine!r} does not know the operators of {' and '.join(sorted(own))}. "
+            "Run such layers in eager or compile."
+        )
+    with torch.inference_mode():
+        return _ENGINES[engine](model, example_input)
+
+
+@torch.no_grad()
+def prepare_checked(engine: str, model: nn.Module, example_input: Tensor, expected: object) -> Call:
+    """As :func:`prepare`, if the engine computes what eager does.
+
+    Args:
+        engine: one of :data:`PACKAGES`.
+        model: as :func:`prepare` takes it.
+        example_input: batch.
+        expected: eager's output for it.
+
+    Raises:
+        ValueError: as :func:`prepare`, or if the output is no tensor or differs by more than
+            :data:`TOLERANCE`. Exporters and compilers raise errors of their own.
+
+    Example:
+        >>> model, x = nn.Linear(3, 2).eval(), torch.ones(1, 3)
+        >>> prepare_checked("eager", model, x, torch.zeros(1, 2))
+        Traceback (most recent call last):
+        ...
+        ValueError: The engine 'eager' computes something else: expected outputs within ...
+    """
+    if not isinstance(expected, Tensor):
+        raise ValueError(
+            f"The engine {engine!r} expects a model that returns one tensor, got "
+            f"{type(expected).__name__}. Measure such a model in eager."
+        )
+    call = prepare(engine, model, example_input)
+    found = call()
+    assert isinstance(found, Tensor)
+    bound = TOLERANCE[example_input.dtype] * float(expected.abs().max())
+    error = float((found.double() - expected.double()).abs().max())
+    if not error <= bound:
+        raise ValueError(
+            f"The engine {engine!r} computes something else: expected outputs within {bound:.2g} "
+            f"of eager's, got a difference of {error:.2g}. Do not use it for this model."
+        )
+    return call
+
+
+def require(engine: str) -> None:
+    """Make sure that there is such an engine, and that its packages are installed.
+
+    Raises:
+        ValueError: if not.
+    """
+    pick("engine", engine, PACKAGES)
     missing = missing_packages(engine)
     if missing:
         raise ValueError(
             f"The engine {engine!r} needs {' and '.join(missing)}, not installed here. Install "
             "them with `pip install 'ssl-lightning[engines]'`, or leave the engine out."
         )
-    with torch.inference_mode():
-        return build(model, example_input)
+
+
+def forget_compiled() -> None:
+    """Drop all that torch.compile has compiled: it is for one number of threads."""
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import is slow
+        torch.compiler.reset()
 
 
 def missing_packages(engine: str) -> list[str]:
@@ -86,7 +156,6 @@ def _eager(model: nn.Module, x: Tensor) -> Call:
 
 
 def _compile(model: nn.Module, x: Tensor) -> Call:
-    torch.compiler.reset()  # compiled code is for one number of threads
     with _quiet():
         compiled = torch.compile(model, dynamic=False)
         compiled(x)

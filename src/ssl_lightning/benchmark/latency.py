@@ -1,214 +1,266 @@
-"""Latency of several models measured side by side, interleaved in one run."""
+"""Latency of several models measured side by side, in several engines, interleaved in one run."""
 
-import math
+import copy
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.timer import timer as default_clock
 
-from ssl_lightning.benchmark.layers import Call, layer_calls, layer_macs
+from ssl_lightning.benchmark.engines import (
+    engine_versions,
+    forget_compiled,
+    installed_engines,
+    prepare_checked,
+    require,
+)
+from ssl_lightning.benchmark.layers import layer_calls, layer_macs
 from ssl_lightning.benchmark.machine import machine, memory_format
 from ssl_lightning.benchmark.macs import count_macs, evaluating, num_bytes, num_parameters
-from ssl_lightning.benchmark.record import BenchmarkResult, ModelSize, Run, Timing
+from ssl_lightning.benchmark.record import BenchmarkResult, Fastest, ModelSize, Run
+from ssl_lightning.benchmark.turns import Call, Turns, interleave, num_threads, take_turns
+from ssl_lightning.suggest import pick
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+Key = tuple[str, str]  # engine, model
 
 
 def benchmark(
     models: Mapping[str, nn.Module],
     example_input: Tensor,
     *,
-    repeats: int = 30,
+    engines: Sequence[str] | str = "eager",
+    batch_size: Sequence[int] | int | None = None,
+    dtype: Sequence[str] | str | None = None,
     threads: Sequence[int] | int | None = None,
+    repeats: int = 30,
     warmup: int = 3,
     per_layer: bool = True,
     min_run_time: float = 0.002,
 ) -> BenchmarkResult:
-    """Measure the latency of models side by side, whole and layer by layer.
+    """Measure the latency of models side by side in several engines, whole and layer by layer.
 
-    The models take turns (A B C, C B A, A B C, ...), so that a slow moment of the machine hits all
-    of them alike and none is favoured by what ran before it; the ratio is the median of the ratios
-    within a round. Evaluation mode and inference mode; modes and the number of threads are put
-    back afterwards.
+    For each type, batch size and number of threads, all models in all engines take turns (A B C,
+    C B A, A B C, ...), so that a slow moment of the machine hits all of them alike and none is
+    favoured by what ran before it; a ratio is the median of the ratios within a round. Evaluation
+    mode and inference mode; modes and the number of threads are put back afterwards.
+
+    Before it is timed, the output of every engine is compared with eager's. What an engine cannot
+    run is left out, with the reason in the record.
 
     A layer is a convolution or linear layer of any of the models; in the others it is the module
-    of that name, whatever its type. It is timed alone, on the input that reaches it in its own
-    model. A model in which the layer is gone (or an identity) has no timing for it.
+    of that name, whatever its type. It is timed alone in eager, on the input that reaches it in its
+    own model. A model in which the layer is gone (or an identity) has no timing for it.
 
     Args:
         models: name -> model; ratios refer to the first one, such as
             ``{"dense": a, "masked": b, "compact": c}``.
         example_input: batch ``(N, ...)`` in the type, memory format and device to measure.
-        repeats: rounds; each gives one sample per model.
+        engines: one or several of ``"eager"`` (always measured, first), ``"compile"``,
+            ``"onnxruntime"`` and ``"openvino"``, or ``"all"`` that are installed.
+        batch_size: images per call, one number or several, for which ``example_input`` is cut or
+            repeated; None takes it as it is.
+        dtype: one or several of ``"float32"``, ``"bfloat16"`` and ``"float64"``, to which copies of
+            the models are converted; None keeps the type of ``example_input``.
         threads: intra-op threads, or several numbers of them; None keeps torch's present number.
+        repeats: rounds; each gives one sample per model and engine.
         warmup: untimed rounds before.
         per_layer: also time each convolution and linear layer.
         min_run_time: seconds that one sample lasts at least, by repeating the call.
 
     Returns:
-        Timings, multiply-adds of the batch, parameters, bytes, and where it was measured.
+        Timings, multiply-adds of one image, parameters, bytes, and where it was measured.
 
     Raises:
-        ValueError: if there is no model, an argument is out of range or the outputs of the
-            models differ in shape.
+        ValueError: if there is no model, an argument is out of range, an engine is unknown or not
+            installed, or the outputs of the models differ in shape.
 
     Example:
         >>> models = {"wide": nn.Linear(64, 10), "narrow": nn.Linear(64, 10, bias=False)}
         >>> result = benchmark(models, torch.zeros(8, 64), repeats=3, threads=1, min_run_time=1e-4)
         >>> result.models["wide"].macs, result.run(threads=1).network["wide"].ratio
-        (5120, 1.0)
+        (640, 1.0)
     """
-    counts = _thread_counts(threads)
-    _check(models, example_input, repeats, warmup, min_run_time, counts)
-    time = partial(interleave, repeats=repeats, warmup=warmup, min_run_time=min_run_time)
+    counts = _several(torch.get_num_threads() if threads is None else threads)
+    batches = _several(_batch_of(example_input) if batch_size is None else batch_size)
+    kinds = _several(_name(example_input.dtype) if dtype is None else dtype)
+    chosen = list(dict.fromkeys(["eager", *_engines(engines)]))
+    _check(models, repeats, warmup, min_run_time, {"threads": counts, "batch_size": batches})
+    time = {"repeats": repeats, "warmup": warmup, "min_run_time": min_run_time}
+    image = example_input[:1]
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        own = {n: count_macs(m, example_input, per_layer=True) for n, m in models.items()}
+        own = {n: count_macs(m, image, per_layer=True) for n, m in models.items()}
         stack.enter_context(torch.inference_mode())
-        _check_outputs(models, example_input)
-        network = {name: partial(model, example_input) for name, model in models.items()}
-        layers = layer_calls(models, example_input) if per_layer else {}
-        runs = tuple(_run(network, layers, count, time) for count in counts)
+        _check_outputs(models, image)
+        runs = []
+        for kind, size in product(kinds, batches):
+            converted, x = _converted(models, _batch(example_input, size), kind)
+            for count in counts:
+                with num_threads(count):
+                    runs.append(_run(converted, x, chosen, per_layer, time))
+    layers = dict.fromkeys(layer for run in runs for layer in run.layers)
     return BenchmarkResult(
         machine=machine(example_input.device),
-        batch_size=example_input.shape[0],
+        versions=engine_versions(),
         input_shape=tuple(example_input.shape[1:]),
-        dtype=str(example_input.dtype).removeprefix("torch."),
         memory_format=memory_format(example_input),
         models={name: _size(model, own[name]) for name, model in models.items()},
         layer_macs={name: layer_macs(models, own, name) for name in layers},
-        runs=runs,
+        runs=tuple(runs),
     )
-
-
-def interleave(
-    calls: Mapping[str, Call],
-    *,
-    repeats: int,
-    warmup: int,
-    min_run_time: float,
-    clock: Callable[[], float] = default_clock,
-) -> dict[str, Timing]:
-    """Time the calls in turns (A B, B A, A B, ...), at torch's present number of threads.
-
-    Each sample is taken by :meth:`torch.utils.benchmark.Timer.timeit`, which runs the call at
-    least twice before it starts its clock, and never reports less than a nanosecond.
-
-    Args:
-        calls: name -> function without arguments; ratios refer to the first.
-        repeats: rounds.
-        warmup: untimed rounds before.
-        min_run_time: seconds that one sample lasts at least.
-        clock: seconds; torch's own waits for the GPU.
-
-    Returns:
-        One timing per call, in the same order.
-    """
-    threads = torch.get_num_threads()
-    timers = {
-        name: Timer("call()", globals={"call": call}, num_threads=threads, timer=clock)
-        for name, call in calls.items()
-    }
-    for _ in range(warmup):
-        for timer in timers.values():
-            timer.timeit(1)
-    loops = {name: _loops(timer.timeit(1).mean, min_run_time) for name, timer in timers.items()}
-    samples: dict[str, list[float]] = {name: [] for name in timers}
-    for i in range(repeats):
-        for name in reversed(timers) if i % 2 else timers:
-            samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
-    first = next(iter(samples.values()))
-    return {name: _timing(values, first, loops[name]) for name, values in samples.items()}
-
-
-def _loops(seconds: float, min_run_time: float) -> int:
-    """Return how many calls of that duration last ``min_run_time`` (at most a million)."""
-    return min(max(math.ceil(min_run_time / seconds), 1), 1_000_000)
-
-
-def _timing(samples: list[float], first: list[float], loops: int) -> Timing:
-    ratios = [mine / base for mine, base in zip(samples, first, strict=True)]
-    return Timing(
-        median_ms=statistics.median(samples),
-        iqr_ms=interquartile_range(samples),
-        ratio=statistics.median(ratios),
-        ratio_iqr=interquartile_range(ratios),
-        num_samples=len(samples),
-        calls_per_sample=loops,
-    )
-
-
-def interquartile_range(values: Sequence[float]) -> float:
-    """Return the distance between the quartiles, 0 for a single value.
-
-    Example:
-        >>> interquartile_range([1.0, 2.0, 3.0, 4.0, 5.0])
-        2.0
-    """
-    if len(values) < 2:
-        return 0.0
-    quartiles = statistics.quantiles(values, n=4, method="inclusive")
-    return quartiles[2] - quartiles[0]
 
 
 def _run(
-    network: Mapping[str, Call],
-    layers: Mapping[str, Mapping[str, Call]],
-    threads: int,
-    time: Callable[[Mapping[str, Call]], dict[str, Timing]],
+    models: Mapping[str, nn.Module],
+    x: Tensor,
+    engines: Sequence[str],
+    per_layer: bool,
+    time: Mapping[str, Any],
 ) -> Run:
-    with num_threads(threads):
-        whole = time(network)
-        return Run(threads, whole, {name: time(calls) for name, calls in layers.items()})
+    """Time all models in all engines, and their layers, at torch's present number of threads."""
+    calls, left_out = _prepared(models, x, engines)
+    turns = take_turns(calls, **time)
+    running = {name: model for name, model in models.items() if ("eager", name) in calls}
+    layers = layer_calls(running, x) if per_layer else {}
+    base = next(iter(calls))
+    return Run(
+        dtype=_name(x.dtype),
+        batch_size=len(x),
+        threads=torch.get_num_threads(),
+        engines={
+            engine: {name: turns.timing((e, name), base) for e, name in calls if e == engine}
+            for engine in dict.fromkeys(engine for engine, _ in calls)
+        },
+        fastest=_fastest(turns, base[1]),
+        left_out=left_out,
+        layers={name: interleave(found, **time) for name, found in layers.items()},
+    )
 
 
-@contextmanager
-def num_threads(threads: int) -> Iterator[None]:
-    """Set torch's intra-op threads and put the former number back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _prepared(
+    models: Mapping[str, nn.Module], x: Tensor, engines: Sequence[str]
+) -> tuple[dict[Key, Call], dict[str, str]]:
+    """Return what can be timed, and what cannot: ``"model, engine"`` -> why."""
+    forget_compiled()
+    calls: dict[Key, Call] = {}
+    left_out = {}
+    expected = {}
+    for name, model in models.items():
+        try:
+            expected[name] = model(x)
+        except Exception as error:  # whatever a model's code raises
+            if not calls:  # the first model is what all others are compared with
+                raise
+            left_out[f"{name}, eager"] = _reason(error)
+            continue
+        calls["eager", name] = partial(model, x)
+    for engine, name in product(engines[1:], expected):
+        try:
+            calls[engine, name] = prepare_checked(engine, models[name], x, expected[name])
+        except Exception as error:  # exporters and compilers raise all kinds
+            left_out[f"{name}, {engine}"] = _reason(error)
+    return calls, left_out
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, shortened, with its type unless that is ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return textwrap.shorten(kind + (lines[0] if lines else "no message"), 240, placeholder=" ...")
+
+
+def _fastest(turns: Turns[Key], first: str) -> dict[str, Fastest]:
+    """Return for each model its fastest engine, compared with the first model's fastest."""
+    medians = {key: statistics.median(samples) for key, samples in turns.samples.items()}
+    best = {
+        name: min((key for key in medians if key[1] == name), key=medians.__getitem__)
+        for _, name in medians
+    }
+    timings = {name: turns.timing(key, best[first]) for name, key in best.items()}
+    return {name: Fastest(best[name][0], t.ratio, t.ratio_iqr) for name, t in timings.items()}
+
+
+def _converted(
+    models: Mapping[str, nn.Module], x: Tensor, dtype: str
+) -> tuple[Mapping[str, nn.Module], Tensor]:
+    """Return models and input in that type: copies, unless they have it already."""
+    kind = pick("type", dtype, DTYPES)
+    if x.dtype == kind:
+        return models, x
+    with torch.inference_mode(False), torch.no_grad():
+        return {name: copy.deepcopy(model).to(kind) for name, model in models.items()}, x.to(kind)
+
+
+def _batch(x: Tensor, size: int) -> Tensor:
+    """Return so many images, from the first on and again."""
+    return torch.cat([x] * -(-size // len(x)))[:size] if size > len(x) else x[:size]
+
+
+def _batch_of(x: Tensor) -> int:
+    """Return the batch size.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if x.dim() < 2:
+        raise ValueError(
+            f"benchmark: expected `example_input` with a batch dimension, got the shape "
+            f"{tuple(x.shape)}. Add one with `x.unsqueeze(0)`."
+        )
+    return len(x)
+
+
+def _engines(engines: Sequence[str] | str) -> list[str]:
+    """Return the names of the engines.
+
+    Raises:
+        ValueError: if one is unknown, or not installed.
+    """
+    if engines == "all":
+        return installed_engines()
+    names = _several(engines)
+    for name in names:
+        require(name)
+    return names
+
+
+def _several(values: Any) -> list[Any]:
+    """Return one value or several as a list."""
+    return [values] if isinstance(values, (str, int)) else list(values)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _size(model: nn.Module, own: Mapping[str, int]) -> ModelSize:
     return ModelSize(sum(own.values()), num_parameters(model), num_bytes(model))
 
 
-def _thread_counts(threads: Sequence[int] | int | None) -> list[int]:
-    if threads is None:
-        return [torch.get_num_threads()]
-    return [threads] if isinstance(threads, int) else list(threads)
-
-
 def _check(
     models: Mapping[str, nn.Module],
-    example_input: Tensor,
     repeats: int,
     warmup: int,
     min_run_time: float,
-    threads: Sequence[int],
+    several: Mapping[str, Sequence[int]],
 ) -> None:
     if not models:
         raise ValueError(
             "benchmark: expected at least one model, got none. "
             'Give a dict such as {"dense": model, "compact": smaller}.'
         )
-    if example_input.dim() < 2:
-        raise ValueError(
-            f"benchmark: expected `example_input` with a batch dimension, got the shape "
-            f"{tuple(example_input.shape)}. Add one with `x.unsqueeze(0)`."
-        )
-    if not threads:
-        raise ValueError("benchmark: expected a number of `threads`, got none. Give 1 or None.")
-    lowest = {"repeats": (repeats, 1), "warmup": (warmup, 0), "threads": (min(threads), 1)}
+    for argument, values in several.items():
+        if not values:
+            raise ValueError(f"benchmark: expected a number as `{argument}`, got none. Give 1.")
+    lowest = {"repeats": (repeats, 1), "warmup": (warmup, 0)}
+    lowest |= {argument: (min(values), 1) for argument, values in several.items()}
     for argument, (value, minimum) in lowest.items():
         if value < minimum:
             raise ValueError(

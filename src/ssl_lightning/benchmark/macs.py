@@ -27,9 +27,9 @@ def count_macs(
 
     Half of what :class:`torch.utils.flop_counter.FlopCounterMode` counts: convolutions and
     matrix products (linear layers and both products of attention); element-wise work, pooling and
-    normalisation count nothing. FLOPs are twice this number. An operator that torch does not know
-    counts nothing either, unless its formula was registered with
-    :func:`torch.utils.flop_counter.register_flop_formula`.
+    normalisation count nothing, nor do the zeros of a matrix in compressed sparse rows. FLOPs are
+    twice this number. An operator that torch does not know counts nothing either, unless its
+    formula was registered with :func:`torch.utils.flop_counter.register_flop_formula`.
 
     The model is left as it was: mode, gradients and buffers.
 
@@ -49,7 +49,7 @@ def count_macs(
         >>> count_macs(model, torch.zeros(1, 1, 4, 4), per_layer=True)
         {'0': 72, '2': 80}
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _product_flops})
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(_countable_attention())
@@ -60,6 +60,15 @@ def count_macs(
     if per_layer:
         return {name: int(flops // 2) for name, flops in own.items() if flops}
     return int(counter.get_total_flops() // 2)
+
+
+def _product_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of a matrix product; in compressed sparse rows zeros count nothing."""
+    elements = left._nnz() if left.layout == torch.sparse_csr else left.numel()
+    return 2 * int(elements) * int(right.shape[1])
+
+
+_product_flops._get_raw = True  # type: ignore[attr-defined]  # given tensors, not their shapes
 
 
 def own_copies(model: nn.Module) -> dict[str, Tensor]:

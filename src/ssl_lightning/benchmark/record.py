@@ -35,7 +35,7 @@ class ModelSize:
     """What a model costs apart from time.
 
     Attributes:
-        macs: multiply-adds of one forward pass of the whole batch.
+        macs: multiply-adds of one image (a batch of size 1).
         num_parameters: elements of all parameters.
         num_bytes: bytes of all parameters and buffers.
     """
@@ -65,18 +65,48 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Run:
-    """All timings at one number of threads.
+class Fastest:
+    """A model in its fastest engine, against the first model in the engine fastest for that one.
 
     Attributes:
-        threads: intra-op threads of torch.
-        network: timing of each whole model.
-        layers: layer name -> model -> timing; a model without that layer has no entry.
+        engine: the one with the smallest median.
+        ratio: median over the rounds of this latency / the first model's in its fastest engine.
+        ratio_iqr: interquartile range of those ratios.
     """
 
+    engine: str
+    ratio: float
+    ratio_iqr: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """All timings of one type, batch size and number of threads.
+
+    Attributes:
+        dtype: of the numbers, such as ``"float32"``.
+        batch_size: images per call.
+        threads: intra-op threads.
+        engines: engine -> model -> timing of the whole model. Eager is the first of them; all
+            ratios refer to the first model in it.
+        fastest: model -> its fastest engine.
+        left_out: ``"model, engine"`` -> why it could not be timed.
+        layers: layer name -> model -> timing in eager, with the ratio to the first model's layer;
+            a model without that layer has no entry.
+    """
+
+    dtype: str
+    batch_size: int
     threads: int
-    network: dict[str, Timing]
+    engines: dict[str, dict[str, Timing]]
+    fastest: dict[str, Fastest]
+    left_out: dict[str, str]
     layers: dict[str, dict[str, Timing]]
+
+    @property
+    def network(self) -> dict[str, Timing]:
+        """Timing of each whole model in the first engine."""
+        return next(iter(self.engines.values()))
 
 
 @dataclass(frozen=True)
@@ -85,31 +115,30 @@ class BenchmarkResult:
 
     Attributes:
         machine: where it was measured.
-        batch_size: size of dimension 0 of the input.
-        input_shape: the other dimensions.
-        dtype: of the input, such as ``"float32"``.
+        versions: package -> version of what the engines run on.
+        input_shape: of one image, all dimensions but the batch.
         memory_format: ``"contiguous"``, ``"channels_last"`` or ``"strided"`` (neither).
         models: size of each model, in the order of measurement.
-        layer_macs: layer name -> model -> multiply-adds of the batch.
-        runs: one per number of threads.
+        layer_macs: layer name -> model -> multiply-adds of one image.
+        runs: one per type, batch size and number of threads.
 
     Example:
         >>> machine = Machine("a processor", 2, "cpu", "3.11", "2.14")
         >>> size = ModelSize(macs=10, num_parameters=5, num_bytes=20)
-        >>> timing = Timing(1.5, 0.1, 1.0, 0.0, 30, 2)
-        >>> run = Run(threads=1, network={"dense": timing}, layers={})
-        >>> result = BenchmarkResult(machine, 1, (3, 8, 8), "float32", "contiguous",
+        >>> timings = {"eager": {"dense": Timing(1.5, 0.1, 1.0, 0.0, 30, 2)}}
+        >>> fastest = {"dense": Fastest("eager", 1.0, 0.0)}
+        >>> run = Run("float32", 1, 2, timings, fastest, left_out={}, layers={})
+        >>> result = BenchmarkResult(machine, {"torch": "2.14"}, (3, 8, 8), "contiguous",
         ...                          {"dense": size}, {}, (run,))
         >>> BenchmarkResult.from_dict(result.to_dict()) == result
         True
-        >>> result.run(threads=1).network["dense"].median_ms
+        >>> result.run(threads=2).network["dense"].median_ms
         1.5
     """
 
     machine: Machine
-    batch_size: int
+    versions: dict[str, str]
     input_shape: tuple[int, ...]
-    dtype: str
     memory_format: str
     models: dict[str, ModelSize]
     layer_macs: dict[str, dict[str, int]]
@@ -120,18 +149,23 @@ class BenchmarkResult:
         """Name of the model that the ratios refer to."""
         return next(iter(self.models))
 
-    def run(self, threads: int | None = None) -> Run:
-        """Return the run at ``threads`` threads, the first run if None.
+    def run(
+        self, threads: int | None = None, batch_size: int | None = None, dtype: str | None = None
+    ) -> Run:
+        """Return the first run of that number of threads, batch size and type; None is any.
 
         Raises:
-            ValueError: if nothing was measured at that number of threads.
+            ValueError: if that was not measured.
         """
+        wanted = {"threads": threads, "batch_size": batch_size, "dtype": dtype}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
         for run in self.runs:
-            if threads is None or run.threads == threads:
+            if all(getattr(run, name) == value for name, value in wanted.items()):
                 return run
+        known = [tuple(getattr(run, name) for name in wanted) for run in self.runs]
         raise ValueError(
-            f"BenchmarkResult.run: expected one of {[run.threads for run in self.runs]} threads, "
-            f"got {threads}. Measure again with `threads={threads}`."
+            f"BenchmarkResult.run: expected {', '.join(wanted)} among {known}, "
+            f"got {tuple(wanted.values())}. Measure it, too."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,12 +174,12 @@ class BenchmarkResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "BenchmarkResult":
-        """Build a result from :meth:`to_dict`.
+        """Build a result from :meth:`to_dict`, of this version or those before it.
 
         Raises:
             ValueError: if a field is missing, unknown or of another type, or nothing is in it.
         """
-        result = decode(cls, data, "benchmark")
+        result = decode(cls, upgrade(data), "benchmark")
         if not result.models or not result.runs:
             raise ValueError(
                 "benchmark: expected at least one entry in `models` and in `runs`, got none. "
@@ -165,3 +199,39 @@ class BenchmarkResult:
             ValueError: if the file is not such a record.
         """
         return cls.from_dict(load_json(path))
+
+
+def upgrade(data: Any) -> Any:
+    """Return the record of an earlier version in today's form, all else as it is.
+
+    Earlier there was one batch size and type, eager alone, and multiply-adds were the batch's.
+    """
+    if not isinstance(data, dict) or not {"dtype", "batch_size"} <= data.keys():
+        return data
+    try:
+        return _upgraded(dict(data))
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
+        return data  # malformed, and refused for it
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    setting = {"dtype": data.pop("dtype"), "batch_size": data.pop("batch_size")}
+    size = setting["batch_size"]
+    versions = {"torch": data["machine"]["torch"]}
+    models = {name: m | {"macs": m["macs"] // size} for name, m in data["models"].items()}
+    layers = {
+        layer: {name: macs // size for name, macs in found.items()}
+        for layer, found in data["layer_macs"].items()
+    }
+    runs = [_upgrade_run(run, setting) for run in data["runs"]]
+    return data | {"versions": versions, "models": models, "layer_macs": layers, "runs": runs}
+
+
+def _upgrade_run(run: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    run = dict(run)
+    network = run.pop("network")
+    fastest = {
+        name: {"engine": "eager", "ratio": timing["ratio"], "ratio_iqr": timing["ratio_iqr"]}
+        for name, timing in network.items()
+    }
+    return run | setting | {"engines": {"eager": network}, "fastest": fastest, "left_out": {}}

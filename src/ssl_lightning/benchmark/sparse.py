@@ -12,10 +12,16 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.benchmark.csr import CsrConv2d
-from ssl_lightning.benchmark.engines import Call, engine_versions, installed_engines, prepare
-from ssl_lightning.benchmark.latency import interleave, num_threads
+from ssl_lightning.benchmark.engines import (
+    Call,
+    engine_versions,
+    forget_compiled,
+    installed_engines,
+    prepare,
+)
 from ssl_lightning.benchmark.machine import machine
 from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.benchmark.turns import interleave, num_threads
 from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
 from ssl_lightning.suggest import pick
 
@@ -159,6 +165,7 @@ def measure_sparse(
     for count, batch, layer in product(threads, batch_sizes, layers):
         x = images(layer, batch).to(kind)
         with num_threads(count), torch.inference_mode():
+            forget_compiled()
             dense = {engine: prepare(engine, convolution(layer).to(kind), x) for engine in chosen}
             for case in (case for case in cases if case.layer == layer):
                 rows.append(_measure(case, x, dense, repeats))

@@ -1,7 +1,8 @@
-"""benchmark: dense, masked and compact networks side by side, and their errors."""
+"""benchmark: dense, masked and compact networks side by side in any engine, and their errors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning.benchmark import benchmark
+from ssl_lightning.benchmark.csr import with_csr_layers
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.report import RunReport, print_report
+from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.measuring import groups_left, measure_error
 
 
@@ -33,8 +36,12 @@ def benchmark_checkpoint(
     dense: str | None = None,
     compacted: str | None = None,
     data: str | None = None,
-    batch_size: int = 1,
+    forms: str | list[str] = ["dense", "masked", "compact"],  # noqa: B006 - read only, for --help
+    engines: str | list[str] = "eager",
+    batch_size: int | list[int] = 1,
+    dtype: str | list[str] = "float32",
     threads: int | list[int] | None = None,
+    per_layer: bool = True,
     repeats: int = 30,
     title: str | None = None,
     output: str | None = None,
@@ -51,24 +58,42 @@ def benchmark_checkpoint(
         compacted: folder of the compact network; default: it is made from the checkpoint.
         data: config whose ``data`` section names the test split to measure errors on, or ``none``;
             default: ``config.yaml`` in the folder above the checkpoint's, if there is one.
-        batch_size: images per forward pass.
+        forms: some of dense, masked, compact and csr: the masked network with its layers as sparse
+            products, which single zeros (l1) can be run with.
+        engines: eager (always measured), compile, onnxruntime, openvino, a list of them, or all
+            that are installed.
+        batch_size: images per forward pass, or a list of several.
+        dtype: float32, bfloat16, or a list of both.
         threads: number of threads to measure with, or a list of several; default: torch's own.
-        repeats: interleaved samples per network.
+        per_layer: also time every layer, in eager.
+        repeats: interleaved samples per network and engine.
         title: heading of the report.
         output: report to write; default: ``report.json`` in the folder above the checkpoint's.
     """
     trained = load_backbone(checkpoint)
     folder = Path(checkpoint).parent.parent
     shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
-    models = {
-        "dense": dense_baseline(trained, dense),
-        "masked": trained.model,
-        "compact": compact_network(trained.model, compacted, shape),
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "dense": lambda: dense_baseline(trained, dense),
+        "masked": lambda: trained.model,
+        "compact": lambda: compact_network(trained.model, compacted, shape),
+        "csr": lambda: with_csr_layers(trained.model),
     }
-    known = {k: m for k, m in models.items() if k != "dense" or dense is not None}
+    wanted = [forms] if isinstance(forms, str) else forms
+    models = {form: pick("form", form, makers)() for form in wanted}
+    known = {k: m for k, m in models.items() if k != "csr" and (k != "dense" or dense is not None)}
     errors = measure_errors(known, data_section(data, folder))
-    example = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
-    result = benchmark(models, example, repeats=repeats, threads=threads)
+    example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    result = benchmark(
+        models,
+        example,
+        engines=engines,
+        batch_size=batch_size,
+        dtype=dtype,
+        threads=threads,
+        per_layer=per_layer,
+        repeats=repeats,
+    )
     groups = groups_left(trained.original(), trained.model)
     content = RunReport(title or trained.name, errors, groups, result)
     path = Path(output) if output else folder / "report.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_lightning.cli.parse import call
-from ssl_lightning.report import RunReport, bar_chart, print_report
+from ssl_lightning.report import RunReport, bar_chart, engine_chart, has_engines, print_report
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -16,11 +16,12 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def report(path: str, figure: bool = True) -> None:
-    """Print the comparison table of a run and draw its bar chart.
+    """Print the comparison table of a run and draw its bar charts.
 
     Args:
         path: ``report.json`` that ``benchmark`` wrote, or the folder that holds it.
-        figure: also write ``report.png`` beside it.
+        figure: also write ``report.png`` beside it, and ``report-engines.png`` if several engines
+            or settings were measured.
     """
     file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -33,3 +34,7 @@ def report(path: str, figure: bool = True) -> None:
         picture = file.with_suffix(".png")
         bar_chart(content, picture)
         Console().print(f"Wrote {picture}")
+        if has_engines(content.benchmark):
+            picture = file.with_name(f"{file.stem}-engines.png")
+            engine_chart(content, picture)
+            Console().print(f"Wrote {picture}")

@@ -32,9 +32,10 @@ def time_ratio(dense: nn.Module, sparse: nn.Module, x: Tensor, *, rounds: int = 
     ]
     calls = [max(1, int(0.002 / max(timer.timeit(2).mean, 1e-9))) for timer in timers]
     ratios = []
-    for _ in range(rounds):
-        base, other = (t.timeit(n).mean for t, n in zip(timers, calls, strict=True))
-        ratios.append(other / base)
+    for i in range(rounds):
+        order = (0, 1) if i % 2 == 0 else (1, 0)  # a layer is slower or faster by what ran before
+        times = {who: timers[who].timeit(calls[who]).mean for who in order}
+        ratios.append(times[1] / times[0])
     return statistics.median(ratios)
 
 

@@ -2,10 +2,12 @@
 
 from ssl_lightning.report.charts import bar_chart
 from ssl_lightning.report.curves import curve_chart
+from ssl_lightning.report.engines import engine_chart, engine_table, has_engines
 from ssl_lightning.report.pictures import filter_grid, filter_picture, filter_pictures
+from ssl_lightning.report.printing import print_report
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.sparse import break_even_chart, sparse_table, speedup_chart
-from ssl_lightning.report.table import comparison_table, percent, print_report, short_count
+from ssl_lightning.report.table import comparison_table, percent, short_count
 
 __all__ = [
     "RunReport",
@@ -13,9 +15,12 @@ __all__ = [
     "break_even_chart",
     "comparison_table",
     "curve_chart",
+    "engine_chart",
+    "engine_table",
     "filter_grid",
     "filter_picture",
     "filter_pictures",
+    "has_engines",
     "percent",
     "print_report",
     "short_count",

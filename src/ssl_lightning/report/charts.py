@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 from ssl_lightning.benchmark.record import BenchmarkResult, Run
 from ssl_lightning.files import replacing
 from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.table import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#9aa5b1", "#e8a33d", "#1f6feb", "#2da44e", "#a371f7", "#cf222e")
 INK, PALE, GRID = "#24292f", "#6e7781", "#e4e7eb"
@@ -17,7 +19,7 @@ MAX_LAYERS = 16  # more would be unreadable; those with the most multiply-adds a
 Bars = dict[str, dict[str, float]]  # group of bars -> model -> percent
 
 
-def bar_chart(report: RunReport, path: str | Path, *, threads: int | None = None) -> None:
+def bar_chart(report: RunReport, path: str | Path, run: Run | None = None) -> None:
     """Draw multiply-adds and latency in percent of the first model's, as a PNG.
 
     Two panels side by side, each with the whole network and below it the layers; one bar per model
@@ -27,14 +29,11 @@ def bar_chart(report: RunReport, path: str | Path, *, threads: int | None = None
     Args:
         report: what to draw.
         path: PNG file to write.
-        threads: which run to draw; the first if None.
-
-    Raises:
-        ValueError: if nothing was measured at that number of threads.
+        run: which of its runs to draw, in eager; the first if None.
     """
     from matplotlib.figure import Figure
 
-    run, models = report.benchmark.run(threads), list(report.benchmark.models)
+    run, models = run or report.benchmark.run(), list(report.benchmark.models)
     panels = {"Multiply-adds": _macs(report), "Latency": _latency(report, run)}
     num_bars = (len(models) + 0.8) * len(panels["Latency"])
     figure = Figure(figsize=(10, 2.0 + 0.17 * num_bars), dpi=150, facecolor="white")
@@ -42,13 +41,21 @@ def bar_chart(report: RunReport, path: str | Path, *, threads: int | None = None
     for axes, (title, bars) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         _draw_bars(axes, bars, models)
         _decorate(axes, f"{title}, % of {models[0]}", list(bars))
-    figure.suptitle(report.title, fontsize=15, fontweight="bold", color=INK)
+    labels = [_legend(report, model) for model in models]
+    finish_figure(figure, report.title, labels, _conditions(report.benchmark, run), path)
+
+
+def finish_figure(
+    figure: "Figure", title: str, labels: list[str], conditions: str, path: str | Path
+) -> None:
+    """Set the title above, the legend of the first panel below, and write the PNG."""
+    figure.suptitle(title, fontsize=15, fontweight="bold", color=INK)
     legend = figure.legend(
         handles=figure.axes[0].get_legend_handles_labels()[0],
-        labels=[_legend(report, model) for model in models],
-        title=_conditions(report.benchmark, run),
+        labels=labels,
+        title=conditions,
         loc="outside lower center",
-        ncols=len(models),
+        ncols=len(labels),
         frameon=False,
         labelcolor=INK,
     )
@@ -89,10 +96,9 @@ def _legend(report: RunReport, model: str) -> str:
 
 
 def _conditions(record: BenchmarkResult, run: Run) -> str:
-    plural = "" if run.threads == 1 else "s"
     return (
-        f"{record.machine.processor}, {run.threads} thread{plural}, batch {record.batch_size}, "
-        f"{record.dtype}, torch {record.machine.torch}; shorter is faster"
+        f"{record.machine.processor}, {plural(run.threads, 'thread')}, batch {run.batch_size}, "
+        f"{run.dtype}, eager, torch {record.machine.torch}; shorter is faster"
     )
 
 
@@ -121,16 +127,21 @@ def _label(value: float | None) -> str:
 
 
 def _decorate(axes: "Axes", title: str, names: list[str]) -> None:
-    """Set title, ticks and grid; the whole network stands on top, apart from the layers."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=8)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.45, -0.55)
+    """Decorate a panel; the whole network stands on top, apart from the layers."""
+    decorate(axes, title, names)
     for label in axes.get_yticklabels()[:1]:  # the right panel has none
         label.set_fontweight("bold")
-    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     axes.axvline(100, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     if len(names) > 1:
         axes.axhline(0.5, color=PALE, linewidth=0.8)
+
+
+def decorate(axes: "Axes", title: str, names: list[str]) -> None:
+    """Set title, ticks and grid of groups of bars, from the top down."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "bottom"]].set_visible(False)

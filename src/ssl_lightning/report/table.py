@@ -1,9 +1,6 @@
 """The comparison as a table in the terminal: the whole network, then its layers."""
 
-from pathlib import Path
-
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,11 +9,10 @@ from ssl_lightning.report.run_report import RunReport
 
 NOTHING = "-"
 WHOLE = "whole network"
-WIDTH = 124  # characters; a narrower terminal wraps the lines, but no figure is cut
 TITLES = {"filters": "filters", "channels": "channels", "columns": "filter size"}
 
 
-def comparison_table(report: RunReport, *, threads: int | None = None) -> Table:
+def comparison_table(report: RunReport, run: Run | None = None) -> Table:
     """Lay out errors, kept groups, multiply-adds and latency of all models below each other.
 
     One block for the whole network and one per layer, with one row per model, so that it fits a
@@ -27,12 +23,9 @@ def comparison_table(report: RunReport, *, threads: int | None = None) -> Table:
 
     Args:
         report: what to show.
-        threads: which run to show; the first if None.
-
-    Raises:
-        ValueError: if nothing was measured at that number of threads.
+        run: which of its runs to show, in eager; the first if None.
     """
-    record, run = report.benchmark, report.benchmark.run(threads)
+    record, run = report.benchmark, run or report.benchmark.run()
     kinds = [kind for kind in TITLES if any(kind in layer for layer in report.layers.values())]
     table = Table(title=report.title, caption=_caption(record, run), box=SIMPLE_HEAD)
     table.add_column("layer", overflow="fold")
@@ -48,28 +41,6 @@ def comparison_table(report: RunReport, *, threads: int | None = None) -> Table:
         macs, timings = record.layer_macs.get(layer, {}), run.layers.get(layer, {})
         _add_block(table, report, layer, kept, macs, timings)
     return table
-
-
-def print_report(
-    path: str | Path, *, threads: int | None = None, console: Console | None = None
-) -> None:
-    """Show the comparison table of a report file, one table per number of threads.
-
-    Args:
-        path: file that :meth:`RunReport.save` wrote.
-        threads: show only this run.
-        console: where to print; standard output if None.
-
-    Raises:
-        ValueError: if the file is no report, or nothing was measured at that number of threads.
-    """
-    report = RunReport.load(path)
-    if console is None:
-        console = Console()
-        console = console if console.width >= WIDTH else Console(width=WIDTH)
-    shown = [run.threads for run in report.benchmark.runs] if threads is None else [threads]
-    for count in shown:
-        console.print(comparison_table(report, threads=count))
 
 
 def short_count(number: int) -> str:
@@ -99,13 +70,12 @@ def percent(part: float, whole: float) -> str:
 
 def _caption(record: BenchmarkResult, run: Run) -> str:
     shape = "x".join(map(str, record.input_shape))
-    plural = "" if run.threads == 1 else "s"
     return (
-        f"{run.threads} thread{plural}, batch {record.batch_size}, input {shape} {record.dtype} "
+        f"{plural(run.threads, 'thread')}, batch {run.batch_size}, input {shape} {run.dtype} "
         f"{record.memory_format}; {record.machine.processor}, {record.machine.num_cores} cores; "
         f"torch {record.machine.torch}, Python {record.machine.python}. "
-        f"MACs of the batch. Latency: median ± interquartile range; ratio to {record.baseline}, "
-        "measured in turns."
+        "MACs of one image. Latency in eager: median ± interquartile range; ratio to "
+        f"{record.baseline}, measured in turns."
     )
 
 
@@ -117,7 +87,10 @@ def _add_block(
     macs: dict[str, int],
     timings: dict[str, Timing],
 ) -> None:
-    """Add one row per model; the name and the kept groups stand in the first."""
+    """Add one row per model, one for all if there is nothing but the name and the kept groups."""
+    if not macs and not timings:
+        table.add_row(*map(Text, [name, *kept]), end_section=True)
+        return
     models = list(report.benchmark.models)
     style = "bold" if name == WHOLE else None
     for i, model in enumerate(models):
@@ -143,11 +116,27 @@ def _latency(timings: dict[str, Timing], model: str, baseline: str) -> list[str]
     if timing is None:
         return [NOTHING, NOTHING]
     ratio = f"{timing.ratio:.2f}" if baseline in timings else NOTHING
-    return [f"{_ms(timing.median_ms)} ± {_ms(timing.iqr_ms)}", ratio]
+    return [f"{milliseconds(timing.median_ms)} ± {milliseconds(timing.iqr_ms)}", ratio]
 
 
-def _ms(value: float) -> str:
+def milliseconds(value: float) -> str:
+    """Write a duration, shorter where it is long.
+
+    Example:
+        >>> [milliseconds(value) for value in (0.0123, 12.34)]
+        ['0.012', '12.3']
+    """
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number and what it counts.
+
+    Example:
+        >>> plural(1, "thread"), plural(2, "thread")
+        ('1 thread', '2 threads')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _kept(counts: list[int] | None) -> str:

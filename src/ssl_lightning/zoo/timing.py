@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.benchmark import benchmark, interleave
 from ssl_lightning.benchmark.machine import machine
+from ssl_lightning.benchmark.turns import num_threads
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.steps import STEP_SIZES
 from ssl_lightning.suggest import pick
@@ -150,14 +150,3 @@ def create_optimizer(given: Mapping[str, Any] | None, model: nn.Module) -> torch
     arguments = {**(given.get("init_args") or {}), "lr": LEARNING_RATE}
     optimizer: torch.optim.Optimizer = kind(model.parameters(), **arguments)
     return optimizer
-
-
-@contextmanager
-def num_threads(threads: int) -> Iterator[None]:
-    """Run the block with that many intra-op threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,136 @@
+"""Calls timed in turns, so that a slow moment of the machine hits all of them alike."""
+
+import math
+import statistics
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as default_clock
+
+from ssl_lightning.benchmark.record import Timing
+
+Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Turns(Generic[Name]):
+    """Samples of calls that were timed in turns.
+
+    Attributes:
+        samples: name -> milliseconds per call, one sample per round.
+        loops: name -> calls averaged in each sample.
+    """
+
+    samples: dict[Name, list[float]]
+    loops: dict[Name, int]
+
+    def ratios(self, name: Name, base: Name) -> list[float]:
+        """Return round by round the time of one call over that of another.
+
+        Example:
+            >>> Turns({"a": [2.0, 4.0], "b": [1.0, 4.0]}, {"a": 1, "b": 1}).ratios("b", "a")
+            [0.5, 1.0]
+        """
+        pairs = zip(self.samples[name], self.samples[base], strict=True)
+        return [mine / other for mine, other in pairs]
+
+    def timing(self, name: Name, base: Name) -> Timing:
+        """Return the statistics of a call; its ratio refers to ``base``."""
+        samples, ratios = self.samples[name], self.ratios(name, base)
+        return Timing(
+            median_ms=statistics.median(samples),
+            iqr_ms=interquartile_range(samples),
+            ratio=statistics.median(ratios),
+            ratio_iqr=interquartile_range(ratios),
+            num_samples=len(samples),
+            calls_per_sample=self.loops[name],
+        )
+
+
+def take_turns(
+    calls: Mapping[Name, Call],
+    *,
+    repeats: int,
+    warmup: int,
+    min_run_time: float,
+    clock: Callable[[], float] = default_clock,
+) -> Turns[Name]:
+    """Time the calls in turns (A B, B A, A B, ...), at torch's present number of threads.
+
+    Each sample is taken by :meth:`torch.utils.benchmark.Timer.timeit`, which runs the call at
+    least twice before it starts its clock, and never reports less than a nanosecond.
+
+    Args:
+        calls: name -> function without arguments.
+        repeats: rounds.
+        warmup: untimed rounds before.
+        min_run_time: seconds that one sample lasts at least.
+        clock: seconds; torch's own waits for the GPU.
+    """
+    threads = torch.get_num_threads()
+    timers = {
+        name: Timer("call()", globals={"call": call}, num_threads=threads, timer=clock)
+        for name, call in calls.items()
+    }
+    for _ in range(warmup):
+        for timer in timers.values():
+            timer.timeit(1)
+    loops = {name: _loops(timer.timeit(1).mean, min_run_time) for name, timer in timers.items()}
+    samples: dict[Name, list[float]] = {name: [] for name in timers}
+    for i in range(repeats):
+        for name in reversed(timers) if i % 2 else timers:
+            samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
+    return Turns(samples, loops)
+
+
+def interleave(
+    calls: Mapping[Name, Call],
+    *,
+    repeats: int,
+    warmup: int,
+    min_run_time: float,
+    clock: Callable[[], float] = default_clock,
+) -> dict[Name, Timing]:
+    """Time the calls as :func:`take_turns` does; return one timing per call, in the same order.
+
+    Ratios refer to the first call.
+    """
+    turns = take_turns(
+        calls, repeats=repeats, warmup=warmup, min_run_time=min_run_time, clock=clock
+    )
+    first = next(iter(calls))
+    return {name: turns.timing(name, first) for name in calls}
+
+
+def _loops(seconds: float, min_run_time: float) -> int:
+    """Return how many calls of that duration last ``min_run_time`` (at most a million)."""
+    return min(max(math.ceil(min_run_time / seconds), 1), 1_000_000)
+
+
+def interquartile_range(values: Sequence[float]) -> float:
+    """Return the distance between the quartiles, 0 for a single value.
+
+    Example:
+        >>> interquartile_range([1.0, 2.0, 3.0, 4.0, 5.0])
+        2.0
+    """
+    if len(values) < 2:
+        return 0.0
+    quartiles = statistics.quantiles(values, n=4, method="inclusive")
+    return quartiles[2] - quartiles[0]
+
+
+@contextmanager
+def num_threads(threads: int) -> Iterator[None]:
+    """Set torch's intra-op threads and put the former number back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
