@@ -36,6 +36,7 @@ from ssl_lightning.module.parts import (
     make_backbone,
     refuse_sharding,
     split_parameters,
+    start_from_,
     warn_of_untrained,
 )
 from ssl_lightning.penalties import (
@@ -82,6 +83,10 @@ class SSLLightningModule(pl.LightningModule):
         label_smoothing: of the training loss.
         channels_last: keep weights and images in channels-last layout, which is faster on CPUs.
         compile: run the backbone through ``torch.compile``.
+        init_from: a checkpoint that ``fit`` wrote, such as
+            ``runs/dense/checkpoints/last.ckpt``, or ``zoo:<name>``: its weights, and nothing else
+            of that run, are taken when training starts. Checkpoints hold the file's hash; a run
+            that is resumed does not read it again.
 
     Raises:
         ValueError: for an unknown backbone, kind or key, or a strength below 0.
@@ -111,6 +116,7 @@ class SSLLightningModule(pl.LightningModule):
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 - the field's name for it
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.penalties: list[Penalty] = [parse_penalty(given) for given in penalties or []]
@@ -136,6 +142,8 @@ class SSLLightningModule(pl.LightningModule):
             if num_classes is not None and isinstance(backbone, str):
                 self.backbone_arguments.setdefault("num_classes", num_classes)
             self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.init_from = init_from
+        self.initialised_from: dict[str, str] | None = None
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -429,7 +437,9 @@ class SSLLightningModule(pl.LightningModule):
     # --- hooks ----------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Fix the seed from which every training step's random numbers derive."""
+        """Take the weights to start from; fix the seed of every step's random numbers."""
+        if self.init_from is not None and self.initialised_from is None:  # else it is resumed
+            self.initialised_from = start_from_(self.backbone, self.init_from)
         if not getattr(self.trainer, "fast_dev_run", False):
             self.regularizer.check_active(self.trainer.max_epochs)
         for optimizer in self.trainer.optimizers:
@@ -479,6 +489,7 @@ class SSLLightningModule(pl.LightningModule):
             "run_seed": self.run_seed,
             "plans": plans_to_data(self.plans),
             "origin": None if self.origin is None else asdict(self.origin),
+            "initialised_from": self.initialised_from,
         }
         if self.started_from is not None:  # so that the checkpoint can be read without the zoo
             checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
@@ -493,6 +504,7 @@ class SSLLightningModule(pl.LightningModule):
             module._restore_plans(plans, origin)
         self.locks.load_state_dict(stored.get("locks", []))
         self.run_seed = stored.get("run_seed")
+        self.initialised_from = stored.get("initialised_from")
 
 
 def averaged_copies(trainer: pl.Trainer | None) -> Iterator[SSLLightningModule]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
+from ssl_lightning.compaction.store import RECIPE, WEIGHTS, Recipe, load_compact
 from ssl_lightning.zoo.entries import checked_entry
 
 PREFIX = "zoo:"
@@ -48,6 +48,16 @@ def load_with_recipe(
     """
     files = checked_entry(name, root)[1]
     return build(files, pretrained), read_recipe(files)
+
+
+def load_with_digest(name: str) -> tuple[nn.Module, str]:
+    """Return what :func:`load` does, and the sha256 of the file of its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`.
+    """
+    card, files = checked_entry(name)
+    return build(files), card.files[WEIGHTS].sha256
 
 
 def read_recipe(files: dict[str, bytes]) -> Recipe:
