@@ -209,6 +209,26 @@ def test_penalties_reach_zero_in_other_precisions(trainer, precision):
     assert torch.isfinite(norms).all()
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_of_fused_optimizers_are_clipped_where_nothing_is_scaled(trainer, algorithm):
+    """Under bf16 there is no gradient scaler, so that clipping is as right as anywhere."""
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        module = SSLLightningModule(
+            make_toy(), optimizer=partial(torch.optim.SGD, lr=0.05, fused=fused)
+        )
+        start = copy.deepcopy(weights(module))
+        trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=1e-4,
+                gradient_clip_algorithm=algorithm).fit(module, toy_loader())  # fmt: skip
+        found.append(weights(module))
+        moved = max(
+            float((found[-1][k] - v).abs().max()) for k, v in start.items() if "weight" in k
+        )
+        assert 0 < moved < 1e-3
+    assert_same(*found, rtol=1e-5, atol=1e-8)
+
+
 def test_compiled_backbone_trains_like_the_plain_one(trainer):
     plain = fitted(trainer, make_toy(), [FILTERS], epochs=1, limit_train_batches=3)
     module = SSLLightningModule(make_toy(), penalties=[FILTERS], optimizer=SGD, compile=True)
@@ -474,5 +494,7 @@ def test_what_cannot_be_started_from_is_named(trainer, dense, tmp_path):
         with pytest.raises(error, match=message):
             trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
     module = SSLLightningModule("lenet", {"num_classes": 11}, init_from=str(dense[1]))
-    with pytest.raises(ValueError, match=r"`fc2.weight` \(10, 500\) instead of \(11, 500\) and 1 m"):
+    with pytest.raises(
+        ValueError, match=r"`fc2.weight` \(10, 500\) instead of \(11, 500\) and 1 m"
+    ):
         trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))

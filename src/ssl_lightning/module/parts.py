@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -136,6 +137,14 @@ def warn_of_untrained(missing: Mapping[str, Sequence[str]]) -> None:
             f"{len(missing)} penalties have no effect while parameters of their groups are frozen, "
             f"such as {term} ({', '.join(names)}): a group becomes zero as a whole or not at all."
         )
+
+
+def clip_unscaled(
+    plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None
+) -> None:
+    """Clip gradients that no scaler has multiplied, whatever the optimizer."""
+    kind = GradClipAlgorithmType(algorithm or "norm")
+    Precision.clip_gradients(plugin, optimizer, value or 0.0, kind)
 
 
 def refuse_sharding(strategy: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
@@ -30,6 +31,7 @@ from ssl_lightning.groups import (
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.module.parts import (
     Origin,
+    clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
@@ -316,7 +318,12 @@ class SSLLightningModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient of the task loss, then add the subgradients of the penalties."""
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Its own method refuses fused optimizers, which unscale inside; here nothing is scaled.
+            clip_unscaled(plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.regularizer.add_subgradient_(self.epoch)
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
