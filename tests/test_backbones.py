@@ -390,4 +390,6 @@ def test_channel_response_norm_takes_bfloat16_and_keeps_the_layout():
     y = ChannelResponseNorm(5, alpha=0.5)(x.bfloat16())
     assert y.dtype == torch.bfloat16
     assert y.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(y.float(), nn.LocalResponseNorm(5, alpha=0.5)(x), rtol=0.02, atol=1e-2)
+    torch.testing.assert_close(
+        y.float(), nn.LocalResponseNorm(5, alpha=0.5)(x), rtol=0.02, atol=1e-2
+    )

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, zero_randomly_
-from ssl_lightning.backbones import BACKBONES, create_backbone
-from ssl_lightning.backbones import ChannelResponseNorm
+from ssl_lightning.backbones import BACKBONES, ChannelResponseNorm, create_backbone
 from ssl_lightning.compaction import apply_plan, compact, make_plan
 from ssl_lightning.compaction.modules import (
     WideGroupNorm,

@@ -164,7 +164,7 @@ def test_training_images_grow_and_validation_images_do_not(tmp_path):
     assert data.input_shape == (3, 40, 40)
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"training_sizes": {0: 4}}, r"`training_sizes \(pixels\)` to be at least 8, got 4"),
     ({"training_sizes": {-1: 16}}, r"`training_sizes \(epoch\)` to be at least 0, got -1"),
     ({"training_sizes": {0: 16}, "cache_size": None}, "needs images that are decoded once"),

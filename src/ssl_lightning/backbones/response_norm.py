@@ -47,7 +47,7 @@ def window_sum(x: Tensor, before: int, after: int) -> Tensor:
         >>> window_sum(torch.tensor([[1.0, 2.0, 4.0]]), before=1, after=0)
         tensor([[1., 3., 6.]])
     """
-    total: Tensor = WindowSum.apply(x, before, after)  # type: ignore[no-untyped-call]
+    total: Tensor = WindowSum.apply(x, before, after)
     return total
 
 

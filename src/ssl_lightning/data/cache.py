@@ -67,12 +67,11 @@ def cached_images(
 def write_pixels(path: Path, mark: Path, images: Iterable[UInt8Array]) -> None:
     """Write images one after the other, then the size and checksum of what was written."""
     checksum = number = 0
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            for image in images:
-                pixels = np.ascontiguousarray(image).tobytes()
-                checksum = zlib.crc32(pixels, checksum)
-                number += file.write(pixels)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for image in images:
+            pixels = np.ascontiguousarray(image).tobytes()
+            checksum = zlib.crc32(pixels, checksum)
+            number += file.write(pixels)
     with replacing(mark) as temporary:
         temporary.write_text(json.dumps({"num_bytes": number, "crc32": checksum}))
 

@@ -166,8 +166,6 @@ class ImageFolderDataModule(ImageDataModule):
         self._require("cache_size", image_size if cache_size is None else cache_size, 8)
         self.cache_size = cache_size
         self.cache_dir = default_cache_dir(cache_dir)
-        if cache_size is not None:
-            self.collate = as_is
 
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
@@ -182,6 +180,10 @@ class ImageFolderDataModule(ImageDataModule):
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image in a batch."""
         return (3, self.image_size, self.image_size)
+
+    def _loader_options(self) -> dict[str, Any]:
+        whole = {} if self.cache_size is None else {"collate_fn": as_is}
+        return {**super()._loader_options(), **whole}
 
     def _folder_of(self, split: Split) -> Path:
         if split == "train" or (split == "validation" and self.num_validation):
