@@ -221,7 +221,7 @@ def first_weight(model: nn.Module) -> Tensor | None:
 
 
 def first_filters(run: FinishedRun) -> dict[str, nn.Module | Tensor]:
-    """Return what to draw: filters before, by FilterPictures or a checkpoint, and the masked ones."""
+    """Return what to draw: filters before, of FilterPictures or a checkpoint, and the masked."""
     callbacks = read_checkpoint(run.folder / "checkpoints" / "last.ckpt").get("callbacks", {})
     for name, state in callbacks.items():
         if name.startswith("FilterPictures") and state["before"] is not None:
