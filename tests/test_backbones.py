@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_lightning.backbones import (
     BACKBONES,
     AlexNet,
+    ChannelResponseNorm,
     LeNet,
     PadShortcut,
     ResNetCIFAR,
@@ -360,3 +361,35 @@ def test_modules_refuse_impossible_arguments():
         PadShortcut(2, 4).source = (2,)
     with pytest.raises(ValueError, match="odd"):
         SpatialResponseNorm(4)
+
+
+NORMS = [
+    {"size": size, "alpha": alpha, "beta": beta, "k": k}
+    for size in (1, 2, 3, 4, 5, 9)
+    for alpha, beta, k in ((1e-4, 0.75, 1.0), (2.0, 0.75, 2.0), (0.5, 0.5, 0.1))
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("settings", NORMS, ids=str)
+def test_channel_response_norm_is_torchs(settings, layout):
+    """Values, gradients and second derivatives, also where the window is wider than the map."""
+    x = torch.randn(2, 6, 4, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    direction, found = torch.randn_like(x), []
+    for norm in (nn.LocalResponseNorm(**settings), ChannelResponseNorm(**settings)):
+        y = norm(x)
+        (slope,) = torch.autograd.grad((y * direction).sum(), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sin().sum(), x)
+        found.append((y, slope, bend))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_channel_response_norm_takes_bfloat16_and_keeps_the_layout():
+    x = torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)
+    y = ChannelResponseNorm(5, alpha=0.5)(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        y.float(), nn.LocalResponseNorm(5, alpha=0.5)(x), rtol=0.02, atol=1e-2
+    )

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -268,6 +268,33 @@ def test_filter_pictures_reach_tensorboard_and_file(trainer, tmp_path):
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     assert events.Tags()["images"] == ["filters"]
+
+
+def test_filter_pictures_show_before_and_after(trainer, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("ssl_lightning.callbacks.monitor.filter_pictures",
+                        lambda panels, path: drawn.append(panels))  # fmt: skip
+    kept = {}
+
+    class Keep(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            kept[trainer.current_epoch] = pl_module.backbone.conv1.weight.detach().clone().numpy()
+
+    def fit(epochs, module, **settings):
+        callbacks = [FilterPictures(before=1), Keep()]
+        trainer(max_epochs=epochs, callbacks=callbacks).fit(module, toy_loader(), **settings)
+        return callbacks[0]
+
+    first = toy_module()
+    fit(2, first)
+    first.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    fit(3, toy_module(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    for panels, last in zip(drawn, (1, 2), strict=True):
+        assert list(panels) == ["before", "after"]
+        np.testing.assert_array_equal(panels["before"], kept[0])
+        np.testing.assert_array_equal(panels["after"], kept[last])
+    with pytest.raises(ValueError, match="start=1 is never reached"):
+        fit(1, toy_module())
 
 
 def test_filter_pictures_name_the_convolutions_there_are(trainer):

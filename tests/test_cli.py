@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -222,6 +223,8 @@ def test_every_config_builds_and_its_penalties_fit(config, folder, monkeypatch):
     cli = SSLCLI(
         SSLLightningModule, LightningDataModule, subclass_mode_data=True, run=False, args=args
     )
+    start = content["model"].get("init_from", "")
+    assert not start or (ROOT / "configs" / f"{Path(start).parts[1]}.yaml").is_file()
     assert cli.trainer.default_root_dir.endswith(f"runs/{config.stem}")
     regularizer = cli.model.regularizer
     assert len(regularizer.penalties) == len(content["model"].get("penalties", []))
@@ -252,7 +255,29 @@ def test_every_config_trains(config, folder, monkeypatch):
     arguments = ["fit", f"--config={config}", "--trainer.fast_dev_run=2"]
     arguments += [f"--data.init_args.batch_size={batch}", "--data.init_args.eval_batch_size=16"]
     arguments += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--model.init_from=null"]) == 0
+
+
+def test_the_papers_recipe_trains_on_1000_classes(folder):
+    """One image per class of ImageNet, in the layout of the complete set."""
+    data = shared_data()
+    if data is None or not (data / "imagenet-samples.npz").is_file():
+        pytest.skip("needs imagenet-samples.npz: set SSL_DATA_DIR to its folder")
+    with np.load(data / "imagenet-samples.npz") as samples:
+        blob, offsets, wnids = samples["blob"].tobytes(), samples["offsets"], samples["wnids"]
+    for split, i in product(("train", "val"), range(1000)):
+        image = folder / "imagenet" / split / str(wnids[i]) / "0.JPEG"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(blob[offsets[i] : offsets[i + 1]])
+    config = ROOT / "configs" / "alexnet_imagenet_rows_columns.yaml"
+    arguments = ["fit", f"--config={config}", f"--data.init_args.root={folder / 'imagenet'}"]
+    arguments += ["--data.init_args.num_validation=100", "--data.init_args.num_workers=0"]
+    arguments += ["--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=4"]
+    arguments += ["--trainer.precision=bf16-mixed", "--trainer.fast_dev_run=3"]
+    arguments += ["--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
+    assert main([*arguments, "--trainer.accelerator=cpu"]) == 0
+    cached = ["--data.init_args.cache_size=128", f"--data.init_args.cache_dir={folder / 'cache'}"]
+    assert main([*arguments, "--trainer.accelerator=cpu", *cached]) == 0
 
 
 @pytest.mark.parametrize("overlay", LOGGERS, ids=lambda p: p.stem)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, zero_randomly_
-from ssl_lightning.backbones import BACKBONES, create_backbone
+from ssl_lightning.backbones import BACKBONES, ChannelResponseNorm, create_backbone
 from ssl_lightning.compaction import apply_plan, compact, make_plan
 from ssl_lightning.compaction.modules import (
     WideGroupNorm,
@@ -319,9 +319,10 @@ def test_a_layer_without_live_inputs_becomes_its_bias():
     assert not small.b.bias.requires_grad
 
 
+@pytest.mark.parametrize("kind", [nn.LocalResponseNorm, ChannelResponseNorm])
 @pytest.mark.parametrize("size", [3, 4, 5])
-def test_response_norm_keeps_its_neighbours(size):
-    net = Fn(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 12), n=nn.LocalResponseNorm(size, alpha=1.0))
+def test_response_norm_keeps_its_neighbours(size, kind):
+    net = Fn(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 12), n=kind(size, alpha=1.0))
     net.b = conv(12, 4)
     randomise_(net)
     zero_(net.a, [0, 3, 4, 8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
-from ssl_lightning import SSLLightningModule
+from ssl_lightning import SSLLightningModule, zoo
 from ssl_lightning.groups import group_norms
 from toy import make_toy, toy_loader
 
@@ -206,6 +207,26 @@ def test_penalties_reach_zero_in_other_precisions(trainer, precision):
     norms = group_norms(group_set, dict(module.backbone.named_parameters()))
     assert (norms == 0).any()
     assert torch.isfinite(norms).all()
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_of_fused_optimizers_are_clipped_where_nothing_is_scaled(trainer, algorithm):
+    """Under bf16 there is no gradient scaler, so that clipping is as right as anywhere."""
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        module = SSLLightningModule(
+            make_toy(), optimizer=partial(torch.optim.SGD, lr=0.05, fused=fused)
+        )
+        start = copy.deepcopy(weights(module))
+        trainer(max_epochs=1, precision="bf16-mixed", gradient_clip_val=1e-4,
+                gradient_clip_algorithm=algorithm).fit(module, toy_loader())  # fmt: skip
+        found.append(weights(module))
+        moved = max(
+            float((found[-1][k] - v).abs().max()) for k, v in start.items() if "weight" in k
+        )
+        assert 0 < moved < 1e-3
+    assert_same(*found, rtol=1e-5, atol=1e-8)
 
 
 def test_compiled_backbone_trains_like_the_plain_one(trainer):
@@ -409,3 +430,71 @@ def test_logged_figures(trainer):
     module.eval()
     error = 100 * (module(x).argmax(1) != y).float().mean()
     torch.testing.assert_close(run.callback_metrics["test/error"], error, rtol=1e-5, atol=1e-4)
+
+
+# --- starting from the weights of another run ---
+
+
+@pytest.fixture
+def dense(trainer, tmp_path):
+    """A checkpoint of a run on a small LeNet."""
+    torch.manual_seed(1)
+    module = SSLLightningModule("lenet", num_classes=10)
+    run = trainer(max_epochs=1)
+    run.fit(module, toy_loader(16, shape=(1, 28, 28)))
+    run.save_checkpoint(tmp_path / "dense.ckpt")
+    return module, tmp_path / "dense.ckpt"
+
+
+STILL = partial(torch.optim.SGD, lr=1e-12)
+
+
+def test_a_run_starts_from_the_weights_of_another_and_from_nothing_else(trainer, dense, tmp_path):
+    first, path = dense
+    module = SSLLightningModule("lenet", init_from=str(path), optimizer=STILL)
+    run = trainer(max_epochs=1)
+    run.fit(module, toy_loader(16, shape=(1, 28, 28)))
+    assert_same(weights(module), weights(first), rtol=0, atol=1e-9)
+    assert run.global_step == 2  # not that of the other run
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert module.initialised_from == {"source": str(path), "sha256": digest}
+    run.save_checkpoint(tmp_path / "second.ckpt")
+    path.unlink()  # needed no more
+    again = SSLLightningModule.load_from_checkpoint(tmp_path / "second.ckpt", weights_only=True)
+    assert_same(weights(again), weights(module), rtol=0, atol=0)
+    assert again.initialised_from == module.initialised_from
+    resumed = SSLLightningModule("lenet", init_from=str(path), optimizer=SGD)
+    trainer(max_epochs=2).fit(
+        resumed, toy_loader(16, shape=(1, 28, 28)), ckpt_path=tmp_path / "second.ckpt"
+    )
+    assert resumed.initialised_from == module.initialised_from
+
+
+def test_a_run_starts_from_an_entry_of_the_zoo(trainer, tmp_path):
+    name = "mlp_mnist_neuron"
+    module = SSLLightningModule(f"zoo:{name}", {"pretrained": False}, init_from=f"zoo:{name}",
+                                optimizer=STILL)  # fmt: skip
+    trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
+    assert_same(weights(module.backbone), weights(zoo.load(name)), rtol=0, atol=1e-9)
+    expected = zoo.card(name).files["model.safetensors"].sha256
+    assert module.initialised_from == {"source": f"zoo:{name}", "sha256": expected}
+
+
+def test_what_cannot_be_started_from_is_named(trainer, dense, tmp_path):
+    (tmp_path / "bad.ckpt").write_bytes(dense[1].read_bytes()[:-100])
+    torch.save({"state_dict": {}, "hook": print}, tmp_path / "code.ckpt")
+    for source, error, message in (
+        (tmp_path / "none.ckpt", FileNotFoundError, "No checkpoint at .*none.ckpt"),
+        (tmp_path / "bad.ckpt", ValueError, "truncated or damaged"),
+        (tmp_path / "code.ckpt", ValueError, "truncated or damaged, or no checkpoint of tensors"),
+        ("zoo:lenet_mnist_shap", ValueError, "Did you mean lenet_mnist_shape"),
+        ("zoo:lenet_mnist_shape", ValueError, "expected the weights of LeNet, got .* Give the sam"),
+    ):
+        module = SSLLightningModule("lenet", init_from=str(source))
+        with pytest.raises(error, match=message):
+            trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
+    module = SSLLightningModule("lenet", {"num_classes": 11}, init_from=str(dense[1]))
+    with pytest.raises(
+        ValueError, match=r"`fc2.weight` \(10, 500\) instead of \(11, 500\) and 1 m"
+    ):
+        trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))

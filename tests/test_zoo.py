@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,16 +15,20 @@ from safetensors.torch import load as parse_tensors
 
 from conftest import ROOT, shared_data
 from ssl_lightning import SSLLightningModule, create_backbone, load_backbone, zoo
+from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.benchmark.table4 import TABLE4
 from ssl_lightning.cli import main
 from ssl_lightning.compaction import load_compact
 from ssl_lightning.data import MNISTDataModule
-from ssl_lightning.zoo import publishing, upgrading, verifying
+from ssl_lightning.zoo import publishing, timing, upgrading, verifying
 from ssl_lightning.zoo.cards import (
     CARD,
     CONFIG,
     CURVES,
     FILES,
     GOLDEN,
+    MODEL,
+    OF_WEIGHTS,
     PAGE,
     REQUIRED,
     SCHEMA,
@@ -32,9 +37,10 @@ from ssl_lightning.zoo.cards import (
     serial,
 )
 from ssl_lightning.zoo.curves import parse_curves, read_log
-from ssl_lightning.zoo.measuring import measure_error
+from ssl_lightning.zoo.measuring import measure_error, open_test_split
 from ssl_lightning.zoo.pages import entry_page, table_page
-from ssl_lightning.zoo.records import SeedResult, median_result
+from ssl_lightning.zoo.records import SeedResult, StoredFile, Weights, median_result
+from ssl_lightning.zoo.runs import read_run
 from ssl_lightning.zoo.timing import create_optimizer, measure_step_cost, training_step
 from test_cli import short_run
 
@@ -93,10 +99,12 @@ def test_every_figure_of_every_entry_is_measured_again(name):
     needed = zoo.card(name).data.name
     if needed != "mnist" and shared_data() is None:
         pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
-    checks = zoo.verify(name, latency=False)
-    assert [check for check in checks if not check.ok] == []
+    card, checks = zoo.card(name), zoo.verify(name, latency=False)
+    unstored = [] if card.weights.unstored is None else ["test error %"]
+    assert [check.what for check in checks if not check.ok] == unstored
     whats = " ".join(check.what for check in checks)
-    for what in (*REQUIRED, "MACs", "parameters", "golden", "test error", "groups", "penalties"):
+    wanted = [file for file in REQUIRED if not unstored or file not in OF_WEIGHTS]
+    for what in (*wanted, "MACs", "parameters", "test error", "groups", "penalties"):
         assert what in whats
 
 
@@ -104,7 +112,9 @@ def test_every_figure_of_every_entry_is_measured_again(name):
 def test_every_entry_is_small_and_names_no_place_of_a_machine(name):
     folder = ZOO / name
     assert {path.name for path in folder.iterdir()} == {CARD, *zoo.card(name).files}
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    large = zoo.card(name).data.name == "imagenette"  # 8 images of 227 pixels are 5 MB
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size < (46_000_000 if large else 2_000_000)
     for file in (CARD, CONFIG, PAGE):
         text = (folder / file).read_text()
         assert not [word for word in text.split() if word.strip("\"'").startswith("/")]
@@ -112,8 +122,13 @@ def test_every_entry_is_small_and_names_no_place_of_a_machine(name):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_golden_batch_is_real_test_images(name):
+    card = zoo.card(name)
+    if card.weights.unstored is not None:
+        pytest.skip("an entry without weights has no golden outputs")
+    if card.data.name != "mnist" and shared_data() is None:
+        pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
     golden = parse_tensors((ZOO / name / GOLDEN).read_bytes())
-    data = MNISTDataModule(normalize=zoo.card(name).data.normalize)
+    data = open_test_split(card.data, golden["input"].shape[1:])
     images = next(iter(data.test_dataloader()))[0][:8]
     torch.testing.assert_close(golden["input"], images)
 
@@ -285,7 +300,13 @@ def test_a_card_survives_the_trip():
         ({"unmeasured": {}}, "expected a reason for controls, got none"),
         ({"seeds": []}, "expected at least one run"),
         ({"controls": [{"kind": "luck", "seeds": []}]}, "expected magnitude, random, small_dense"),
-        ({"schema": 1}, "expected 2, got 1, which had no seeds"),
+        ({"schema": 1}, "expected 3, got 1, which had no seeds"),
+        ({"schema": 2}, "expected 3, got 2, which did not say how weights are stored"),
+        ({"weights": {"dtype": "int8", "unstored": None}}, "expected float32, float16, bfloat16"),
+        (
+            {"weights": {"dtype": "float32", "unstored": {"sha256": "", "num_bytes": 1}}},
+            "card.files: expected plan.json, config.yaml, README.md and perhaps .* got README.md",
+        ),
         ({"name": "../x"}, "Cannot be the name"),
         ({"files": {"../x": {"sha256": "", "num_bytes": 1}}}, "card.files: expected"),
         ({"groups": {"conv1": {"filters": [21, 20]}}}, "card.groups.conv1.filters"),
@@ -470,6 +491,185 @@ def test_a_dense_network_is_an_entry_too(tmp_path, monkeypatch):
     assert card.unmeasured["step_cost"] == "the run has no penalties"
     assert "trained densely" in entry_page(card)
     assert all(check.ok for check in zoo.verify("dense", "zoo", latency=False))
+
+
+def test_the_picture_shows_the_filters_that_were_kept(spoilt, tmp_path, monkeypatch):
+    path = spoilt / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["callbacks"]["FilterPictures"] = {"before": torch.ones(20, 1, 5, 5)}
+    torch.save(content, path)
+    drawn = []
+    monkeypatch.setattr(publishing, "filter_pictures", lambda panels, _: drawn.append(panels))
+    publishing.write_filters(publishing.first_filters(read_run(spoilt)), tmp_path)
+    assert list(drawn[0]) == ["before", "compact"]
+    assert (drawn[0]["before"] == 1).all()
+
+
+# Weights in half precision, or none
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_what_all_figures_are_of(run, tmp_path, dtype):
+    full = zoo.publish(run, "full", tmp_path)
+    half = zoo.publish(run, "half", tmp_path, dtype=dtype)
+    size = [(folder / MODEL).stat().st_size for folder in (full, half)]
+    assert size[1] < 0.55 * size[0]
+    kind = getattr(torch, dtype)
+    exact, rounded = (parse_tensors((folder / MODEL).read_bytes()) for folder in (full, half))
+    for name, tensor in rounded.items():
+        assert tensor.dtype == kind
+        assert torch.equal(tensor, exact[name].to(kind)), name
+    model = zoo.load("half", root=tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.conv1.weight, rounded["conv1.weight"].float())
+    golden = parse_tensors((half / GOLDEN).read_bytes())
+    with torch.inference_mode():
+        torch.testing.assert_close(model(golden["input"]), golden["output"])
+        assert not torch.equal(zoo.load("full", root=tmp_path)(golden["input"]), golden["output"])
+    card, data = zoo.card("half", tmp_path), MNISTDataModule(num_validation=2000)
+    assert card.weights == Weights(dtype)
+    assert card.validation_error == measure_error(model, data.val_dataloader())
+    assert all(check.ok for check in zoo.verify("half", tmp_path, latency=False))
+    assert f"Weights are stored in {dtype}" in entry_page(card)
+    module = SSLLightningModule("zoo:half", {"root": str(tmp_path)})
+    assert module.backbone.conv1.weight.dtype == torch.float32
+
+
+def test_an_unknown_type_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="expected float32, float16, bfloat16, got 'int8'"):
+        zoo.publish(run, "half", tmp_path / "new", dtype="int8")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def unstored(run, tmp_path_factory):
+    """A zoo with an entry that keeps no weights."""
+    root = tmp_path_factory.mktemp("unstored")
+    arguments = ["--name", "card", "--root", str(root), "--weights=false"]
+    assert main(["zoo", "publish", str(run), *arguments]) == 0
+    return root
+
+
+def test_an_entry_without_weights_keeps_all_but_them(run, unstored):
+    card = zoo.card("card", unstored)
+    assert {p.name for p in (unstored / "card").iterdir()} == {CARD, *FILES} - {MODEL, GOLDEN}
+    content = (run / "compact" / MODEL).read_bytes()
+    assert card.weights.unstored == StoredFile.of(content)
+    assert CURVES in card.files
+    page = entry_page(card)
+    assert hashlib.sha256(content).hexdigest() in page
+    assert "`ssl-lightning fit --config card/config.yaml` trains them again" in page
+    assert (unstored / "card" / PAGE).read_text() == page
+
+
+def test_what_needs_weights_says_that_there_are_none(unstored, capsys):
+    message = r"weights of 'card' are not stored \(.* MB\): .*Train them with `ssl-lightning fit"
+    with pytest.raises(FileNotFoundError, match=message) as caught:
+        zoo.load("card", root=unstored)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=message):
+        SSLLightningModule("zoo:card", {"root": str(unstored)})
+    assert zoo.load("card", pretrained=False, root=unstored).num_classes == 10
+    checks = zoo.verify("card", unstored, latency=False)
+    assert {c.what for c in checks if not c.ok} == {"test error %"}
+    assert main(["zoo", "verify", "card", "--root", str(unstored), "--latency=false"]) == 3
+    err = capsys.readouterr().err
+    assert "was not wholly measured: test error %. The weights of 'card' are not stored" in err
+    assert main(["zoo", "show", "card", "--root", str(unstored)]) == 0
+    assert "not stored, sha256" in capsys.readouterr().out
+
+
+def test_every_flipped_byte_of_an_entry_without_weights_is_found(unstored, tmp_path):
+    shutil.copytree(unstored / "card", tmp_path / "card")
+    for path in sorted((tmp_path / "card").iterdir()):
+        whole = path.read_bytes()
+        for place in {*range(0, len(whole), max(1, len(whole) // 50)), len(whole) - 1}:
+            flipped = bytearray(whole)
+            flipped[place] ^= 1
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=r"damaged|card\.schema"):
+                zoo.load("card", pretrained=False, root=tmp_path)
+        path.write_bytes(whole)
+    zoo.load("card", pretrained=False, root=tmp_path)
+
+
+# AlexNet beside the paper's Table 4
+
+SIZES = ((96, 363), (256, 2400), (384, 2304), (384, 3456), (256, 3456))
+GROUPS = {
+    f"conv{i + 1}": {
+        "filters": [round(filters * (1 - TABLE4[2].rows[i] / 100)), filters],
+        "columns": [round(columns * (1 - TABLE4[2].columns[i] / 100)), columns],
+    }
+    for i, (filters, columns) in enumerate(SIZES)
+}
+
+
+def speedup_record(factor=1.0):
+    """A record as `measure_sparse` returns it, of made-up times."""
+
+    def fake(title, cases):
+        rows = tuple(
+            SparseRow(c.configuration, c.layer, c.form, c.row_sparsity, c.column_sparsity, 1, 1,
+                      "onednn", 1.0, 1.0, factor * (2.0 + i), 0.1, 3.0 + i, c.paper, {}, 0, 0)
+            for i, c in enumerate(cases)
+        )  # fmt: skip
+        machine = zoo.card(NAME).latency[0].machine
+        return SparseRecord(title, "float32", machine, "avx512", {}, rows)
+
+    return fake
+
+
+def test_speedups_are_taken_at_the_sparsities_of_the_network(monkeypatch):
+    seen = []
+    monkeypatch.setattr(timing, "measure_sparse", lambda title, cases: seen.extend(cases))
+    timing.measure_speedups(GROUPS, 2)
+    for case, rows, columns, paper in zip(
+        seen, TABLE4[2].rows, TABLE4[2].columns, TABLE4[2].speedups, strict=True
+    ):
+        assert case.row_sparsity == pytest.approx(rows / 100, abs=0.006)
+        assert case.column_sparsity == pytest.approx(columns / 100, abs=0.006)
+        assert (case.form, case.paper) == ("columns", paper)
+    with pytest.raises(ValueError, match="Unknown configuration of Table 4 '7'"):
+        timing.measure_speedups(GROUPS, 7)
+    dense = {layer: {k: [of, of] for k, (_, of) in g.items()} for layer, g in GROUPS.items()}
+    assert timing.measure_speedups(dense, 2) is None
+
+
+def test_the_page_shows_the_paper_beside_and_verify_times_again(monkeypatch):
+    monkeypatch.setattr(timing, "measure_sparse", speedup_record())
+    record = timing.measure_speedups(GROUPS, 2)
+    card = dataclasses.replace(zoo.card(NAME), groups=GROUPS, layer_speedups=record)
+    assert Card.from_dict(json.loads(card.to_bytes())) == card
+    page = entry_page(card)
+    (line,) = [row for row in page.splitlines() if row.startswith("| `conv4` |")
+               and "onednn" in row]  # fmt: skip
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["`conv4`", "46.9", "84.7", "6.00", "**5.00** ± 0.10", "onednn",
+                     "46.9", "84.7", "12.31", "9.73"]  # fmt: skip
+    (mean,) = [row for row in page.splitlines() if row.startswith("| mean |")]
+    assert "| **4.00** |" in mean
+    assert "| 5.80 | 5.07 |" in mean
+    for factor, verdict in ((1.2, "ok"), (0.6, "DIFFERS")):
+        monkeypatch.setattr(timing, "measure_sparse", speedup_record(factor))
+        assert {c.verdict for c in verifying.check_speedups(card)} == {verdict}
+    assert "Table 4" not in entry_page(zoo.card(NAME))
+
+
+def test_alexnet_is_published_with_its_speedups(monkeypatch):
+    seen = []
+    monkeypatch.setattr(publishing, "measure_speedups", lambda *given: seen.append(given))
+    card = dataclasses.replace(zoo.card(NAME), groups=GROUPS)
+    for backbone, arguments, paper, wanted in (
+        ("lenet", {}, {}, None),
+        ("alexnet", {"geometry": "torchvision"}, {}, None),
+        ("alexnet", {"num_classes": 10}, {}, 2),
+        ("alexnet", {"geometry": "caffenet"}, {"table4": 5}, 5),
+    ):
+        seen.clear()
+        of = dataclasses.replace(card, backbone=backbone, arguments=arguments)
+        publishing.speedups_of(of, paper)
+        assert seen == ([] if wanted is None else [(GROUPS, wanted)])
 
 
 # Several seeds and controls
@@ -665,7 +865,7 @@ def older(tmp_path):
 
 def test_older_entries_are_refused_and_upgraded(older, monkeypatch):
     data = shared_data()
-    with pytest.raises(ValueError, match=r"expected 2, got 1.*`ssl-lightning zoo upgrade NAME`"):
+    with pytest.raises(ValueError, match=r"expected 3, got 1.*`ssl-lightning zoo upgrade NAME`"):
         zoo.load(NAME, root=older)
     if data is None:
         pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
@@ -685,12 +885,59 @@ def test_older_entries_are_refused_and_upgraded(older, monkeypatch):
     assert [p.name for p in older.iterdir() if p.name not in (NAME, PAGE)] == []
 
 
+@pytest.fixture
+def second(tmp_path):
+    """A zoo with two entries as schema 2 stored them."""
+    for name in (NAME, OTHER):
+        folder = tmp_path / "second" / name
+        shutil.copytree(ZOO / name, folder)
+        fields = zoo.card(name).to_dict()
+        lost = ("digest", "schema", "weights", "layer_speedups")
+        old = {"schema": 2, **{k: v for k, v in fields.items() if k not in lost}}
+        (folder / CARD).write_bytes(serial({**old, "digest": digest(old)}))
+    return tmp_path / "second"
+
+
+def test_entries_of_schema_2_are_upgraded_without_measuring(second, monkeypatch):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(upgrading, "open_data", never)
+    monkeypatch.setattr(upgrading, "latency_of", never)
+    with pytest.raises(ValueError, match=r"expected 3, got 2.*`ssl-lightning zoo upgrade NAME`"):
+        zoo.load(NAME, root=second)
+    for name in (NAME, OTHER):
+        zoo.upgrade(name, second)
+        for path in (ZOO / name).iterdir():
+            assert (second / name / path.name).read_bytes() == path.read_bytes(), path
+    assert "lenet_mnist_shape" in (second / PAGE).read_text()
+    assert sorted(path.name for path in second.iterdir()) == sorted([NAME, OTHER, PAGE])
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: f["files"].pop(GOLDEN),
+    lambda f: f["files"].update({"../x": f["files"][GOLDEN]}),
+    lambda f: f.pop("seeds"),
+    lambda f: f.update(code="import os"),
+], ids=["missing", "outside", "no seeds", "unknown"])  # fmt: skip
+def test_forged_cards_of_schema_2_are_refused(second, change):
+    path = second / NAME / CARD
+    fields = json.loads(path.read_bytes())
+    del fields["digest"]
+    change(fields)
+    path.write_bytes(serial({**fields, "digest": digest(fields)}))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"damaged or was edited|missing: seeds|unknown: code"):
+        zoo.upgrade(NAME, second)
+    assert path.read_bytes() == before
+
+
 def test_damaged_older_entries_are_refused(older):
     path = older / NAME / CARD
     whole = path.read_bytes()
     for old, new, message in (
         (b'"seed": 0', b'"seed": 1', "digest differs"),
-        (b'"schema": 1', b'"schema": 7', "expected 2, got 7"),
+        (b'"schema": 1', b'"schema": 7', "expected 3, got 7"),
         (b'"schema": 1', b'"schema": ', "damaged"),
     ):
         path.write_bytes(whole.replace(old, new))

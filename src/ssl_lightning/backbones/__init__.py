@@ -5,6 +5,7 @@ from ssl_lightning.backbones.convnet import ConvNet, SpatialResponseNorm
 from ssl_lightning.backbones.lenet import LeNet
 from ssl_lightning.backbones.mlp import MLP
 from ssl_lightning.backbones.resnet_cifar import BasicBlock, PadShortcut, ResNetCIFAR
+from ssl_lightning.backbones.response_norm import ChannelResponseNorm
 from ssl_lightning.backbones.table import BACKBONES, create_backbone, list_backbones
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MLP",
     "AlexNet",
     "BasicBlock",
+    "ChannelResponseNorm",
     "ConvNet",
     "LeNet",
     "PadShortcut",

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.backbones.init import init_he_
+from ssl_lightning.backbones.response_norm import ChannelResponseNorm
 
 
 @dataclass(frozen=True)
@@ -122,5 +123,5 @@ class AlexNet(nn.Module):
 
 def _response_norm(geometry: Geometry) -> nn.Module:
     return (
-        nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) if geometry.response_norm else nn.Identity()
+        ChannelResponseNorm(5, alpha=1e-4, beta=0.75) if geometry.response_norm else nn.Identity()
     )

@@ -9,17 +9,18 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
-from ssl_lightning.callbacks.when import require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
 from ssl_lightning.groups import kept_groups
 from ssl_lightning.module import SSLLightningModule
-from ssl_lightning.report import filter_grid, filter_picture
+from ssl_lightning.report import filter_grid, filter_pictures
 
 
 class SparsityMonitor(Callback):
@@ -99,16 +100,19 @@ def sparsity_table(left: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
     return table
 
 
-class FilterPictures(Callback):
+class FilterPictures(EpochStartCallback):
     """Show the filters of one convolution as a picture, as in the paper's figures.
 
     The picture goes to Weights & Biases or TensorBoard where one of them logs the run, and always
-    to ``filters.png`` in ``folder`` (default: the trainer's ``default_root_dir``).
+    to ``filters.png`` in ``folder`` (default: the trainer's ``default_root_dir``): the filters
+    that are left and, with ``before``, those of an earlier epoch beside them.
 
     Args:
         layer: name of the convolution; None takes the first one.
         every_n_epochs: epochs between pictures for loggers; the last epoch always has one.
         folder: where to write the file.
+        before: epoch, such as the first sparse one, at whose start the filters are kept to be
+            shown beside the last ones.
 
     Raises:
         ValueError: at the start of training, if there is no such convolution.
@@ -119,7 +123,11 @@ class FilterPictures(Callback):
     """
 
     def __init__(
-        self, layer: str | None = None, every_n_epochs: int = 10, folder: str | None = None
+        self,
+        layer: str | None = None,
+        every_n_epochs: int = 10,
+        folder: str | None = None,
+        before: int | None = None,
     ) -> None:
         if every_n_epochs < 1:
             raise ValueError(
@@ -129,9 +137,27 @@ class FilterPictures(Callback):
         self.layer = layer
         self.every_n_epochs = every_n_epochs
         self.folder = folder
+        self.occasions = None if before is None else Occasions("FilterPictures", before)
+        self.first: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the filters that are shown as those before."""
+        return {"before": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        self.first = state_dict["before"]
+
+    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the filters, if this is the epoch to do so."""
+        if self.occasions is not None and self.occasions.at(trainer.current_epoch):
+            weights = self.weights(require_module(pl_module, self))
+            self.first = None if weights is None else torch.from_numpy(weights.copy())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the convolution, so that a misspelt name shows before training."""
+        if self.occasions is not None:
+            self.occasions.check(trainer)
         self.weights(require_module(pl_module, self))
 
     def weights(self, module: SSLLightningModule) -> npt.NDArray[np.floating[Any]] | None:
@@ -164,7 +190,10 @@ class FilterPictures(Callback):
         folder = Path(self.folder or trainer.default_root_dir)
         weights = self.weights(require_module(pl_module, self))
         if weights is not None:
-            filter_picture(weights, folder / "filters.png")
+            panels = {"after": weights}
+            if self.first is not None:
+                panels = {"before": self.first.numpy(), **panels}
+            filter_pictures(panels, folder / "filters.png")
 
 
 def log_picture(logger: Logger, pixels: npt.NDArray[np.uint8], step: int) -> None:

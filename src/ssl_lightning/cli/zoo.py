@@ -84,6 +84,7 @@ def show_entry(name: str, root: str | None = None) -> None:
             for c in card.controls
             for r in c.seeds
         ),
+        ("weights", kept(card)),
         ("licence", card.licence),
         *((f"paper: {key}", str(value)) for key, value in (card.paper or {}).items()),
         *((f"not measured: {field}", reason) for field, reason in card.unmeasured.items()),
@@ -146,6 +147,8 @@ def publish_runs(
     controls: list[str] | None = None,
     remark: str | None = None,
     threads: int = 1,
+    dtype: str = "float32",
+    weights: bool = True,
 ) -> None:
     """Write an entry from finished runs that differ in their seed, by measuring them.
 
@@ -157,8 +160,11 @@ def publish_runs(
         controls: runs of other methods, such as magnitude=RUN,RUN random=RUN,RUN small_dense=RUN.
         remark: what a reader must know, such as a goal that was missed.
         threads: to take timings with.
+        dtype: to store weights in: float32, float16 or bfloat16; figures are of what is stored.
+        weights: whether to store weights; without them an entry keeps figures and the hash.
     """
-    folder = zoo.publish(runs, name, root, paper, parse_controls(controls or []), remark, threads)
+    compared = parse_controls(controls or [])
+    folder = zoo.publish(runs, name, root, paper, compared, remark, threads, dtype, weights)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
 
@@ -270,6 +276,12 @@ def console() -> Console:
     """Return the terminal, or a wide one if the output goes elsewhere."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=WIDTH)
+
+
+def kept(card: zoo.Card) -> str:
+    """Say how the weights are stored."""
+    unstored = card.weights.unstored
+    return card.weights.dtype if unstored is None else f"not stored, sha256 {unstored.sha256}"
 
 
 def counts(kinds: dict[str, list[int]]) -> str:

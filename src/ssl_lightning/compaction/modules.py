@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.backbones.response_norm import divide_by_energy, window_sum
 from ssl_lightning.graph import LayerWrapper, LeafOperation
 
 
@@ -164,12 +165,10 @@ class SparseResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape ``(N, C, *)``."""
-        energy = x.new_zeros((x.shape[0], self.width, *x.shape[2:]))
-        energy = energy.index_copy(1, self.index, x.square()).flatten(2).unsqueeze(1)
-        padding = (0, 0, self.size // 2, (self.size - 1) // 2)
-        mean = F.avg_pool2d(F.pad(energy, padding), (self.size, 1), stride=1).squeeze(1)
-        mean = mean.index_select(1, self.index).view(x.shape)
-        return x / (self.k + self.alpha * mean).pow(self.beta)
+        wide = x.new_zeros((x.shape[0], self.width, *x.shape[2:]))
+        wide = wide.index_copy(1, self.index, x * x)
+        energy = window_sum(wide, self.size // 2, (self.size - 1) // 2)
+        return divide_by_energy(x, energy.index_select(1, self.index), self)
 
 
 class WideLayerNorm(nn.Module):

@@ -10,7 +10,8 @@ Reference:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -138,12 +139,14 @@ class CropFlip:
 class RandomResizedCrop:
     """Cut a random box out of each image, scale it to ``size`` pixels, mirror half of them.
 
-    The box has 35 % to 100 % of the image's area and a side ratio of 3/4 to 4/3, clipped to the
-    image. Scaling is bilinear with antialiasing.
+    The box has ``smallest`` to 100 % of the image's area and a side ratio of 3/4 to 4/3, clipped
+    to the image. Scaling is bilinear with antialiasing.
 
     Args:
         size: side of the result in pixels.
         seed: makes the choice repeatable, together with epoch and sample index.
+        smallest: share of the image's area that the smallest box has.
+        sizes: epoch -> side from that epoch on, instead of ``size``: small images first.
 
     Reference:
         Szegedy et al., Going deeper with convolutions, 2015; 35 % instead of 8 % as is usual for
@@ -152,13 +155,26 @@ class RandomResizedCrop:
 
     size: int
     seed: int = 0
+    smallest: float = 0.35
+    sizes: Mapping[int, int] = field(default_factory=dict)
+
+    def size_at(self, epoch: int) -> int:
+        """Side of the images of an epoch, in pixels.
+
+        Example:
+            >>> crop = RandomResizedCrop(227, sizes={0: 128, 2: 176})
+            >>> [crop.size_at(epoch) for epoch in range(4)], RandomResizedCrop(227).size_at(0)
+            ([128, 128, 176, 176], 227)
+        """
+        begun = [start for start in self.sizes if start <= epoch]
+        return self.sizes[max(begun)] if begun else self.size
 
     def boxes(
         self, height: int, width: int, epoch: Int64Array, index: Int64Array
     ) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
         """Top, left, height and width of each sample's box, in pixels."""
         draw = {s: uniform(self.seed, epoch, index, s) for s in (AREA, ASPECT, TOP, LEFT)}
-        area = height * width * (0.35 + 0.65 * draw[AREA])
+        area = height * width * (self.smallest + (1 - self.smallest) * draw[AREA])
         aspect = np.exp((2 * draw[ASPECT] - 1) * np.log(4 / 3))
         rows = np.clip(np.rint(np.sqrt(area / aspect)), 1, height).astype(np.int64)
         columns = np.clip(np.rint(np.sqrt(area * aspect)), 1, width).astype(np.int64)
@@ -167,12 +183,13 @@ class RandomResizedCrop:
         return top, left, rows, columns
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
-        """Transform a batch to uint8 ``(B, C, size, size)``."""
+        """Transform a batch to uint8 ``(B, C, size, size)``; all of one epoch."""
+        size = self.size_at(int(np.max(epoch, initial=0)))
         boxes = np.stack(
             self.boxes(images.shape[2], images.shape[3], epoch, index), axis=1
         ).tolist()
         crops = [
-            resize(image[None, :, top : top + rows, left : left + columns], self.size)
+            resize(image[None, :, top : top + rows, left : left + columns], size)
             for image, (top, left, rows, columns) in zip(images, boxes, strict=True)
         ]
         flip = uniform(self.seed, epoch, index, FLIP) < 0.5
@@ -182,14 +199,22 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class Resize:
-    """Scale each image to ``size`` x ``size`` pixels; nothing is random."""
+    """Scale the middle of each image to ``size`` x ``size`` pixels; nothing is random.
+
+    Args:
+        size: side of the result in pixels.
+        middle: share of the height and the width that is kept.
+    """
 
     size: int
+    middle: float = 1.0
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
         """Transform a batch to uint8 ``(B, C, size, size)``."""
         del epoch, index
-        return resize(images, self.size)
+        height, width = (round(side * self.middle) for side in images.shape[2:])
+        top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+        return resize(images[:, :, top : top + height, left : left + width], self.size)
 
 
 def resize(images: UInt8Array, size: int) -> UInt8Array:

@@ -14,6 +14,7 @@ What all of them have in common:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -162,6 +163,12 @@ class ImageDataModule(LightningDataModule):
         shuffled = permutation(self.seed, 0, number, SPLIT)
         held_out, rest = np.split(shuffled, [self.num_validation])
         return {"train": np.sort(rest), "validation": np.sort(held_out)}
+
+    def _require_sizes(self, sizes: Mapping[int, int]) -> None:
+        """Reject a table of image sizes by epoch that has an impossible row."""
+        for epoch, size in sizes.items():
+            self._require("training_sizes (epoch)", epoch, 0)
+            self._require("training_sizes (pixels)", size, 8)
 
     def _require(self, name: str, value: int, low: int, high: int | None = None) -> None:
         if value < low or (high is not None and value > high):

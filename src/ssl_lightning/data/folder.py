@@ -1,9 +1,9 @@
-"""Data modules of image folders: one sub-folder per class, images decoded when they are used."""
+"""Data modules of image folders: one sub-folder per class, decoded when used, or once for all."""
 
 from __future__ import annotations
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,21 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from ssl_lightning.data.augment import Int64Array
+from ssl_lightning.data.augment import Int64Array, RandomResizedCrop, Resize, UInt8Array
 from ssl_lightning.data.base import ImageDataModule, Split
-from ssl_lightning.data.loading import SeededFolder
-from ssl_lightning.data.packed import DataFileError, DataNotFoundError
+from ssl_lightning.data.cache import cached_images, default_cache_dir
+from ssl_lightning.data.loading import MemoryImages, SeededFolder, as_is
+from ssl_lightning.data.packed import (
+    DataFileError,
+    DataNotFoundError,
+    LabelledImages,
+    decode_image,
+)
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+MIDDLE = 7 / 8
+"""Share of the short side that validation and test look at."""
 
 
 def class_folders(split: Path) -> tuple[str, ...]:
@@ -63,7 +71,7 @@ def transform(image_size: int, augment: bool, normalize: bool) -> v2.Compose:
     if augment:
         geometry = [v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
     else:
-        short_side = round(image_size * 8 / 7)
+        short_side = round(image_size / MIDDLE)
         geometry = [v2.Resize(short_side, antialias=True), v2.CenterCrop(image_size)]
     tail = [v2.Normalize(MEAN, STD)] if normalize else []
     return v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *tail])
@@ -80,8 +88,22 @@ def view(
     return SeededFolder(shallow, positions, seed)
 
 
+def decode(path: Path, size: int) -> UInt8Array:
+    """Decode the largest square in the middle of an image, scaled to ``size`` pixels.
+
+    Raises:
+        DataFileError: if the file cannot be read as an image.
+    """
+    try:
+        return decode_image(path, 3, size)
+    except (OSError, ValueError) as error:
+        raise DataFileError(
+            f"Cannot read `{path}`: expected an image, but {error}. Replace or remove the file."
+        ) from error
+
+
 class ImageFolderDataModule(ImageDataModule):
-    """Images under ``root/train/<class>/`` and ``root/val/<class>/``, decoded when used.
+    """Images under ``root/train/<class>/`` and ``root/val/<class>/``.
 
     Which images are which:
 
@@ -89,9 +111,18 @@ class ImageFolderDataModule(ImageDataModule):
     * ``num_validation=n``: validation is n images held out of ``root/train``; test is ``root/test``
       if it exists, else ``root/val``.
 
+    Decoding is what a CPU spends most time on; with ``cache_size`` it happens once. The middle
+    square of every image is then kept on disk as pixels, and batches are cut out of it.
+
     Args:
         root: the folder that holds ``train`` and ``val``.
         image_size: side of the images in a batch, in pixels.
+        cache_size: side of the decoded images that are kept on disk, such as 256 (0.2 MB each);
+            None decodes images anew each time.
+        cache_dir: where they are kept; default: ``ssl_lightning`` in the user's cache folder.
+        training_sizes: epoch -> side of augmented training images from that epoch on, such as
+            ``{0: 128, 40: 176, 52: 227}``: small images, which are faster, first. Needs
+            ``cache_size``.
 
     Raises:
         DataNotFoundError: in ``setup``, if a folder is missing or has no images.
@@ -110,6 +141,9 @@ class ImageFolderDataModule(ImageDataModule):
         eval_batch_size: int = 250,
         num_workers: int = 0,
         image_size: int = 224,
+        cache_size: int | None = None,
+        cache_dir: str | None = None,
+        training_sizes: dict[int, int] | None = None,
     ) -> None:
         super().__init__(
             root, batch_size, num_validation, seed, augment, normalize, eval_batch_size, num_workers
@@ -122,6 +156,16 @@ class ImageFolderDataModule(ImageDataModule):
         self._require("num_validation", num_validation, 0)
         self._require("image_size", image_size, 8)
         self.image_size = image_size
+        self.training_sizes = training_sizes or {}
+        self._require_sizes(self.training_sizes)
+        if cache_size is None and self.training_sizes:
+            raise ValueError(
+                f"{type(self).__name__}: `training_sizes` needs images that are decoded once. Set "
+                "`cache_size`, such as 256."
+            )
+        self._require("cache_size", image_size if cache_size is None else cache_size, 8)
+        self.cache_size = cache_size
+        self.cache_dir = default_cache_dir(cache_dir)
 
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
@@ -136,6 +180,10 @@ class ImageFolderDataModule(ImageDataModule):
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image in a batch."""
         return (3, self.image_size, self.image_size)
+
+    def _loader_options(self) -> dict[str, Any]:
+        whole = {} if self.cache_size is None else {"collate_fn": as_is}
+        return {**super()._loader_options(), **whole}
 
     def _folder_of(self, split: Split) -> Path:
         if split == "train" or (split == "validation" and self.num_validation):
@@ -159,8 +207,26 @@ class ImageFolderDataModule(ImageDataModule):
         self._check_classes(where, tuple(scanned.classes))
         held = where.name == "train"
         positions = self._split_train(len(scanned))[split] if held else None
+        if self.cache_size is not None:
+            return self._decoded(scanned, self.cache_size, positions, split == "train")
         how = transform(self.image_size, self.augment and split == "train", self.normalize)
         return view(scanned, positions, how, self.seed)
+
+    def _decoded(
+        self, scanned: ImageFolder, size: int, positions: Int64Array | None, train: bool
+    ) -> MemoryImages:
+        files, labels = zip(*scanned.samples, strict=True)
+        images = cached_images(
+            [Path(file) for file in files], size, partial(decode, size=size), self.cache_dir
+        )
+        crop = RandomResizedCrop(self.image_size, self.seed, 0.08, self.training_sizes)
+        return MemoryImages(
+            LabelledImages(images, np.array(labels, np.int64), tuple(scanned.classes)),
+            np.arange(len(files)) if positions is None else positions,
+            crop if train and self.augment else Resize(self.image_size, MIDDLE),
+            MEAN if self.normalize else (0.0,) * 3,
+            STD if self.normalize else (1.0,) * 3,
+        )
 
     def _check_classes(self, where: Path, found: tuple[str, ...]) -> None:
         if found == self.class_names:
@@ -194,6 +260,9 @@ class ImageNetDataModule(ImageFolderDataModule):
         eval_batch_size: int = 250,
         num_workers: int = 4,
         image_size: int = 224,
+        cache_size: int | None = None,
+        cache_dir: str | None = None,
+        training_sizes: dict[int, int] | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -206,6 +275,9 @@ class ImageNetDataModule(ImageFolderDataModule):
             eval_batch_size,
             num_workers,
             image_size,
+            cache_size,
+            cache_dir,
+            training_sizes,
         )
 
     @property

@@ -182,6 +182,8 @@ class ImagenetteDataModule(InMemoryDataModule):
 
     Args:
         image_size: side of the images in a batch, in pixels.
+        training_sizes: epoch -> side of augmented training images from that epoch on, such as
+            ``{0: 128, 40: 176, 52: 227}``: small images, which are faster, first.
     """
 
     image_set = sets.IMAGENETTE
@@ -198,6 +200,7 @@ class ImagenetteDataModule(InMemoryDataModule):
         eval_batch_size: int = 250,
         num_workers: int = 0,
         image_size: int = 160,
+        training_sizes: dict[int, int] | None = None,
     ) -> None:
         super().__init__(
             source,
@@ -212,6 +215,8 @@ class ImagenetteDataModule(InMemoryDataModule):
         )
         self._require("image_size", image_size, 8)
         self.image_size = image_size
+        self.training_sizes = training_sizes or {}
+        self._require_sizes(self.training_sizes)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -220,5 +225,5 @@ class ImagenetteDataModule(InMemoryDataModule):
 
     def _transform(self, augment: bool) -> BatchTransform:
         if augment:
-            return RandomResizedCrop(self.image_size, self.seed)
+            return RandomResizedCrop(self.image_size, self.seed, sizes=self.training_sizes)
         return Resize(self.image_size)

@@ -116,7 +116,7 @@ RULES: dict[str, Rule] = {
     **dict(rows(VIEW, "view reshape unflatten")),
     **dict(rows(CONV, "conv1d conv2d conv3d")),
     **dict(rows(TRANSPOSED, "conv_transpose1d conv_transpose2d conv_transpose3d")),
-    **dict(rows(RESPONSE_NORM, "LocalResponseNorm SparseResponseNorm")),
+    **dict(rows(RESPONSE_NORM, "LocalResponseNorm ChannelResponseNorm SparseResponseNorm")),
     **dict(rows(CONSTANT, "ZeroConv ZeroLinear")),
     **dict(rows(SUM, "add sub maximum minimum")),
     **dict(rows(REDUCE, "mean sum")),

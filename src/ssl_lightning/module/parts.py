@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.backbones import create_backbone
+from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.suggest import check_keys
-from ssl_lightning.zoo.loading import PREFIX, load_with_recipe
+from ssl_lightning.zoo.loading import PREFIX, load_with_digest, load_with_recipe
 
 
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
@@ -67,6 +71,52 @@ def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, 
     return model.train(), recipe
 
 
+def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
+    """Copy weights into a backbone, and nothing else: no optimizer state, no epoch.
+
+    Args:
+        backbone: is filled; all of its tensors must be in the source, and no others.
+        source: a checkpoint that ``fit`` wrote, or ``"zoo:<name>"``.
+
+    Returns:
+        ``source`` and ``sha256``, of the checkpoint's or the entry's file of weights.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it is damaged or cannot be read without unpickling, its weights are not
+            finite, or they are those of another network.
+    """
+    if source.startswith(PREFIX):
+        start, digest = load_with_digest(source.removeprefix(PREFIX))
+    else:
+        start = load_backbone(source).model
+        with Path(source).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    state, wanted = start.state_dict(), backbone.state_dict()
+    if differing := [
+        f"`{name}` {shape_of(state, name)} instead of {shape_of(wanted, name)}"
+        for name in dict.fromkeys([*wanted, *state])
+        if shape_of(state, name) != shape_of(wanted, name)
+    ]:
+        raise ValueError(
+            f"Cannot start from {source}: expected the weights of {type(backbone).__name__}, got "
+            f"{differing[0]} and {len(differing) - 1} more that differ. Give the same backbone "
+            "and backbone_args as there."
+        )
+    backbone.load_state_dict(state)
+    return {"source": source, "sha256": digest}
+
+
+def shape_of(state: Mapping[str, Tensor], name: str) -> str:
+    """Write a tensor's shape, or ``none`` if there is no such tensor.
+
+    Example:
+        >>> shape_of({"w": torch.zeros(2, 3)}, "w"), shape_of({}, "w")
+        ('(2, 3)', 'none')
+    """
+    return str(tuple(state[name].shape)) if name in state else "none"
+
+
 def count_classes(backbone: nn.Module) -> int:
     """Return the number of classes that a backbone says, or that its last linear layer has."""
     told = getattr(backbone, "num_classes", None)
@@ -87,6 +137,14 @@ def warn_of_untrained(missing: Mapping[str, Sequence[str]]) -> None:
             f"{len(missing)} penalties have no effect while parameters of their groups are frozen, "
             f"such as {term} ({', '.join(names)}): a group becomes zero as a whole or not at all."
         )
+
+
+def clip_unscaled(
+    plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None
+) -> None:
+    """Clip gradients that no scaler has multiplied, whatever the optimizer."""
+    kind = GradClipAlgorithmType(algorithm or "norm")
+    Precision.clip_gradients(plugin, optimizer, value or 0.0, kind)
 
 
 def refuse_sharding(strategy: Any) -> None:

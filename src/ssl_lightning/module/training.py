@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
@@ -30,12 +31,14 @@ from ssl_lightning.groups import (
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.module.parts import (
     Origin,
+    clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
     make_backbone,
     refuse_sharding,
     split_parameters,
+    start_from_,
     warn_of_untrained,
 )
 from ssl_lightning.penalties import (
@@ -82,6 +85,10 @@ class SSLLightningModule(pl.LightningModule):
         label_smoothing: of the training loss.
         channels_last: keep weights and images in channels-last layout, which is faster on CPUs.
         compile: run the backbone through ``torch.compile``.
+        init_from: a checkpoint that ``fit`` wrote, such as
+            ``runs/dense/checkpoints/last.ckpt``, or ``zoo:<name>``: its weights, and nothing else
+            of that run, are taken when training starts. Checkpoints hold the file's hash; a run
+            that is resumed does not read it again.
 
     Raises:
         ValueError: for an unknown backbone, kind or key, or a strength below 0.
@@ -111,6 +118,7 @@ class SSLLightningModule(pl.LightningModule):
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 - the field's name for it
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.penalties: list[Penalty] = [parse_penalty(given) for given in penalties or []]
@@ -136,6 +144,8 @@ class SSLLightningModule(pl.LightningModule):
             if num_classes is not None and isinstance(backbone, str):
                 self.backbone_arguments.setdefault("num_classes", num_classes)
             self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.init_from = init_from
+        self.initialised_from: dict[str, str] | None = None
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -308,7 +318,12 @@ class SSLLightningModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient of the task loss, then add the subgradients of the penalties."""
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Its own method refuses fused optimizers, which unscale inside; here nothing is scaled.
+            clip_unscaled(plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.regularizer.add_subgradient_(self.epoch)
 
     def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -429,7 +444,9 @@ class SSLLightningModule(pl.LightningModule):
     # --- hooks ----------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Fix the seed from which every training step's random numbers derive."""
+        """Take the weights to start from; fix the seed of every step's random numbers."""
+        if self.init_from is not None and self.initialised_from is None:  # else it is resumed
+            self.initialised_from = start_from_(self.backbone, self.init_from)
         if not getattr(self.trainer, "fast_dev_run", False):
             self.regularizer.check_active(self.trainer.max_epochs)
         for optimizer in self.trainer.optimizers:
@@ -479,6 +496,7 @@ class SSLLightningModule(pl.LightningModule):
             "run_seed": self.run_seed,
             "plans": plans_to_data(self.plans),
             "origin": None if self.origin is None else asdict(self.origin),
+            "initialised_from": self.initialised_from,
         }
         if self.started_from is not None:  # so that the checkpoint can be read without the zoo
             checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
@@ -493,6 +511,7 @@ class SSLLightningModule(pl.LightningModule):
             module._restore_plans(plans, origin)
         self.locks.load_state_dict(stored.get("locks", []))
         self.run_seed = stored.get("run_seed")
+        self.initialised_from = stored.get("initialised_from")
 
 
 def averaged_copies(trainer: pl.Trainer | None) -> Iterator[SSLLightningModule]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lightning.benchmark.serial import decode
+from ssl_lightning.benchmark.sparse_record import SparseRecord
 from ssl_lightning.report.run_report import check_counts
 from ssl_lightning.zoo.records import (
     Control,
@@ -20,22 +21,32 @@ from ssl_lightning.zoo.records import (
     Size,
     StepCost,
     StoredFile,
+    Weights,
     check_percent,
     check_seeds,
     median_result,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 CARD = "card.json"
 CONFIG = "config.yaml"
 GOLDEN = "golden.safetensors"
 PAGE = "README.md"
 CURVES, CURVES_PICTURE = "curves.csv", "curves.png"
 FILTERS_PICTURE = "filters.png"
-REQUIRED = ("model.safetensors", "plan.json", CONFIG, GOLDEN, PAGE)
+MODEL = "model.safetensors"
+REQUIRED = (MODEL, "plan.json", CONFIG, GOLDEN, PAGE)
+OF_WEIGHTS = (MODEL, GOLDEN)
+"""Files that an entry has only if its weights are stored."""
 OPTIONAL = (CURVES, CURVES_PICTURE, FILTERS_PICTURE)
 FILES = (*REQUIRED, *OPTIONAL)
 """What an entry may consist of, apart from its card; no other file is ever read."""
+
+OLDER = {
+    1: "which had no seeds, latency or controls",
+    2: "which did not say how weights are stored",
+}
+"""Schema that `zoo upgrade` can read -> what it lacked."""
 
 MAY_MISS = ("training_seconds", "latency", "step_cost", "controls")
 """Fields that may be null or empty; ``unmeasured`` says why, and so it does for the curves."""
@@ -67,6 +78,9 @@ class Card:
         latency: one record per batch size.
         step_cost: what the penalties add to a training step.
         controls: what other methods reach with about as many multiply-adds.
+        layer_speedups: AlexNet's convolutions at this network's sparsities against the fastest
+            dense engine, as in the paper's Table 4; None for other and for dense networks.
+        weights: how the weights are stored, or that they are not.
         licence: of the weights, as an SPDX identifier.
         paper: the published row it is compared with, or None.
         remark: what a reader must know, such as a goal that was missed, or None.
@@ -98,6 +112,8 @@ class Card:
     latency: tuple[Latency, ...]
     step_cost: StepCost | None
     controls: tuple[Control, ...]
+    layer_speedups: SparseRecord | None
+    weights: Weights
     licence: str
     paper: dict[str, Any] | None
     remark: str | None
@@ -131,11 +147,13 @@ class Card:
             )
 
     def _check_files(self) -> None:
-        missing = [file for file in REQUIRED if file not in self.files]
-        unknown = [file for file in self.files if file not in FILES]
+        absent = () if self.weights.unstored is None else OF_WEIGHTS
+        required = [file for file in REQUIRED if file not in absent]
+        missing = [file for file in required if file not in self.files]
+        unknown = [file for file in self.files if file not in FILES or file in absent]
         if missing or unknown:
             raise ValueError(
-                f"card.files: expected {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}, "
+                f"card.files: expected {', '.join(required)} and perhaps {', '.join(OPTIONAL)}, "
                 f"got {', '.join(self.files) or 'none'}. Publish the run again."
             )
 
@@ -221,10 +239,10 @@ def check_schema(schema: Any, where: str = "") -> None:
     Raises:
         ValueError: naming both versions.
     """
-    if schema == 1 and not isinstance(schema, bool):
+    if schema in OLDER and not isinstance(schema, bool):
         raise ValueError(
-            f"{where}card.schema: expected {SCHEMA}, got 1, which had no seeds, latency or "
-            "controls. `ssl-lightning zoo upgrade NAME` measures them and writes the entry anew."
+            f"{where}card.schema: expected {SCHEMA}, got {schema}, {OLDER[schema]}. "
+            "`ssl-lightning zoo upgrade NAME` writes the entry anew."
         )
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(

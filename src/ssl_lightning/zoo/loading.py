@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
+from ssl_lightning.compaction.store import RECIPE, WEIGHTS, Recipe, load_compact
+from ssl_lightning.zoo.cards import CONFIG, Card
 from ssl_lightning.zoo.entries import checked_entry
 
 PREFIX = "zoo:"
@@ -46,8 +47,18 @@ def load_with_recipe(
     Raises:
         FileNotFoundError, ValueError: as :func:`load`.
     """
-    files = checked_entry(name, root)[1]
-    return build(files, pretrained), read_recipe(files)
+    card, files = checked_entry(name, root)
+    return build(files, card, pretrained), read_recipe(files)
+
+
+def load_with_digest(name: str) -> tuple[nn.Module, str]:
+    """Return what :func:`load` does, and the sha256 of the file of its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`.
+    """
+    card, files = checked_entry(name)
+    return build(files, card), card.files[WEIGHTS].sha256
 
 
 def read_recipe(files: dict[str, bytes]) -> Recipe:
@@ -55,15 +66,37 @@ def read_recipe(files: dict[str, bytes]) -> Recipe:
     return Recipe.from_json(files[RECIPE], RECIPE)
 
 
-def build(files: dict[str, bytes], pretrained: bool = True) -> nn.Module:
-    """Return the network that checked files describe: these very bytes, whatever is on disk now."""
+def build(files: dict[str, bytes], card: Card, pretrained: bool = True) -> nn.Module:
+    """Return the network that checked files describe: these very bytes, whatever is on disk now.
+
+    Raises:
+        FileNotFoundError: if weights are wanted that are not stored.
+    """
     if not pretrained:
         recipe = read_recipe(files)
         return rescale_(recipe.create(), recipe.plans).eval()
+    if card.weights.unstored is not None:
+        raise FileNotFoundError(not_stored(card))
+    return build_stored(files)
+
+
+def build_stored(files: dict[str, bytes]) -> nn.Module:
+    """Return the network of checked files with their weights, in float32 however stored."""
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
-        return load_compact(folder)
+        return load_compact(folder).float()
+
+
+def not_stored(card: Card) -> str:
+    """Say that an entry has no weights, and how to get them."""
+    assert card.weights.unstored is not None
+    size = card.weights.unstored.num_bytes / 1e6
+    return (
+        f"The weights of {card.name!r} are not stored ({size:.1f} MB): the entry keeps config, "
+        "curves, figures and hash. Train them with `ssl-lightning fit --config` and the "
+        f"{CONFIG} of the entry, or load it with `pretrained=False`."
+    )
 
 
 @torch.no_grad()

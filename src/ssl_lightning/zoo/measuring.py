@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return largest / max(float(expected.abs().max()), 1e-30)
 
 
-def open_test_split(data: DataSet) -> Any:
-    """Return the data module of a card, whose test split can be read.
+def open_test_split(data: DataSet, input_shape: Sequence[int]) -> Any:
+    """Return the data module of a card, whose test split can be read, in images of a shape.
 
     MNIST's ships with the package; others are looked for in ``$SSL_DATA_DIR``.
 
@@ -117,4 +118,5 @@ def open_test_split(data: DataSet) -> Any:
     if not issubclass(kind, InMemoryDataModule):
         raise ValueError(f"The zoo cannot measure on {data.name!r} yet: give a set held in memory.")
     source = "bundled" if "bundled" in kind.sources else "local"
-    return kind(source=source, normalize=data.normalize)
+    sized = {"image_size": input_shape[-1]} if "image_size" in signature(kind).parameters else {}
+    return kind(source=source, normalize=data.normalize, **sized)

@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from ssl_lightning.benchmark.record import Machine
+from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
 from ssl_lightning.files import replacing
 from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import percent
-from ssl_lightning.zoo.cards import CURVES_PICTURE, FILTERS_PICTURE, PAGE, Card
+from ssl_lightning.zoo.cards import CONFIG, CURVES_PICTURE, FILTERS_PICTURE, PAGE, Card
 from ssl_lightning.zoo.entries import card, list_models
 from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
 
@@ -48,6 +49,7 @@ def entry_page(card: Card) -> str:
         pictures(card),
         "## Layers",
         layers(card),
+        *section("Layers beside the paper's Table 4", speedups(card)),
         *section("Latency", latency(card)),
         *section("Seeds", seeds(card)),
         *section("Controls", controls(card)),
@@ -193,6 +195,65 @@ def layers(card: Card) -> str:
     return f"{text}\n\n{hidden} more layers are in `card.json`." if hidden else text
 
 
+def speedups(card: Card) -> str:
+    """Return AlexNet's layers beside a row of the paper's table: sparsities, limits, speed-ups."""
+    record = card.layer_speedups
+    if record is None:
+        return ""
+    paper, rows = TABLE4[record.rows[0].configuration], []
+    for row in record.rows:
+        i = list(LAYERS).index(row.layer)
+        theirs = paper.rows[i], paper.columns[i]
+        rows.append(
+            (
+                f"`{row.layer}`",
+                *(f"{100 * s:.1f}" for s in (row.row_sparsity, row.column_sparsity)),
+                f"{row.limit:.2f}",
+                f"**{row.speedup:.2f}** ± {row.speedup_iqr:.2f}",
+                row.dense_engine,
+                *(f"{s:.1f}" for s in theirs),
+                f"{limit_of(*theirs):.2f}",
+                f"{paper.speedups[i]:.2f}",
+            )
+        )
+    means = [sum(getattr(r, key) for r in record.rows) / len(rows) for key in ("limit", "speedup")]
+    limits = [limit_of(*pair) for pair in zip(paper.rows, paper.columns, strict=True)]
+    theirs_means = [sum(values) / len(values) for values in (limits, paper.speedups)]
+    rows.append(
+        (
+            "mean",
+            *("", ""),
+            f"{means[0]:.2f}",
+            f"**{means[1]:.2f}**",
+            *("", "", ""),
+            *(f"{mean:.2f}" for mean in theirs_means),
+        )
+    )
+    head = ("layer", "row %", "column %", "limit, x", "CPU, x ± IQR", "dense engine")
+    number = record.rows[0].configuration
+    return (
+        table((*head, *(f"paper #{number}: {what}" for what in PAPER_COLUMNS)), rows)
+        + "\n\nRow and column %: filters, and filter shapes, that are zero. Limit: what the "
+        "arithmetic allows. CPU x: against the fastest dense engine for that layer, batch 1, "
+        "lowering, padding and writing all filters included, zeros at random positions; "
+        f"{where(record.machine, record.rows[0].threads)}, {record.instruction_set}. The paper "
+        "timed the product of the lowered matrices alone."
+    )
+
+
+PAPER_COLUMNS = ("row %", "column %", "limit, x", "CPU, x")
+
+
+def limit_of(rows: float, columns: float) -> float:
+    """Return the speed-up that the arithmetic allows at sparsities in percent.
+
+    Example:
+        >>> round(limit_of(46.9, 84.7), 2)
+        12.31
+    """
+    return 1 / ((1 - rows / 100) * (1 - columns / 100))
+
+
 def latency(card: Card) -> str:
     """Return the tables of latency: ratios first."""
     if not card.latency:
@@ -313,6 +374,13 @@ def unmeasured(card: Card) -> str:
 
 def use(card: Card) -> str:
     """Show how to load and to check the entry."""
+    if (unstored := card.weights.unstored) is not None:
+        return (
+            f"The weights are not stored: {unstored.num_bytes / 1e6:.1f} MB in "
+            f"{card.weights.dtype}, sha256 `{unstored.sha256}`. `ssl-lightning fit --config "
+            f'{card.name}/{CONFIG}` trains them again; `zoo.load("{card.name}", '
+            "pretrained=False)` gives the network with fresh weights."
+        )
     return (
         "```python\n"
         "from ssl_lightning import zoo\n\n"
@@ -320,6 +388,17 @@ def use(card: Card) -> str:
         "```\n\n"
         f"`ssl-lightning zoo verify {card.name}` measures every figure of this page again. Every "
         "file is checked against `card.json` before it is parsed; nothing is unpickled."
+        f"{stored(card)}"
+    )
+
+
+def stored(card: Card) -> str:
+    """Say in what type weights are stored, if it is not the usual one."""
+    if card.weights.dtype == "float32":
+        return ""
+    return (
+        f" Weights are stored in {card.weights.dtype} and computed with in float32; all figures "
+        "are those of the weights so stored."
     )
 
 

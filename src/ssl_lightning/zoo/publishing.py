@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
-from ssl_lightning.checkpoints import load_backbone
-from ssl_lightning.compaction.store import RECIPE, WEIGHTS
+from ssl_lightning.benchmark.sparse_record import SparseRecord
+from ssl_lightning.checkpoints import load_backbone, read_checkpoint
+from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.report import curve_chart, filter_pictures
 from ssl_lightning.suggest import pick
@@ -40,10 +44,12 @@ from ssl_lightning.zoo.records import (
     SeedResult,
     StepCost,
     StoredFile,
+    Weights,
     median_result,
 )
 from ssl_lightning.zoo.runs import (
     FinishedRun,
+    as_stored,
     check_same_config,
     golden_images,
     measure_run,
@@ -51,7 +57,12 @@ from ssl_lightning.zoo.runs import (
     portable_config,
     read_run,
 )
-from ssl_lightning.zoo.timing import BATCH_SIZES, measure_latency, measure_step_cost
+from ssl_lightning.zoo.timing import (
+    BATCH_SIZES,
+    measure_latency,
+    measure_speedups,
+    measure_step_cost,
+)
 
 LICENCE = "Apache-2.0"
 Place = str | Path
@@ -65,6 +76,8 @@ def publish(
     controls: Mapping[str, Sequence[Place]] | None = None,
     remark: str | None = None,
     threads: int = 1,
+    dtype: str = "float32",
+    weights: bool = True,
 ) -> Path:
     """Write a zoo entry from one or more runs, by measuring them.
 
@@ -83,6 +96,10 @@ def publish(
             finished runs, one per seed.
         remark: what a reader must know, such as a goal that was missed.
         threads: to take timings with.
+        dtype: to store weights in: float32, float16 or bfloat16. Half precision is turned into
+            float32 when it is loaded; every figure is measured on what is stored.
+        weights: whether to store weights at all. Without them an entry keeps config, curves,
+            figures and the hash of what is not stored.
 
     Returns:
         The folder of the entry.
@@ -102,16 +119,21 @@ def publish(
             "name, or remove the folder."
         )
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
-    finished = [read_run(Path(folder)) for folder in folders]
+    finished = [as_stored(read_run(Path(folder)), dtype) for folder in folders]
     check_same_config(finished)
     results = {run.seed: measure_run(run) for run in finished}
     seeds = tuple(results[seed] for seed in sorted(results))
     run = next(run for run in finished if run.seed == median_result(seeds).seed)
     rows = tuple(measure_control(kind, given, run) for kind, given in (controls or {}).items())
     with appearing(target) as folder:
-        reasons = write_files(run, name, folder)
-        card = measured_card(run, name, folder, seeds, rows, reasons, threads)
-        card = dataclasses.replace(card, paper=dict(paper) if paper else None, remark=remark)
+        reasons, kept = write_files(run, name, folder, Weights(dtype), weights)
+        card = measured_card(run, name, folder, seeds, rows, reasons, kept, threads)
+        card = dataclasses.replace(
+            card,
+            paper=dict(paper) if paper else None,
+            remark=remark,
+            layer_speedups=speedups_of(card, paper or {}),
+        )
         write_card(card, folder)
     write_table(root)
     return target
@@ -125,7 +147,7 @@ def measure_control(kind: str, folders: Sequence[Place], run: FinishedRun) -> Co
             trained on other data.
     """
     pick("kind of control", kind, CONTROLS)
-    finished = [read_run(Path(folder)) for folder in folders]
+    finished = [as_stored(read_run(Path(folder)), "float32") for folder in folders]
     check_same_config(finished)
     for control in finished:
         if placeless(control, "data") != placeless(run, "data"):
@@ -136,14 +158,41 @@ def measure_control(kind: str, folders: Sequence[Place], run: FinishedRun) -> Co
     return Control(kind, tuple(measure_run(control) for control in finished))
 
 
-def write_files(run: FinishedRun, name: str, folder: Path) -> dict[str, str]:
-    """Write all files of an entry but its page and card; return why others are not there."""
-    for file in (WEIGHTS, RECIPE):
-        (folder / file).write_bytes((run.folder / "compact" / file).read_bytes())
+def write_files(
+    run: FinishedRun, name: str, folder: Path, weights: Weights, keep: bool
+) -> tuple[dict[str, str], Weights]:
+    """Write all files of an entry but its page and card.
+
+    Returns:
+        Why others are not there, and how the weights are kept.
+    """
+    (folder / RECIPE).write_bytes((run.folder / "compact" / RECIPE).read_bytes())
     (folder / CONFIG).write_text(portable_config(run.config, run.folder, name))
-    (folder / GOLDEN).write_bytes(golden(run.compact, golden_images(run)))
     write_filters(first_filters(run), folder)
-    return write_curves(read_log(run.folder, run.epochs), name, folder)
+    content = weights_file(run, weights.dtype)
+    if keep:
+        (folder / WEIGHTS).write_bytes(content)
+        (folder / GOLDEN).write_bytes(golden(run.compact, golden_images(run)))
+    else:
+        weights = dataclasses.replace(weights, unstored=StoredFile.of(content))
+    return write_curves(read_log(run.folder, run.epochs), name, folder), weights
+
+
+def weights_file(run: FinishedRun, dtype: str) -> bytes:
+    """Return the content of the file of weights; in float32 the run's own."""
+    if dtype == "float32":
+        return (run.folder / "compact" / WEIGHTS).read_bytes()
+    model, recipe = copy.deepcopy(run.compact).to(getattr(torch, dtype)), run.recipe
+    with TemporaryDirectory() as folder:
+        save_compact(folder, model, recipe.plans, recipe.backbone, recipe.arguments)
+        return Path(folder, WEIGHTS).read_bytes()
+
+
+def speedups_of(card: Card, paper: Mapping[str, Any]) -> SparseRecord | None:
+    """Time AlexNet's layers as the paper's Table 4 does; None for other networks."""
+    if card.backbone != "alexnet" or card.arguments.get("geometry", "caffenet") != "caffenet":
+        return None
+    return measure_speedups(card.groups, int(paper.get("table4", 2)))
 
 
 def write_curves(text: str | None, name: str, folder: Path) -> dict[str, str]:
@@ -155,19 +204,28 @@ def write_curves(text: str | None, name: str, folder: Path) -> dict[str, str]:
     return {}
 
 
-def write_filters(panels: Mapping[str, nn.Module], folder: Path) -> None:
-    """Draw the first convolution of networks side by side, if they have one."""
+def write_filters(panels: Mapping[str, nn.Module | Tensor], folder: Path) -> None:
+    """Draw filters side by side: weights, or the first convolutions of networks."""
     weights = {
-        title: conv.weight.detach().float().numpy()
-        for title, model in panels.items()
-        if (conv := next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None))
+        title: weight.detach().float().numpy()
+        for title, panel in panels.items()
+        if (weight := panel if isinstance(panel, Tensor) else first_weight(panel)) is not None
     }
     if weights:
         filter_pictures(weights, folder / FILTERS_PICTURE)
 
 
-def first_filters(run: FinishedRun) -> dict[str, nn.Module]:
-    """Return the networks to draw: that of the earliest checkpoint and the masked one."""
+def first_weight(model: nn.Module) -> Tensor | None:
+    """Return the weight of the first convolution."""
+    return next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def first_filters(run: FinishedRun) -> dict[str, nn.Module | Tensor]:
+    """Return what to draw: filters before, of FilterPictures or a checkpoint, and the masked."""
+    callbacks = read_checkpoint(run.folder / "checkpoints" / "last.ckpt").get("callbacks", {})
+    for name, state in callbacks.items():
+        if name.startswith("FilterPictures") and state["before"] is not None:
+            return {"before": state["before"], "compact": run.masked()}
     stored = sorted(run.folder.glob("checkpoints/epoch-*.ckpt"), key=epoch_of)
     early = {f"after epoch {epoch_of(p) + 1}": load_backbone(p).model for p in stored[:1]}
     return {**early, "compact": run.masked()}
@@ -230,6 +288,7 @@ def measured_card(
     seeds: tuple[SeedResult, ...],
     controls: tuple[Control, ...],
     reasons: Mapping[str, str],
+    weights: Weights,
     threads: int,
 ) -> Card:
     """Measure the compact network of a run whose files lie in ``folder``."""
@@ -266,6 +325,8 @@ def measured_card(
         latency=latency_of(dense, run.masked(), run.compact, threads),
         step_cost=step_cost,
         controls=controls,
+        layer_speedups=None,
+        weights=weights,
         licence=LICENCE,
         paper=None,
         remark=None,

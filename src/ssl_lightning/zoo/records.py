@@ -183,6 +183,34 @@ class StepCost:
     machine: Machine
 
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""Types that weights may be stored in; networks always compute in float32."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights of the published network are kept.
+
+    Attributes:
+        dtype: one of :data:`DTYPES`; half precision is turned into float32 when it is loaded, and
+            all figures are those of the network so stored.
+        unstored: the file as it would have been, if it is too large to be part of the entry.
+
+    Raises:
+        ValueError: if the type is unknown.
+    """
+
+    dtype: str
+    unstored: StoredFile | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"card.weights.dtype: expected {', '.join(DTYPES)}, got {self.dtype!r}. Publish "
+                "the run again."
+            )
+
+
 @dataclass(frozen=True)
 class StoredFile:
     """A file of the entry.

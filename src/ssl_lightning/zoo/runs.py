@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
-from ssl_lightning.zoo.records import SeedResult
+from ssl_lightning.zoo.records import SeedResult, Weights
 
 NUM_GOLDEN = 8
 SAME_FUNCTION = 1e-4
@@ -167,13 +169,29 @@ def without(keys: Sequence[str], content: Any) -> Any:
 
 
 def measure_run(run: FinishedRun) -> SeedResult:
-    """Measure a run's compact network, once it computes what was trained.
+    """Measure a run's compact network.
 
     Raises:
-        ValueError: if the compact network is not that of the checkpoint.
+        ValueError: if its images are not of the size that the network is made for.
+    """
+    wanted, found = run.compact.input_shape, run.data.input_shape
+    if tuple(wanted) != tuple(found):  # type: ignore[arg-type]
+        raise ValueError(
+            f"Cannot publish {run.folder}: its network is made for images {wanted}, its data has "
+            f"{found}. Validate at the network's size (`image_size`)."
+        )
+    return measure_seed(run.seed, run.compact, run.data)
+
+
+def as_stored(run: FinishedRun, dtype: str) -> FinishedRun:
+    """Return a run whose compact network has the weights that are left when stored in a type.
+
+    Raises:
+        ValueError: if the type is unknown, or the compact network is not that of the checkpoint.
     """
     check_same_function(run, golden_images(run))
-    return measure_seed(run.seed, run.compact, run.data)
+    kind: torch.dtype = getattr(torch, Weights(dtype).dtype)
+    return replace(run, compact=copy.deepcopy(run.compact).to(kind).float().eval())
 
 
 def golden_images(run: FinishedRun) -> Tensor:

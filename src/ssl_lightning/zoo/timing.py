@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ssl_lightning.benchmark import benchmark, interleave
 from ssl_lightning.benchmark.machine import machine
+from ssl_lightning.benchmark.sparse import Case, measure_sparse
+from ssl_lightning.benchmark.sparse_record import SparseRecord
+from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
 from ssl_lightning.benchmark.turns import num_threads
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.steps import STEP_SIZES
@@ -54,6 +57,53 @@ def measure_latency(
         num_rounds=rounds,
         machine=result.machine,
     )
+
+
+def measure_speedups(
+    groups: Mapping[str, Mapping[str, list[int]]], configuration: int
+) -> SparseRecord | None:
+    """Time AlexNet's convolutions at a network's sparsities, as the paper's Table 4 does.
+
+    Zeros are at random positions, as many rows and columns as in the network. The other side is
+    the fastest dense engine for each layer; padding, lowering and writing all filters are included.
+
+    Args:
+        groups: layer -> kind -> [left, all], as in a card.
+        configuration: of the paper's table, to stand beside.
+
+    Returns:
+        A record for batch 1 on one thread, or None if nothing is zero.
+
+    Raises:
+        ValueError: if the configuration is unknown.
+    """
+    known = {str(number): found for number, found in TABLE4.items()}
+    paper = pick("configuration of Table 4", str(configuration), known).speedups
+    cases = [
+        Case(
+            layer,
+            "columns",
+            zero_share(groups[layer]["filters"]),
+            zero_share(groups[layer]["columns"]),
+            configuration,
+            speedup,
+        )
+        for layer, speedup in zip(LAYERS, paper, strict=True)
+    ]
+    if not any(case.row_sparsity or case.column_sparsity for case in cases):
+        return None
+    return measure_sparse("AlexNet's convolutions at this network's sparsities", cases)
+
+
+def zero_share(counts: list[int]) -> float:
+    """Return the share that is zero of [left, all].
+
+    Example:
+        >>> zero_share([3, 4])
+        0.25
+    """
+    left, of = counts
+    return round(1 - left / of, 6)
 
 
 def measure_step_cost(

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load as parse_tensors
 
+from ssl_lightning.benchmark.serial import decode
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE
 from ssl_lightning.zoo.cards import (
     CARD,
     CONFIG,
+    FILES,
+    MODEL,
+    OLDER,
     PAGE,
+    REQUIRED,
     SCHEMA,
     Card,
     check_schema,
@@ -22,7 +29,7 @@ from ssl_lightning.zoo.cards import (
 )
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder
-from ssl_lightning.zoo.loading import build, read_recipe
+from ssl_lightning.zoo.loading import build_stored, read_recipe
 from ssl_lightning.zoo.measuring import measure_error, measure_layers
 from ssl_lightning.zoo.pages import write_table
 from ssl_lightning.zoo.publishing import (
@@ -32,7 +39,7 @@ from ssl_lightning.zoo.publishing import (
     write_card,
     write_filters,
 )
-from ssl_lightning.zoo.records import DataSet, SeedResult, Size, StoredFile
+from ssl_lightning.zoo.records import DataSet, SeedResult, Size, StoredFile, Weights
 from ssl_lightning.zoo.runs import open_data
 
 OLD_FILES = ("model.safetensors", RECIPE, CONFIG, "golden.safetensors")
@@ -62,16 +69,21 @@ def upgrade(name: str, root: str | Path | None = None, threads: int = 1) -> Path
     """
     target = entry_folder(name, root)
     old = read_old(target / CARD)
-    if old is None:
-        card = read_card(name, root)
-        kept = {f: checked_file(target / f, card.files[f]) for f in card.files if f != PAGE}
-    else:
-        kept = {f: checked_file(target / f, StoredFile(**old["files"][f])) for f in OLD_FILES}
+    stored = (
+        read_card(name, root).files
+        if old is None
+        else {file: StoredFile(**given) for file, given in old["files"].items()}
+    )
+    kept = {f: checked_file(target / f, stored[f]) for f in stored if f != PAGE}
     with appearing(target, replace=True) as folder:
         for file, content in kept.items():
             (folder / file).write_bytes(content)
-        if old is not None:
+        if old is None:
+            card = read_card(name, root)
+        elif old["schema"] == 1:
             card = upgraded(old, kept, folder, threads)
+        else:
+            card = from_schema_2(old, kept)
         write_card(card, folder)
     if all(read_old(path) is None for path in target.parent.glob(f"*/{CARD}")):
         write_table(target.parent)
@@ -79,7 +91,7 @@ def upgrade(name: str, root: str | Path | None = None, threads: int = 1) -> Path
 
 
 def read_old(path: Path) -> dict[str, Any] | None:
-    """Return the fields of a card of schema 1, or None if it has the present one.
+    """Return the fields of a card of an older schema, or None if it has the present one.
 
     Raises:
         ValueError: if it is damaged or of another schema.
@@ -89,13 +101,33 @@ def read_old(path: Path) -> dict[str, Any] | None:
         schema = data["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or was edited: {error}. Get it again.") from error
-    if schema != 1:
+    if schema not in OLDER or isinstance(schema, bool):
         check_schema(schema)
         return None
     fields: dict[str, Any] = {key: value for key, value in data.items() if key != "digest"}
-    if data.get("digest") != digest(fields) or set(fields["files"]) != set(OLD_FILES):
+    known = set(fields["files"]) == set(OLD_FILES) if schema == 1 else named(fields["files"])
+    if data.get("digest") != digest(fields) or not known:
         raise ValueError(f"{path} is damaged or was edited: its digest differs. Get it again.")
     return fields
+
+
+def named(files: Mapping[str, Any]) -> bool:
+    """Whether an entry has all files that it needs, and no others than an entry may have."""
+    return set(REQUIRED) <= set(files) <= set(FILES)
+
+
+def from_schema_2(old: Mapping[str, Any], files: dict[str, bytes]) -> Card:
+    """Add what schema 2 had not: the type of the weights. Nothing is measured.
+
+    Raises:
+        ValueError: if the card is damaged.
+    """
+    tensors = parse_tensors(files[MODEL]).values()
+    types = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})
+    weights = dataclasses.asdict(Weights(types[0] if len(types) == 1 else "float32"))
+    return decode(
+        Card, {**old, "schema": SCHEMA, "weights": weights, "layer_speedups": None}, "card"
+    )
 
 
 def upgraded(old: Mapping[str, Any], files: dict[str, bytes], folder: Path, threads: int) -> Card:
@@ -105,7 +137,8 @@ def upgraded(old: Mapping[str, Any], files: dict[str, bytes], folder: Path, thre
         ValueError: if the validation error is not what the old card says.
     """
     config = yaml.safe_load(files[CONFIG])
-    data, compact = open_data(config["data"]), build(files)
+    data = open_data(config["data"])
+    compact = build_stored(files)
     found = measure_error(compact, data.val_dataloader())
     if abs(found - old["validation_error"]) > 0.05:
         raise ValueError(
@@ -138,6 +171,8 @@ def upgraded(old: Mapping[str, Any], files: dict[str, bytes], folder: Path, thre
         latency=latency_of(dense, masked, compact, threads),
         step_cost=step_cost,
         controls=(),
+        layer_speedups=None,
+        weights=Weights("float32"),
         remark=None,
         unmeasured=missing | ({"step_cost": why_not} if why_not else {}),
         files={file: StoredFile("", 0) for file in (*OLD_FILES, PAGE)},

@@ -13,9 +13,9 @@ from torch import nn
 
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.zoo.cards import CONFIG, GOLDEN, Card
+from ssl_lightning.zoo.cards import CONFIG, GOLDEN, MODEL, Card
 from ssl_lightning.zoo.entries import checked_entry
-from ssl_lightning.zoo.loading import build, read_recipe
+from ssl_lightning.zoo.loading import build, not_stored, read_recipe
 from ssl_lightning.zoo.measuring import (
     difference,
     groups_left,
@@ -26,7 +26,7 @@ from ssl_lightning.zoo.measuring import (
     outputs,
 )
 from ssl_lightning.zoo.records import Latency, StoredFile
-from ssl_lightning.zoo.timing import measure_latency
+from ssl_lightning.zoo.timing import measure_latency, measure_speedups
 
 ERROR_TOLERANCE = 0.02
 """Percentage points: rounding differs between processors, and an image may lie on the border."""
@@ -34,6 +34,8 @@ GOLDEN_TOLERANCE = 1e-5
 """Of the largest output: float32 sums in another order."""
 LATENCY_TOLERANCE = 0.3
 """Of ratios: generous, since they differ between processors and times vary under load."""
+SPEEDUP_TOLERANCE = 0.3
+"""Of layers, as a share of the published one, for the same reasons."""
 
 Value = float | int | str
 
@@ -105,7 +107,7 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
             such files are not parsed, so nothing else is measured.
     """
     card, files = checked_entry(name, root)
-    model = build(files)
+    model = build(files, card, pretrained=card.weights.unstored is None)
     hashes = [
         Check(f"sha256 of {file}", stored.sha256, StoredFile.of(files[file]).sha256)
         for file, stored in card.files.items()
@@ -114,9 +116,41 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
         *hashes,
         *check_settings(card, files),
         *check_size(card, model),
+        *(check_outputs(card, model, files) if card.weights.unstored is None else unknown(card)),
+        *([*check_latency(card, model, files), *check_speedups(card)] if latency else []),
+    ]
+
+
+def check_outputs(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
+    """Measure again what depends on the weights."""
+    stored = {t.dtype for t in parse_tensors(files[MODEL]).values() if t.is_floating_point()}
+    found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
+    return [
+        Check("type of the weights", card.weights.dtype, found),
         check_golden(files[GOLDEN], model),
         *check_error(card, model),
-        *(check_latency(card, model, files) if latency else []),
+    ]
+
+
+def unknown(card: Card) -> list[Check]:
+    """Say of what depends on the weights that they are not stored."""
+    return [Check("test error %", card.test_error, None, ERROR_TOLERANCE, not_stored(card))]
+
+
+def check_speedups(card: Card) -> list[Check]:
+    """Time the layers of the comparison with the paper's table again."""
+    if card.layer_speedups is None:
+        return []
+    found = measure_speedups(card.groups, card.layer_speedups.rows[0].configuration)
+    assert found is not None
+    return [
+        Check(
+            f"speed-up of {old.layer}",
+            round(old.speedup, 3),
+            round(new.speedup, 3),
+            SPEEDUP_TOLERANCE * old.speedup,
+        )
+        for old, new in zip(card.layer_speedups.rows, found.rows, strict=True)
     ]
 
 
@@ -124,7 +158,8 @@ def check_error(card: Card, model: nn.Module) -> list[Check]:
     """Measure the error on the test split again, if it is on this machine."""
     published = card.data.num_test, card.test_error
     try:
-        batches = open_test_split(card.data).test_dataloader()
+        shape: tuple[int, ...] = model.input_shape  # type: ignore[assignment]
+        batches = open_test_split(card.data, shape).test_dataloader()
         found = len(batches.dataset), measure_error(model, batches)
     except FileNotFoundError as error:
         return [
