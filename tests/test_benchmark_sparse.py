@@ -162,6 +162,25 @@ def test_measured_record(dtype, monkeypatch, tmp_path):
     assert set(json.loads((tmp_path / "a.json").read_text())["rows"][0]) >= ISSUE_FIELDS
 
 
+def test_the_conv_part_is_measured_as_a_whole(monkeypatch):
+    monkeypatch.setattr(sparse, "MIN_RUN_TIME", 1e-5)
+    cases = sparse.table4_cases([1, 2], ["conv part"])
+    assert [(case.configuration, case.form) for case in cases] == [(2, "columns")]
+    assert not sparse.measure_sparse("test", cases, engines=["eager"], dtype="bfloat16").rows
+    (found,) = sparse.measure_sparse("test", cases, engines=["eager"], repeats=1).rows
+    assert found.paper is None
+    kept = [  # multiply-adds: pixels x weights of a filter x filters x shares that are left
+        (55 * 55 * 363 * 96, 0.906, 1.0),
+        (27 * 27 * 1200 * 256, 0.871, 0.368),
+        (13 * 13 * 2304 * 384, 0.594, 0.231),
+        (13 * 13 * 1728 * 384, 0.531, 0.153),
+        (13 * 13 * 1728 * 256, 1.0, 0.193),
+    ]
+    limit = sum(macs for macs, _, _ in kept) / sum(macs * r * c for macs, r, c in kept)
+    assert found.limit == pytest.approx(limit)
+    assert found.workspace_bytes < found.lowering_bytes
+
+
 def test_a_wrong_layer_is_not_timed():
     conv = sparse.convolution("conv5")
     x = sparse.images("conv5", 1)
@@ -185,6 +204,15 @@ def test_table_shows_every_row_and_the_mean():
         assert part in shown
     (mean,) = (line.split() for line in shown.splitlines() if " mean  " in line)
     assert mean[-2:] == ["8.74", "5.00"]
+
+
+def test_the_conv_part_is_not_in_the_mean():
+    part = row(layer="conv part", paper=None, speedup=3.0, limit=3.15)
+    lines = text(sparse_table(record(part, row(), row(layer="conv1", speedup=1.0)))).splitlines()
+    mean = next(i for i, line in enumerate(lines) if " mean  " in line)
+    assert lines[mean].split()[-3:] == ["9.73", "12.31", "5.00"]
+    assert "conv part" in lines[mean + 1]
+    assert " mean  " not in text(sparse_table(record(part)))
 
 
 @pytest.mark.parametrize("draw", [speedup_chart, break_even_chart])

@@ -49,14 +49,16 @@ class Case:
     columns: Tensor
     values: Tensor
     geometry: Geometry
+    relu: bool = False
 
     def dense(self) -> Tensor:
         """Compute in float64 what is expected."""
         g = self.geometry
         bias = None if self.bias is None else self.bias.double()
-        return F.conv2d(
+        output = F.conv2d(
             self.x.double(), self.weight.double(), bias, g.stride, g.padding, g.dilation, g.groups
         )
+        return output.relu() if self.relu else output
 
     def sparse(self, implementation: str = "auto") -> Tensor:
         g = self.geometry
@@ -72,6 +74,7 @@ class Case:
             padding=g.padding,
             dilation=g.dilation,
             groups=g.groups,
+            relu=self.relu,
             implementation=implementation,
         )
 
@@ -104,6 +107,7 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     layout: str = "contiguous",
     bias: bool = True,
+    relu: bool = False,
     seed: int = 0,
 ) -> Case:
     """Draw which rows and columns are kept, each conv-group its own, and all numbers."""
@@ -123,7 +127,7 @@ def make_case(
     x = torch.randn(n, g.in_channels, h, w, generator=generator).to(dtype)
     b = torch.randn(g.out_channels, generator=generator).to(dtype) if bias else None
     weight = weight.view(g.out_channels, -1, *g.kernel_size)
-    return Case(LAYOUTS[layout](x), weight, b, rows, columns, torch.cat(blocks), g)
+    return Case(LAYOUTS[layout](x), weight, b, rows, columns, torch.cat(blocks), g, relu)
 
 
 LAYOUTS = {
@@ -167,6 +171,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> Case:
         dtype=draw(st.sampled_from(dtypes)),
         layout=draw(st.sampled_from(sorted(LAYOUTS))),
         bias=draw(st.booleans()),
+        relu=draw(st.booleans()),
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -178,6 +183,7 @@ GEOMETRIES = {
     "pointwise_stride": (Geometry(20, 17, (1, 1), (2, 2)), (2, 13, 14)),
     "depthwise": (Geometry(9, 18, (3, 3), padding=(1, 1), groups=9), (1, 10, 10)),
     "dilated": (Geometry(4, 6, (3, 2), (1, 3), (4, 1), (3, 2)), (2, 19, 20)),
+    "every_second": (Geometry(3, 9, (3, 3), (2, 2), (1, 1)), (2, 75, 71)),
     "no_input_left": (Geometry(2, 3, (2, 2), padding=(3, 3)), (1, 1, 1)),
     "many_rows": (Geometry(5, 133, (3, 3), padding=(1, 1)), (1, 25, 17)),
 }
@@ -194,6 +200,7 @@ def test_reference_equals_dense(case):
 @given(cases((torch.float32, torch.bfloat16)), st.sampled_from(sorted(compiled.LEVELS.values())))
 def test_compiled_equals_dense(case, level):
     arguments = (case.x, case.values, case.bias, case.rows, case.columns, case.geometry)
+    arguments = (*arguments, case.relu)
     assert_near(compiled.convolve(*arguments, level=level), case.dense(), case.x.dtype)
 
 
@@ -202,6 +209,7 @@ def test_compiled_equals_dense(case, level):
 def test_layer_equals_masked_convolution(case):
     conv = case.conv()
     layer = ColumnSparseConv2d.from_conv(conv)
+    layer.relu = case.relu
     assert torch.equal(layer.dense_weight(), conv.weight)
     assert_near(layer(case.x).detach(), case.dense(), case.x.dtype)
     assert_near(layer.reference(case.x).detach(), case.dense(), case.x.dtype)
@@ -291,11 +299,13 @@ from test_kernels import GEOMETRIES, assert_near, make_case
 for name, (geometry, shape) in GEOMETRIES.items():
     for dtype in (torch.float32, torch.bfloat16):
         for layout in ("contiguous", "channels_last"):
-            case = make_case(geometry, shape, dtype=dtype, layout=layout)
-            assert_near(case.sparse("triton"), case.dense(), dtype)
+            for relu in (False, True):
+                case = make_case(geometry, shape, dtype=dtype, layout=layout, relu=relu)
+                assert_near(case.sparse("triton"), case.dense(), dtype)
 for density in ((0, 1), (1, 0), (1, 1)):
-    case = make_case(geometry, shape, density=density, bias=False)
-    assert_near(case.sparse("triton"), case.dense(), torch.float32)
+    for relu in (False, True):
+        case = make_case(geometry, shape, density=density, bias=relu, relu=relu)
+        assert_near(case.sparse("triton"), case.dense(), torch.float32)
 case = make_case(geometry, (0, *shape[1:]))
 assert_near(case.sparse("triton"), case.dense(), torch.float32)
 """
@@ -324,12 +334,31 @@ def test_triton_says_what_is_missing(monkeypatch):
         make_case(*GEOMETRIES["pointwise"]).sparse("triton")
 
 
+@needs_compiled
+@pytest.mark.parametrize("level", sorted(compiled.LEVELS.values()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_relu_keeps_nan(level, dtype):
+    case = make_case(*GEOMETRIES["alexnet_conv1"], dtype=dtype, relu=True, density=(0.7, 1))
+    case.x[0, 1, 20, 30] = torch.nan
+    case.bias[1:4] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    arguments = (case.x, case.values, case.bias, case.rows, case.columns, case.geometry, True)
+    output = compiled.convolve(*arguments, level=level)
+    expected = case.sparse("reference")
+    assert output.isnan().any()
+    tolerance = 10 * TOLERANCE[dtype]
+    torch.testing.assert_close(
+        output, expected, rtol=tolerance, atol=10 * tolerance, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_gradients_equal_those_of_dense(name):
+def test_gradients_equal_those_of_dense(name, relu):
     geometry, shape = GEOMETRIES[name]
-    case = make_case(geometry, shape, dtype=torch.float64)
+    case = make_case(geometry, shape, dtype=torch.float64, relu=relu)
     layer = ColumnSparseConv2d.from_conv(case.conv())
-    dense = case.conv()
+    layer.relu = relu
+    dense = nn.Sequential(case.conv(), nn.ReLU() if relu else nn.Identity())
     inputs = [case.x.clone().requires_grad_() for _ in range(3)]
     upstream = torch.randn(case.dense().shape, dtype=torch.float64)
     grads = []
@@ -337,6 +366,7 @@ def test_gradients_equal_those_of_dense(name):
         layer.zero_grad()
         run(x).backward(upstream)
         grads.append(layer.values.grad)
+    dense = dense[0]
     kept = [
         dense.weight.grad.flatten(1)[layer.rows[r]][
             :, layer.columns[c] % geometry.columns_per_group
@@ -389,12 +419,13 @@ def test_a_changed_weight_counts_at_once_however_it_was_changed():
 def test_operator_passes_torchs_own_checks():
     case = make_case(*GEOMETRIES["dilated"])
     g = case.geometry
-    tensors = [t.clone().requires_grad_() for t in (case.x, case.values, case.bias)]
     sizes = (g.out_channels, g.kernel_size, g.stride, g.padding, g.dilation, g.groups)
-    torch.library.opcheck(
-        torch.ops.ssl_lightning.column_sparse_conv2d.default,
-        (*tensors, case.rows, case.columns, *sizes),
-    )
+    for relu in ((), (True,)):
+        tensors = [t.clone().requires_grad_() for t in (case.x, case.values, case.bias)]
+        torch.library.opcheck(
+            torch.ops.ssl_lightning.column_sparse_conv2d.default,
+            (*tensors, case.rows, case.columns, *sizes, *relu),
+        )
 
 
 @pytest.mark.filterwarnings("ignore")  # inductor's own
@@ -494,6 +525,13 @@ def test_named_paddings(padding):
 def test_unusual_convolutions_are_refused(conv, message):
     with pytest.raises(ValueError, match=message):
         ColumnSparseConv2d.from_conv(conv)
+
+
+def test_a_layer_with_relu_is_no_convolution():
+    layer = ColumnSparseConv2d(1, 2, 3, relu=True)
+    assert "relu=True" in str(layer)
+    with pytest.raises(ValueError, match="without ReLU"):
+        layer.to_conv()
 
 
 def test_weights_outside_the_pattern_are_not_dropped_silently():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +23,25 @@ from ssl_lightning.benchmark.engines import (
     prepare,
 )
 from ssl_lightning.benchmark.machine import machine
-from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.benchmark.macs import count_macs
+from ssl_lightning.benchmark.sparse_record import CONV_PART, SparseRecord, SparseRow
 from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
 from ssl_lightning.benchmark.turns import interleave, num_threads
+from ssl_lightning.compaction import for_inference
+from ssl_lightning.compaction.sparse import layer_inputs, replace_layers
 from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
 from ssl_lightning.suggest import pick
+
+ORDER = (
+    *("conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2"),
+    *("conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"),
+)
+"""The conv part of AlexNet in the paper's geometry."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest output
 MIN_RUN_TIME = 0.002  # seconds of one sample: short, so that a round sees one state of the machine
+PART_FACTOR = 10  # the conv part gets longer samples, of several calls as with single layers
 FINALISTS = 2  # dense engines that are timed to the end
 FORMS: Mapping[str, Callable[[nn.Conv2d], nn.Module]] = {
     "columns": ColumnSparseConv2d.from_conv,
@@ -51,6 +64,9 @@ class Case:
 def table4_cases(configurations: Sequence[int], layers: Sequence[str]) -> list[Case]:
     """Return what the paper's table holds for these configurations and layers.
 
+    ``"conv part"``, all five layers with what stands between them, has no figure of the paper and
+    is left out for single zeros.
+
     Raises:
         ValueError: if one is unknown.
 
@@ -63,7 +79,12 @@ def table4_cases(configurations: Sequence[int], layers: Sequence[str]) -> list[C
     cases = []
     for number, layer in product(configurations, layers):
         found = pick("configuration", str(number), known)
-        pick("layer", layer, LAYERS)
+        pick("layer", layer, dict.fromkeys([*LAYERS, CONV_PART]))
+        if layer == CONV_PART:
+            if found.form == "columns":
+                rows, columns = (round(fmean(x) / 100, 6) for x in (found.rows, found.columns))
+                cases.append(Case(layer, found.form, rows, columns, number))
+            continue
         i = list(LAYERS).index(layer)
         rows, columns = round(found.rows[i] / 100, 6), round(found.columns[i] / 100, 6)
         cases.append(Case(layer, found.form, rows, columns, number, found.speedups[i]))
@@ -114,11 +135,12 @@ def measure_sparse(
 
     Args:
         title: heading of the record.
-        cases: what to measure.
+        cases: what to measure; the conv part goes through :func:`for_inference`.
         batch_sizes: images per call.
         threads: intra-op threads.
         engines: dense engines; None takes all that are installed and can run the type.
-        dtype: ``"float32"`` or ``"bfloat16"``; CSR has no bfloat16 and is left out there.
+        dtype: ``"float32"`` or ``"bfloat16"``; CSR and torch's response norm have no bfloat16 and
+            are left out there.
         repeats: rounds.
         progress: called with each row once it is measured.
 
@@ -129,7 +151,7 @@ def measure_sparse(
     kind = pick("type", dtype, DTYPES)
     chosen = installed_engines() if engines is None else list(engines)
     if kind != torch.float32:
-        cases = [case for case in cases if case.form != "csr"]
+        cases = [c for c in cases if c.form != "csr" and c.layer != CONV_PART]
         chosen = chosen if engines is not None else [e for e in chosen if e != "onnxruntime"]
     rows = []
     layers = dict.fromkeys(case.layer for case in cases)
@@ -137,7 +159,7 @@ def measure_sparse(
         x = images(layer, batch).to(kind)
         with num_threads(count), torch.inference_mode():
             forget_compiled()
-            dense = {engine: prepare(engine, convolution(layer).to(kind), x) for engine in chosen}
+            dense = {engine: prepare(engine, network(layer).to(kind), x) for engine in chosen}
             for case in (case for case in cases if case.layer == layer):
                 rows.append(_measure(case, x, dense, repeats))
                 progress(rows[-1])
@@ -153,19 +175,20 @@ def measure_sparse(
 
 def _measure(case: Case, x: Tensor, dense: Mapping[str, Call], repeats: int) -> SparseRow:
     """Build the sparse layer, compare it with the dense one, and time both in turns."""
-    conv = convolution(case.layer).to(x.dtype)
-    zero_(conv, case.row_sparsity, case.column_sparsity, single=case.form == "csr")
-    sparse = FORMS[case.form](conv).eval()
-    check_equal(sparse, conv, x)
+    masked = network(case.layer).to(x.dtype)
+    sparse = sparse_form(masked, case, x)
+    check_equal(sparse, masked, x)
     calls: dict[str, Call] = {"sparse": lambda: sparse(x), **dense}
-    heats = interleave(calls, repeats=max(repeats // 4, 1), warmup=2, min_run_time=MIN_RUN_TIME)
+    shortest = MIN_RUN_TIME * (PART_FACTOR if case.layer == CONV_PART else 1)
+    heats = interleave(calls, repeats=max(repeats // 4, 1), warmup=2, min_run_time=shortest)
     heats.pop("sparse")
     ranking = sorted(heats, key=lambda engine: heats[engine].ratio)
     final = {name: calls[name] for name in ("sparse", *ranking[:FINALISTS])}
-    timings = interleave(final, repeats=repeats, warmup=1, min_run_time=MIN_RUN_TIME)
+    timings = interleave(final, repeats=repeats, warmup=1, min_run_time=shortest)
     mine = timings.pop("sparse")
     fastest = min(timings, key=lambda engine: timings[engine].ratio)
-    held = workspace_bytes(sparse, x) if isinstance(sparse, ColumnSparseConv2d) else 0
+    inputs = layer_inputs(masked, (x,))
+    layers = [(sparse.get_submodule(name), image) for name, image in inputs.items()]
     return SparseRow(
         configuration=case.configuration,
         layer=case.layer,
@@ -179,26 +202,80 @@ def _measure(case: Case, x: Tensor, dense: Mapping[str, Call], repeats: int) -> 
         sparse_ms=mine.median_ms,
         speedup=timings[fastest].ratio,
         speedup_iqr=timings[fastest].ratio_iqr,
-        limit=1 / ((1 - case.row_sparsity) * (1 - case.column_sparsity)),
+        limit=limit(case, masked, x),
         paper=case.paper,
         engines_ms={engine: timing.median_ms for engine, timing in (heats | timings).items()},
-        workspace_bytes=held,
-        lowering_bytes=lowering_bytes(conv, x),
+        workspace_bytes=max(
+            workspace_bytes(layer, image) if isinstance(layer, ColumnSparseConv2d) else 0
+            for layer, image in layers
+        ),
+        lowering_bytes=max(
+            lowering_bytes(conv, inputs[name])
+            for name, conv in masked.named_modules()
+            if isinstance(conv, nn.Conv2d)
+        ),
     )
+
+
+def sparse_form(masked: nn.Module, case: Case, x: Tensor) -> nn.Module:
+    """Set a layer, or each layer of the conv part, to zero as the case says; return its fast form.
+
+    Args:
+        masked: from :func:`network`; is changed.
+        case: how sparse, and in which form.
+        x: input.
+    """
+    if isinstance(masked, nn.Conv2d):
+        zero_(masked, case.row_sparsity, case.column_sparsity, single=case.form == "csr")
+        return FORMS[case.form](masked).eval()
+    for layer in table4_cases([case.configuration], list(LAYERS)):
+        conv = masked.get_submodule(layer.layer)
+        assert isinstance(conv, nn.Conv2d)
+        zero_(conv, layer.row_sparsity, layer.column_sparsity)
+    small = copy.deepcopy(masked)
+    replace_layers(small, tuple(LAYERS))
+    return for_inference(small, x)
+
+
+def limit(case: Case, model: nn.Module, x: Tensor) -> float:
+    """Return what the arithmetic allows: dense over remaining multiply-adds."""
+    cases = table4_cases([case.configuration], list(LAYERS)) if case.layer == CONV_PART else [case]
+    inputs = layer_inputs(model, (x,))
+    dense = [count_macs(model.get_submodule(name), image) for name, image in inputs.items()]
+    shares = [(1 - case.row_sparsity) * (1 - case.column_sparsity) for case in cases]
+    return sum(dense) / sum(macs * share for macs, share in zip(dense, shares, strict=True))
+
+
+def network(layer: str) -> nn.Module:
+    """Return a convolution of AlexNet, or its conv part, in evaluation mode.
+
+    Example:
+        >>> [name for name, _ in network("conv part").named_children()][:4]
+        ['conv1', 'relu1', 'pool1', 'norm1']
+    """
+    if layer != CONV_PART:
+        return convolution(layer)
+    net = _alexnet()
+    parts = {n: nn.ReLU() if n.startswith("relu") else net.get_submodule(n) for n in ORDER}
+    return nn.Sequential(OrderedDict(parts)).eval()
 
 
 def convolution(layer: str) -> nn.Conv2d:
     """Return a convolution of AlexNet in the paper's grouped geometry, in evaluation mode."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = create_backbone("alexnet", num_classes=1)
-    conv = net.get_submodule(layer).eval()
+    conv = _alexnet().get_submodule(layer).eval()
     assert isinstance(conv, nn.Conv2d)
     return conv
 
 
+def _alexnet() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return create_backbone("alexnet", num_classes=1)
+
+
 def images(layer: str, batch_size: int) -> Tensor:
-    """Return random input of a layer, ``(N, C, H, W)``."""
+    """Return random input of a layer or the conv part, ``(N, C, H, W)``."""
+    layer = "conv1" if layer == CONV_PART else layer
     size = LAYERS[layer]
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch_size, convolution(layer).in_channels, size, size, generator=generator)
@@ -236,10 +313,11 @@ def zero_(conv: nn.Conv2d, rows: float, columns: float, *, single: bool = False)
 
 @torch.no_grad()
 def check_equal(sparse: nn.Module, dense: nn.Module, x: Tensor) -> None:
-    """Raise unless both compute the same, to rounding."""
+    """Raise unless both compute the same, to the rounding of each convolution."""
     expected = dense(x).float()
     error = float((sparse(x).float() - expected).abs().max())
-    bound = TOLERANCE[x.dtype] * float(expected.abs().max())
+    depth = sum(isinstance(module, nn.Conv2d) for module in dense.modules())
+    bound = depth * TOLERANCE[x.dtype] * float(expected.abs().max())
     if not error <= bound:
         raise ValueError(
             f"measure_sparse: expected outputs within {bound:.2g} of the dense layer, got a "

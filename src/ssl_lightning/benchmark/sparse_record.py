@@ -10,6 +10,9 @@ from typing import Any
 from ssl_lightning.benchmark.record import Machine
 from ssl_lightning.benchmark.serial import decode, load_json, save_json
 
+CONV_PART = "conv part"
+"""Layer name of all convolutions together, with the pooling and response norms between them."""
+
 
 @dataclass(frozen=True)
 class SparseRow:
@@ -17,7 +20,7 @@ class SparseRow:
 
     Attributes:
         configuration: number in the paper's table, or 0.
-        layer: name of the layer.
+        layer: name of the layer, or :data:`CONV_PART`, whose sparsities are means over the layers.
         form: ``"columns"`` (kept rows x kept columns, :class:`ColumnSparseConv2d`) or ``"csr"``
             (single zeros, torch's sparse CSR product of the lowered input).
         row_sparsity: share of filters that are zero.

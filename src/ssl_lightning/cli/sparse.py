@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ssl_lightning.benchmark.sparse import break_even_cases, measure_sparse, table4_cases
-from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.benchmark.sparse_record import CONV_PART, SparseRecord, SparseRow
+from ssl_lightning.benchmark.table4 import LAYERS
 from ssl_lightning.report.sparse import (
     TABLE_WIDTH,
     break_even_chart,
@@ -20,7 +21,7 @@ from ssl_lightning.report.sparse import (
 
 def paper_table4(
     configurations: int | list[int] = [1, 2, 4, 5],  # noqa: B006 - read only, shown by --help
-    layers: str | list[str] = ["conv1", "conv2", "conv3", "conv4", "conv5"],  # noqa: B006
+    layers: str | list[str] = [*LAYERS, CONV_PART],  # noqa: B006
     batch_size: int | list[int] = [1, 16],  # noqa: B006
     threads: int | list[int] | None = None,
     engines: str | list[str] | None = None,
@@ -32,13 +33,15 @@ def paper_table4(
 
     Args:
         configurations: numbers in the paper's table: 1 and 4 are l1, 2 and 5 are SSL.
-        layers: some of conv1 .. conv5.
+        layers: some of conv1 .. conv5, and "conv part": all five with ReLU, max pooling and
+            response norms between them, for SSL only.
         batch_size: images per call, or a list of several.
         threads: number of threads, or a list of several; default: 1 and all cores.
         engines: dense engines to be compared with: eager, compile, onnxruntime, openvino;
             default: all that are installed.
         dtype: float32 or bfloat16.
-        repeats: interleaved samples per engine, of two milliseconds or one call.
+        repeats: interleaved samples per engine, of two milliseconds (twenty for the conv part) or
+            one call.
         output: JSON file to write; the bars per layer are drawn beside it as a PNG.
     """
     numbers = [configurations] if isinstance(configurations, int) else configurations

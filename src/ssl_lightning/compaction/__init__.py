@@ -1,5 +1,6 @@
 """From a network with zero groups to a smaller one that computes the same function."""
 
+from ssl_lightning.compaction.inference import for_inference
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan, compact, expand, make_plan
@@ -14,6 +15,7 @@ __all__ = [
     "choose_layers",
     "compact",
     "expand",
+    "for_inference",
     "load_compact",
     "make_plan",
     "save_compact",

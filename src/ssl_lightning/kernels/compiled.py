@@ -1,10 +1,11 @@
-"""The compiled CPU kernel: a plain C library, found beside this file and called through ctypes."""
+"""The compiled CPU kernels: a plain C library, found beside this file and called through ctypes."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from struct import Struct
@@ -12,15 +13,20 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from ssl_lightning.kernels.geometry import Geometry, count_problem, index_problem
+from ssl_lightning.kernels.geometry import Geometry, Pair, count_problem, index_problem
 from ssl_lightning.suggest import pick
 
 DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = {"base": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 """Instruction sets, by the most that may be used; what the processor lacks is never used."""
 
-_INTERFACE = 1  # as in native/column_sparse.c
-_PROBLEM = Struct("24q")  # the fields of Problem in native/column_sparse.h
+_INTERFACE = 2  # as in native/column_sparse.c
+_PROBLEM = Struct("25q")  # the fields of Problem in native/column_sparse.h
+_POOL = Struct("17q")  # of Pool in native/between.h
+_RESPONSE_NORM = Struct("7q3d")  # of ResponseNorm there
+MIN_PIXELS = 16
+"""Of :func:`local_response_norm`: one vector of the widest kernel."""
+
 _MESSAGE = (
     "ssl_lightning: the compiled convolution kernel is not there (%s). Column-sparse layers run in "
     "plain torch, correct but slow. Install a C compiler (gcc or clang) and install ssl-lightning "
@@ -44,6 +50,8 @@ def library() -> ctypes.CDLL | None:
         logging.getLogger(__name__).warning(_MESSAGE, error)
         return None
     native.ssl_column_sparse_conv2d.argtypes = [ctypes.c_void_p] * 7
+    native.ssl_max_pool2d.argtypes = [ctypes.c_void_p] * 3
+    native.ssl_response_norm.argtypes = [ctypes.c_void_p] * 3
     native.ssl_workspace_bytes.argtypes = [ctypes.c_void_p] * 3
     native.ssl_workspace_bytes.restype = ctypes.c_int64
     native.ssl_instruction_set.argtypes = [ctypes.c_int64] * 2
@@ -81,6 +89,7 @@ def convolve(
     rows: Tensor,
     columns: Tensor,
     geometry: Geometry,
+    relu: bool = False,
     *,
     level: int | None = None,
 ) -> Tensor:
@@ -93,6 +102,7 @@ def convolve(
         rows: kept filters.
         columns: kept columns.
         geometry: sizes and steps.
+        relu: put zero in the place of what is negative.
         level: the most of :data:`LEVELS` that may be used; None takes the best.
 
     Raises:
@@ -100,12 +110,7 @@ def convolve(
         MemoryError: if there is no memory for the panels.
         RuntimeError: without the compiled kernel.
     """
-    native = library()
-    if native is None:
-        raise RuntimeError(
-            "column_sparse_conv2d: the compiled kernel was not built. Use "
-            'implementation="reference", or install a C compiler and install ssl-lightning again.'
-        )
+    native = _present()
     _check_types(x, values, bias)
     output = x.new_empty(
         (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2], x.shape[3]))
@@ -114,7 +119,9 @@ def convolve(
         return output
     values, rows, columns = values.contiguous(), rows.contiguous(), columns.contiguous()
     bias = None if bias is None else bias.contiguous()
-    problem = _problem(x, values, rows, columns, geometry, _level() if level is None else level)
+    problem = _problem(
+        x, values, rows, columns, geometry, relu, _level() if level is None else level
+    )
     error = native.ssl_column_sparse_conv2d(
         problem,
         x.data_ptr(),
@@ -129,18 +136,92 @@ def convolve(
     return output
 
 
+def max_pool2d(
+    x: Tensor, out_size: Pair, window: Sequence[int], relu: bool, *, level: int | None = None
+) -> Tensor:
+    """Pool the last two dimensions, on ``torch.get_num_threads()`` threads.
+
+    Args:
+        x: on the CPU, float32 or bfloat16, not empty.
+        out_size: height and width of the output.
+        window: kernel, stride, padding and dilation, each for both dimensions.
+        relu: put zero in the place of what is negative.
+        level: as in :func:`convolve`.
+
+    Raises:
+        MemoryError: if there is no memory for two lines.
+    """
+    native = _present()
+    x = x.contiguous()
+    height, width = x.shape[-2:]
+    output = x.new_empty((*x.shape[:-2], *out_size))
+    problem = _POOL.pack(
+        x.numel() // (height * width), height, width, *out_size, *window, relu, *_how(x, level)
+    )
+    if native.ssl_max_pool2d(problem, x.data_ptr(), output.data_ptr()):
+        raise MemoryError("max_pool2d: no memory for two lines. Use smaller images.")
+    return output
+
+
+def local_response_norm(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, *, level: int | None = None
+) -> Tensor:
+    """Normalise across channels, on ``torch.get_num_threads()`` threads.
+
+    Args:
+        x: ``(N, C, ...)`` on the CPU, float32 or bfloat16, not empty, of at least
+            :data:`MIN_PIXELS` pixels.
+        size: channels of a window.
+        alpha: of the mean of the squares.
+        beta: exponent.
+        k: is added.
+        level: as in :func:`convolve`.
+    """
+    native = _present()
+    x = x.contiguous()
+    output = torch.empty_like(x)
+    batch, channels = x.shape[:2]
+    pixels = x.numel() // (batch * channels)
+    problem = _RESPONSE_NORM.pack(
+        batch, channels, pixels, size, *_how(x, level), alpha / size, beta, k
+    )
+    native.ssl_response_norm(problem, x.data_ptr(), output.data_ptr())
+    return output
+
+
+def _how(x: Tensor, level: int | None) -> tuple[bool, int, int]:
+    """Return the last fields of each problem."""
+    level = _level() if level is None else level
+    return x.dtype == torch.bfloat16, torch.get_num_threads(), level
+
+
+def _present() -> ctypes.CDLL:
+    """Return the library.
+
+    Raises:
+        RuntimeError: if it was not built.
+    """
+    native = library()
+    if native is None:
+        raise RuntimeError(
+            "column_sparse_conv2d: the compiled kernel was not built. Use "
+            'implementation="reference", or install a C compiler and install ssl-lightning again.'
+        )
+    return native
+
+
 def workspace_bytes(x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, g: Geometry) -> int:
     """Return the bytes that one call holds beside input, weights and output, on all its threads."""
     native = library()
     if native is None:
         return 0
     rows, columns = rows.contiguous(), columns.contiguous()
-    problem = _problem(x, values, rows, columns, g, _level())
+    problem = _problem(x, values, rows, columns, g, False, _level())
     return int(native.ssl_workspace_bytes(problem, rows.data_ptr(), columns.data_ptr()))
 
 
 def _problem(
-    x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, g: Geometry, level: int
+    x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, g: Geometry, relu: bool, level: int
 ) -> bytes:
     return _PROBLEM.pack(
         *x.shape,
@@ -149,9 +230,8 @@ def _problem(
         rows.numel(),
         columns.numel(),
         values.numel(),
-        x.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-        level,
+        relu,
+        *_how(x, level),
     )
 
 

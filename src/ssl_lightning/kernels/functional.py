@@ -14,7 +14,7 @@ IMPLEMENTATIONS = {
     "compiled": compiled.convolve,
     "triton": gpu.convolve,
 }
-"""Name -> function; each takes (x, values, bias, rows, columns, geometry)."""
+"""Name -> function; each takes (x, values, bias, rows, columns, geometry, relu)."""
 
 
 def column_sparse_conv2d(
@@ -30,6 +30,7 @@ def column_sparse_conv2d(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    relu: bool = False,
     implementation: str = "auto",
 ) -> Tensor:
     r"""Convolve with a weight of which only some filters and filter-shape columns are kept.
@@ -55,6 +56,7 @@ def column_sparse_conv2d(
         padding: zeros at each side.
         dilation: step between kernel positions.
         groups: conv-groups; each may keep other numbers of rows and columns.
+        relu: put zero in the place of what is negative in the output.
         implementation: ``"auto"`` takes the operator that torch.compile and torch.export see (the
             compiled kernel on the CPU, Triton on CUDA, plain torch where there is none);
             ``"reference"``, ``"compiled"`` and ``"triton"`` name one. Gradients: "auto" (once) and
@@ -89,19 +91,25 @@ def column_sparse_conv2d(
     geometry.check_input(x.shape)
     check_bias(bias, out_channels)
     if implementation == "auto":
-        return call_operator(x, values, bias, rows, columns, geometry)
+        return call_operator(x, values, bias, rows, columns, geometry, relu)
     convolve = pick("implementation", implementation, IMPLEMENTATIONS)
     if convolve is not compiled.convolve:  # which checks by itself, in no time
         check_pattern(geometry, values, rows, columns)
-    return convolve(x, values, bias, rows, columns, geometry)
+    return convolve(x, values, bias, rows, columns, geometry, relu)
 
 
 def call_operator(
-    x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, g: Geometry
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    g: Geometry,
+    relu: bool = False,
 ) -> Tensor:
     """Call the registered operator, or what it would call where nobody watches."""
-    if _is_plain(x):
-        return compiled.convolve(x, values, bias, rows, columns, g)
+    if is_plain(x):
+        return compiled.convolve(x, values, bias, rows, columns, g, relu)
     output: Tensor = operator.column_sparse_conv2d(
         x,
         values,
@@ -114,12 +122,13 @@ def call_operator(
         g.padding,
         g.dilation,
         g.groups,
+        relu,
     )
     return output
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether the dispatcher would do nothing but pass the call on to the compiled kernel.
+def is_plain(x: Tensor) -> bool:
+    """Whether the dispatcher would do nothing but pass the call on to a compiled kernel.
 
     So it is in inference mode outside of tracing, autocast, function transforms and dispatch modes
     (which count operations, for example). Passing on takes five microseconds of the eighty that a

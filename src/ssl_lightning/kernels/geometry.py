@@ -67,10 +67,10 @@ class Geometry:
         return cls(
             in_channels,
             out_channels,
-            _pair(kernel_size),
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
+            pair(kernel_size),
+            pair(stride),
+            pair(padding),
+            pair(dilation),
             groups,
         )
 
@@ -168,7 +168,8 @@ def check_pattern(geometry: Geometry, values: Tensor, rows: Tensor, columns: Ten
         raise ValueError(count_problem(values, needed))
 
 
-def _pair(value: Sequence[int] | int) -> Pair:
+def pair(value: Sequence[int] | int) -> Pair:
+    """Return a number for both dimensions twice, and two numbers as a tuple."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 

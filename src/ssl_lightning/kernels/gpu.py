@@ -32,6 +32,7 @@ def convolve(
     rows: Tensor,
     columns: Tensor,
     geometry: Geometry,
+    relu: bool = False,
 ) -> Tensor:
     """Lower and multiply in one kernel per conv-group, summing in float32.
 
@@ -53,15 +54,28 @@ def convolve(
         )
     height, width = geometry.output_size(x.shape[2], x.shape[3])
     output = x.new_empty((x.shape[0], geometry.out_channels, height, width))
-    output.copy_((x.new_zeros(geometry.out_channels) if bias is None else bias)[:, None, None])
-    for row, column, value in geometry.blocks(rows, columns):
-        if output.numel() and value.stop > value.start:
-            _launch(x, values[value], rows[row], columns[column], geometry, output)
+    shift = x.new_zeros(geometry.out_channels) if bias is None else bias
+    blocks = [block for block in geometry.blocks(rows, columns) if block[2].stop > block[2].start]
+    if relu:  # the kernel adds the bias of kept filters before
+        rest = shift.relu()
+        for row, _, _ in blocks:
+            rest[rows[row]] = shift[rows[row]]
+        shift = rest
+    output.copy_(shift[:, None, None])
+    for row, column, value in blocks:
+        if output.numel():
+            _launch(x, values[value], rows[row], columns[column], geometry, output, relu)
     return output
 
 
 def _launch(
-    x: Tensor, weight: Tensor, rows: Tensor, columns: Tensor, g: Geometry, output: Tensor
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    g: Geometry,
+    output: Tensor,
+    relu: bool,
 ) -> None:
     """Add one conv-group's products to ``output``, which holds the bias."""
     from ssl_lightning.kernels.triton_kernel import multiply_columns
@@ -91,4 +105,5 @@ def _launch(
         TILE_PIXELS=TILE_PIXELS,
         TILE_DEPTH=TILE_DEPTH,
         WIDEN=_is_interpreted(),
+        RELU=relu,
     )

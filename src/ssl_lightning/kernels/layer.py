@@ -39,6 +39,7 @@ class ColumnSparseConv2d(nn.Module):
         rows: kept filters, ascending; None keeps all.
         columns: kept columns, ascending, numbered ``(c * kernel_height + y) * kernel_width + x``
             with ``c`` over all input channels; None keeps all.
+        relu: put zero in the place of what is negative in the output, which costs nothing here.
         device: of the parameters and buffers.
         dtype: of the parameters.
 
@@ -74,6 +75,7 @@ class ColumnSparseConv2d(nn.Module):
         bias: bool = True,
         rows: Index | None = None,
         columns: Index | None = None,
+        relu: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class ColumnSparseConv2d(nn.Module):
         self.geometry = Geometry.of(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         )
+        self.relu = relu
         kept_rows = _index(rows, "rows", out_channels)
         kept_columns = _index(columns, "columns", self.geometry.num_columns)
         size = _num_values(self.geometry, kept_rows, kept_columns)
@@ -132,6 +135,7 @@ class ColumnSparseConv2d(nn.Module):
             conv.bias is not None,
             nonzero.any(2).flatten().nonzero().flatten() if rows is None else rows,
             nonzero.any(1).flatten().nonzero().flatten() if columns is None else columns,
+            False,
             conv.weight.device,
             conv.weight.dtype,
         )
@@ -175,12 +179,20 @@ class ColumnSparseConv2d(nn.Module):
     def to_conv(self) -> nn.Conv2d:
         """Return the equal dense layer, with its zeros; nothing is shared.
 
+        Raises:
+            ValueError: if ReLU follows inside the layer.
+
         Example:
             >>> layer = ColumnSparseConv2d(2, 3, 3, padding=1, rows=[0, 2])
             >>> ColumnSparseConv2d.from_conv(layer.to_conv(), layer.rows, layer.columns)
             ColumnSparseConv2d(2, 3, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), rows=2/3,
             columns=18/18)
         """
+        if self.relu:
+            raise ValueError(
+                "ColumnSparseConv2d.to_conv: expected a layer without ReLU, got relu=True, which "
+                "no convolution has. Set `relu = False` and put nn.ReLU behind the layer."
+            )
         g, like = self.geometry, self.values
         conv = nn.Conv2d(
             g.in_channels,
@@ -210,7 +222,7 @@ class ColumnSparseConv2d(nn.Module):
         assert values is not None
         assert rows is not None
         assert columns is not None
-        return call_operator(x, values, bias, rows, columns, self.geometry)
+        return call_operator(x, values, bias, rows, columns, self.geometry, self.relu)
 
     def reference(self, x: Tensor) -> Tensor:
         """Compute the same in plain torch, differentiable to any order."""
@@ -227,6 +239,7 @@ class ColumnSparseConv2d(nn.Module):
             padding=g.padding,
             dilation=g.dilation,
             groups=g.groups,
+            relu=self.relu,
             implementation="reference",
         )
 
@@ -238,6 +251,7 @@ class ColumnSparseConv2d(nn.Module):
         defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
         parts += [f"{n}={getattr(g, n)}" for n, v in defaults.items() if getattr(g, n) != v]
         parts += ["bias=False"] if self.bias is None else []
+        parts += ["relu=True"] if self.relu else []
         parts.append(f"rows={self.rows.numel()}/{g.out_channels}")
         parts.append(f"columns={self.columns.numel()}/{g.num_columns}")
         return ", ".join(parts)

@@ -6,6 +6,7 @@ is none; backward is plain torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,18 +20,25 @@ from ssl_lightning.kernels.geometry import Geometry, check_pattern
 NAME = "ssl_lightning::column_sparse_conv2d"
 BACKWARD = f"{NAME}_backward"
 _SIZES = "int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation"
+_NUM_SIZES = 6  # with the conv-groups; ReLU may follow
 _PATTERN = f"Tensor rows, Tensor columns, {_SIZES}, int groups"
 
-torch.library.define(NAME, f"(Tensor x, Tensor values, Tensor? bias, {_PATTERN}) -> Tensor")
+torch.library.define(
+    NAME, f"(Tensor x, Tensor values, Tensor? bias, {_PATTERN}, bool relu=False) -> Tensor"
+)
 torch.library.define(
     BACKWARD, f"(Tensor grad, Tensor x, Tensor values, {_PATTERN}) -> (Tensor, Tensor)"
 )
 
 
 def _geometry(x: Tensor, sizes: tuple[Any, ...]) -> Geometry:
-    out_channels, kernel_size, stride, padding, dilation, groups = sizes
+    out_channels, kernel_size, stride, padding, dilation, groups = sizes[:_NUM_SIZES]
     pairs = (*kernel_size, *stride, *padding, *dilation)
     return _cached_geometry(x.shape[1], out_channels, groups, *pairs)
+
+
+def _relu(sizes: Sequence[Any]) -> bool:
+    return bool(sizes[_NUM_SIZES:]) and bool(sizes[_NUM_SIZES])
 
 
 @lru_cache(maxsize=4096)  # a call of the kernel takes microseconds
@@ -44,7 +52,7 @@ def _plain(
 ) -> Tensor:
     geometry = _geometry(x, sizes)
     check_pattern(geometry, values, rows, columns)
-    return reference.convolve(x, values, bias, rows, columns, geometry)
+    return reference.convolve(x, values, bias, rows, columns, geometry, _relu(sizes))
 
 
 @torch.library.impl(NAME, "CPU")
@@ -52,7 +60,7 @@ def _cpu(
     x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
 ) -> Tensor:
     if x.dtype in compiled.DTYPES and compiled.is_available():
-        return compiled.convolve(x, values, bias, rows, columns, _geometry(x, sizes))
+        return compiled.convolve(x, values, bias, rows, columns, _geometry(x, sizes), _relu(sizes))
     return _plain(x, values, bias, rows, columns, *sizes)
 
 
@@ -61,7 +69,7 @@ def _cuda(
     x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
 ) -> Tensor:
     if x.dtype in gpu.DTYPES and gpu.is_available():
-        return gpu.convolve(x, values, bias, rows, columns, _geometry(x, sizes))
+        return gpu.convolve(x, values, bias, rows, columns, _geometry(x, sizes), _relu(sizes))
     return _plain(x, values, bias, rows, columns, *sizes)
 
 
@@ -75,7 +83,7 @@ def _backward(
 def _fake(
     x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
 ) -> Tensor:
-    geometry = Geometry.of(x.shape[1], *sizes)  # the number of channels may be symbolic
+    geometry = Geometry.of(x.shape[1], *sizes[:_NUM_SIZES])  # channels may be symbolic
     height, width = geometry.output_size(x.shape[2], x.shape[3])
     return x.new_empty((x.shape[0], geometry.out_channels, height, width))
 
@@ -87,17 +95,20 @@ def _fake_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bias, rows, columns, *ctx.sizes = inputs
+    x, values, bias, rows, columns, *sizes = inputs
+    ctx.sizes, ctx.num_inputs = sizes[:_NUM_SIZES], len(inputs)
     ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, values, rows, columns)
+    ctx.save_for_backward(x, values, rows, columns, output if _relu(sizes) else None)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, rows, columns = ctx.saved_tensors
+    x, values, rows, columns, output = ctx.saved_tensors
+    if output is not None:  # of ReLU: where it is not positive, nothing comes back
+        grad = grad * (output > 0)
     backward = torch.ops.ssl_lightning.column_sparse_conv2d_backward
     grad_x, grad_values = backward(grad, x, values, rows, columns, *ctx.sizes)
     grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias else None
-    return grad_x, grad_values, grad_bias, *([None] * (2 + len(ctx.sizes)))
+    return grad_x, grad_values, grad_bias, *([None] * (ctx.num_inputs - 3))
 
 
 torch.library.register_fake(NAME, _fake)

@@ -16,6 +16,7 @@ def convolve(
     rows: Tensor,
     columns: Tensor,
     geometry: Geometry,
+    relu: bool = False,
 ) -> Tensor:
     """Gather the kept columns of the lowered input, multiply by the kept rows, scatter the result.
 
@@ -31,7 +32,7 @@ def convolve(
     if bias is not None:
         output = output + bias[:, None]
     result: Tensor = output.unflatten(2, (height, width))
-    return result
+    return result.relu() if relu else result
 
 
 def gradients(

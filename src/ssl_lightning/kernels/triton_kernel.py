@@ -38,6 +38,7 @@ def multiply_columns(
     TILE_PIXELS: tl.constexpr,
     TILE_DEPTH: tl.constexpr,
     WIDEN: tl.constexpr,
+    RELU: tl.constexpr,
 ) -> None:
     """Compute one tile of kept rows x output pixels of one image.
 
@@ -71,4 +72,7 @@ def multiply_columns(
     place_out = (tl.program_id(2) * out_channels + filters)[:, None] * num_pixels + pixel[None, :]
     valid = (row < num_rows)[:, None] & (pixel < num_pixels)[None, :]
     bias = tl.load(output + place_out, mask=valid, other=0.0).to(tl.float32)
-    tl.store(output + place_out, (total + bias).to(output.dtype.element_ty), mask=valid)
+    total += bias
+    if RELU:
+        total = tl.where(total < 0, 0.0, total)  # NaN stays
+    tl.store(output + place_out, total.to(output.dtype.element_ty), mask=valid)

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.benchmark.sparse_record import CONV_PART, SparseRecord, SparseRow
 from ssl_lightning.files import replacing
 from ssl_lightning.report.charts import COLORS, GRID, INK, PALE
 
@@ -29,7 +29,7 @@ def sparse_table(record: SparseRecord) -> Table:
 
     The mean of the speed-ups stands below each block of a configuration with one batch size and
     number of threads, as the paper's headline is such a mean; a layer that would get slower stays
-    dense and counts as 1.
+    dense and counts as 1. The conv part as a whole is a row of its own and not in the mean.
     """
     table = Table(title=record.title, caption=_caption(record), box=SIMPLE_HEAD)
     for title in ("#", "layer"):
@@ -40,9 +40,15 @@ def sparse_table(record: SparseRecord) -> Table:
     for title in ("dense ms", "sparse ms", "paper", "limit", "ours", "KB lowered", "held"):
         table.add_column(title, justify="right", no_wrap=True)
     for rows in _blocks(record).values():
-        for row in rows:
+        layers = [row for row in rows if row.layer != CONV_PART]
+        for row in layers:
             table.add_row(*map(Text, _cells(row)))
-        table.add_row(*map(Text, _means(rows)), style="bold", end_section=True)
+        if layers:
+            table.add_row(*map(Text, _means(layers)), style="bold")
+        for row in rows:
+            if row.layer == CONV_PART:
+                table.add_row(*map(Text, _cells(row)))
+        table.add_section()
     return table
 
 
@@ -89,7 +95,8 @@ def _caption(record: SparseRecord) -> str:
         f"{record.instruction_set}; {versions}. Sparse: padding, lowering, product and scattering. "
         "Speed-up over the fastest dense engine: median ± interquartile range of the ratios of "
         "samples taken in turns. KB: the lowered matrix of one image, and what the kernel holds "
-        "instead on all its threads. In the mean, a layer that would get slower stays dense (1)."
+        "instead on all its threads. In the mean, a layer that would get slower stays dense (1). "
+        "Conv part: all layers with ReLU, pooling and response norms between them."
     )
 
 

@@ -1,5 +1,6 @@
 /* Kernels for AVX2 with FMA: sixteen registers of eight lanes. */
 #if defined(__x86_64__)
+#include <math.h>
 #include <string.h>
 
 #include "column_sparse.h"
@@ -10,6 +11,7 @@
 #define TILE_ROWS 4
 #define TILE_VECTORS 3
 #include "multiply.inc.h"
+#include "between.inc.h"
 
 const Kernels ssl_avx2 = {
     .name = "avx2",
@@ -20,5 +22,8 @@ const Kernels ssl_avx2 = {
     .pack = avx2_pack,
     .pack_bfloat16 = avx2_pack_bfloat16,
     .multiply = avx2_multiply,
+    .pick = avx2_pick,
+    .max_pool = avx2_max_pool,
+    .response_norm = avx2_response_norm,
 };
 #endif

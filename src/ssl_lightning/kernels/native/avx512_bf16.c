@@ -102,6 +102,7 @@ TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int ro
                     sum[r][v], factor, (__m512bh)_mm512_loadu_si512(panel + v * LANES));
         }
     }
+    const __m512 floor = _mm512_set1_ps(b->floor);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
         const int64_t filter = b->row[row + r];
@@ -111,9 +112,11 @@ TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int ro
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             const int64_t left = b->pixels - pixel - v * LANES;
+            /* of NaN and a number, the second comes out: NaN stays */
+            const __m512 value = _mm512_max_ps(floor, _mm512_add_ps(sum[r][v], shift));
             const uint32_t mask = left >= LANES ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
             _mm256_mask_storeu_epi16(to + v * LANES, (__mmask16)mask,
-                                     (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(sum[r][v], shift)));
+                                     (__m256i)_mm512_cvtneps_pbh(value));
         }
     }
 }

@@ -1,4 +1,5 @@
 /* Portable kernels: four lanes, which every 64-bit processor has. */
+#include <math.h>
 #include <string.h>
 
 #include "column_sparse.h"
@@ -9,6 +10,7 @@
 #define TILE_ROWS 4
 #define TILE_VECTORS 3
 #include "multiply.inc.h"
+#include "between.inc.h"
 
 const Kernels ssl_base = {
     .name = "base",
@@ -19,4 +21,7 @@ const Kernels ssl_base = {
     .pack = base_pack,
     .pack_bfloat16 = base_pack_bfloat16,
     .multiply = base_multiply,
+    .pick = base_pick,
+    .max_pool = base_max_pool,
+    .response_norm = base_response_norm,
 };

@@ -13,8 +13,7 @@
 
 enum {
     PANEL_BYTES = 128 * 1024, /* measured on Zen 5: 64 and 256 are a few percent slower */
-    SLACK = 64, /* elements that whole-vector copies may touch behind an image or a panel */
-    IMAGE = 0, PANEL = 1 /* slots of scratch memory */
+    SLACK = 64 /* elements that whole-vector copies may touch behind an image or a panel */
 };
 
 enum { DONE, NO_MEMORY, BAD_INDEX, BAD_COUNT };
@@ -34,7 +33,7 @@ typedef struct {
     atomic_int failed;
 } Job;
 
-static const Kernels *kernels_of(int64_t level, int bfloat16) {
+const Kernels *ssl_kernels(int64_t level, int bfloat16) {
     const Kernels *found = &ssl_base;
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -168,10 +167,15 @@ static void free_layout(Layout *l) {
     free(l->group);
 }
 
+static void pick_bfloat16(const uint16_t *from, int64_t step, int64_t count, uint16_t *to) {
+    for (int64_t i = 0; i < count; i++) to[i] = from[i * step];
+}
+
 /* Copy one line of the input, every step-th element, zeros where it lies outside. */
-#define COPY_LINE(name, element)                                                                 \
-    static void name(const element *from, int64_t stride, int64_t length, int64_t first,         \
-                     int64_t step, element *to, int64_t count) {                                 \
+#define COPY_LINE(name, element, pick)                                                           \
+    static void name(const Kernels *kernels, const element *from, int64_t stride, int64_t length, \
+                     int64_t first, int64_t step, element *to, int64_t count) {                  \
+        (void)kernels;                                                                           \
         int64_t begin = first < 0 ? ceil_div(-first, step) : 0;                                  \
         int64_t end = length > first ? ceil_div(length - first, step) : 0;                       \
         if (begin > count) begin = count;                                                        \
@@ -182,11 +186,11 @@ static void free_layout(Layout *l) {
         if (step * stride == 1)                                                                  \
             memcpy(to + begin, source + begin, (size_t)(end - begin) * sizeof(element));         \
         else                                                                                     \
-            for (int64_t i = begin; i < end; i++) to[i] = source[i * step * stride];             \
+            pick(source + begin * step * stride, step * stride, end - begin, to + begin);        \
         for (int64_t i = end; i < count; i++) to[i] = 0;                                         \
     }
-COPY_LINE(copy_line_float, float)
-COPY_LINE(copy_line_bfloat16, uint16_t)
+COPY_LINE(copy_line_float, float, kernels->pick)
+COPY_LINE(copy_line_bfloat16, uint16_t, pick_bfloat16)
 
 /* Copy one channel into its only plane by whole vectors; return how many lines of it are done.
  *
@@ -236,29 +240,28 @@ static void fill_planes(const Job *job, int64_t n, int64_t slot, char *image) {
             }
             const char *source = job->x + (channel + from * p->stride_h) * (int64_t)job->element;
             if (p->is_bfloat16)
-                copy_line_bfloat16((const uint16_t *)source, p->stride_w, p->width, left, p->step_x,
-                                   (uint16_t *)to, line);
+                copy_line_bfloat16(job->kernels, (const uint16_t *)source, p->stride_w, p->width,
+                                   left, p->step_x, (uint16_t *)to, line);
             else
-                copy_line_float((const float *)source, p->stride_w, p->width, left, p->step_x,
-                                (float *)to, line);
+                copy_line_float(job->kernels, (const float *)source, p->stride_w, p->width, left,
+                                p->step_x, (float *)to, line);
         }
     }
 }
 
-/* Give dropped filters what is left of them: their bias. */
+/* Give dropped filters what is left of them: their bias, or zero where ReLU makes it so. */
 static void fill_dropped(const Job *job, int64_t n, int64_t filter) {
     const Problem *p = job->p;
     const int64_t pixels = job->layout->pixels;
     char *to = job->y + (n * p->out_channels + filter) * pixels * (int64_t)job->element;
-    if (!job->bias)
-        memset(to, 0, (size_t)pixels * job->element);
-    else if (p->is_bfloat16) {
-        const uint16_t bias = ((const uint16_t *)job->bias)[filter];
-        for (int64_t i = 0; i < pixels; i++) ((uint16_t *)to)[i] = bias;
-    } else {
-        const float bias = ((const float *)job->bias)[filter];
-        for (int64_t i = 0; i < pixels; i++) ((float *)to)[i] = bias;
-    }
+    float bias = 0;
+    if (job->bias)
+        bias = p->is_bfloat16 ? from_bfloat16(((const uint16_t *)job->bias)[filter])
+                              : ((const float *)job->bias)[filter];
+    if (p->relu && bias < 0) bias = 0;
+    for (int64_t i = 0; i < pixels; i++)
+        if (p->is_bfloat16) ((uint16_t *)to)[i] = to_bfloat16(bias);
+        else ((float *)to)[i] = bias;
 }
 
 /* Compute one panel of one conv-group of one image. */
@@ -294,6 +297,7 @@ static void compute_panel(Job *job, int64_t n, int64_t g, int64_t panel, const c
         .output = job->y + (n * p->out_channels * l->pixels + first) * (int64_t)job->element,
         .filter_stride = l->pixels,
         .bfloat16 = (int)p->is_bfloat16,
+        .floor = p->relu ? 0 : -__builtin_inff(),
     };
     kernels->multiply(&block);
 }
@@ -371,7 +375,7 @@ static int is_shared(const Problem *p) { return p->threads > 1 && p->batch < 4 *
 int ssl_column_sparse_conv2d(const Problem *p, const void *x, const void *values, const void *bias,
                              const int64_t *rows, const int64_t *columns, void *y) {
     Layout layout = {0};
-    const Kernels *kernels = kernels_of(p->level, (int)p->is_bfloat16);
+    const Kernels *kernels = ssl_kernels(p->level, (int)p->is_bfloat16);
     Job job = {.p = p, .kernels = kernels, .layout = &layout, .x = x, .bias = bias,
                .weight = values, .rows = rows, .y = y};
     const int64_t width = p->in_channels * p->kernel_h * p->kernel_w;
@@ -417,7 +421,7 @@ done:
 /* Bytes of scratch memory that one call uses on all its threads, beside input and output. */
 int64_t ssl_workspace_bytes(const Problem *p, const int64_t *rows, const int64_t *columns) {
     Layout layout = {0};
-    Job job = {.p = p, .layout = &layout, .kernels = kernels_of(p->level, (int)p->is_bfloat16)};
+    Job job = {.p = p, .layout = &layout, .kernels = ssl_kernels(p->level, (int)p->is_bfloat16)};
     int64_t bytes = -1, depth = 0;
     if (make_layout(p, job.kernels, rows, columns, &layout)) {
         const int shared = is_shared(p);
@@ -434,9 +438,9 @@ int64_t ssl_workspace_bytes(const Problem *p, const int64_t *rows, const int64_t
 }
 
 /* Raised whenever Problem or a signature changes, so that no other version is called by mistake. */
-int64_t ssl_interface(void) { return 1; }
+int64_t ssl_interface(void) { return 2; }
 
 /* Name of the instruction set in use at `level`. */
 const char *ssl_instruction_set(int64_t level, int64_t is_bfloat16) {
-    return kernels_of(level, (int)is_bfloat16)->name;
+    return ssl_kernels(level, (int)is_bfloat16)->name;
 }

@@ -4,8 +4,13 @@
 
 #include <stdint.h>
 
+#include "between.h"
+
 #define INLINE static inline __attribute__((always_inline))
 enum {
+    IMAGE = 0, PANEL = 1,   /* slots of scratch memory */
+    MAX_LANES = 16,
+    POOL_LINES = 8,         /* of output that max pooling holds at a time */
     MAX_PANEL_VECTORS = 12, /* of pixels */
     MAX_DIRECT_AREA = 128   /* positions of a kernel that may read the input directly */
 };
@@ -17,7 +22,7 @@ typedef struct {
     int64_t out_channels, groups;
     int64_t kernel_h, kernel_w, step_y, step_x, pad_y, pad_x, dilation_y, dilation_x;
     int64_t num_rows, num_columns, num_values; /* kept, over all conv-groups */
-    int64_t is_bfloat16, threads, level;
+    int64_t relu, is_bfloat16, threads, level;
 } Problem;
 
 /* The kept part of one conv-group. */
@@ -59,6 +64,7 @@ typedef struct {
     void *output;       /* first pixel of filter 0 */
     int64_t filter_stride;
     int bfloat16; /* elements of bias and output */
+    float floor;  /* what is less becomes zero: zero for ReLU, or minus infinity */
 } Block;
 
 /* What differs from one instruction set to another. */
@@ -78,12 +84,20 @@ typedef struct {
     void (*pack_bfloat16)(const void *image, const Layout *layout, const int64_t *offset,
                           int64_t depth, int64_t first, int64_t count, int64_t width, void *panel);
     void (*multiply)(const Block *block);
+    /* Copy every step-th float. */
+    void (*pick)(const float *from, int64_t step, int64_t count, float *to);
+    void (*max_pool)(const Pool *pool, const void *x, int64_t plane, float *line, void *y);
+    void (*response_norm)(const ResponseNorm *norm, const void *x, int64_t n, int64_t first,
+                          int64_t end, void *y);
 } Kernels;
 
 extern const Kernels ssl_base;
 #if defined(__x86_64__)
 extern const Kernels ssl_avx2, ssl_avx512, ssl_avx512_bf16;
 #endif
+
+/* The best kernels of this processor, of at most this level. */
+const Kernels *ssl_kernels(int64_t level, int bfloat16);
 
 /* For each position of the kernel, which pixels of each vector of a panel lie inside the input. */
 void ssl_masks(const Layout *layout, int64_t first, int64_t count,

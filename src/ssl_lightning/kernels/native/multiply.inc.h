@@ -61,6 +61,12 @@ PACK(NAME(pack), float, NAME(copy))
 PACK(NAME(pack_bfloat16), uint16_t, NAME(widen))
 #undef PACK
 
+/* Put zero in the place of what is less than `floor`; NaN stays. */
+TARGET INLINE NAME(vector) NAME(above)(NAME(vector) value, float floor) {
+    typedef int32_t mask __attribute__((vector_size(4 * LANES)));
+    return (NAME(vector))((mask)value & ~(value < floor));
+}
+
 /* Write `count` results of one row; out of line, because only the last tile of a row needs it. */
 TARGET static __attribute__((noinline)) void NAME(store)(const float *from, void *to,
                                                          int64_t count, int bfloat16) {
@@ -104,11 +110,12 @@ TARGET INLINE void NAME(tile)(const Block *b, int64_t row, int64_t pixel, const 
         if (left >= all && !b->bfloat16) {
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++)
-                *(NAME(loose) *)((float *)to + v * LANES) = sum[r][v] + bias;
+                *(NAME(loose) *)((float *)to + v * LANES) = NAME(above)(sum[r][v] + bias, b->floor);
         } else {
             float line[TILE_VECTORS * LANES];
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) *(NAME(loose) *)(line + v * LANES) = sum[r][v] + bias;
+            for (int v = 0; v < vectors; v++)
+                *(NAME(loose) *)(line + v * LANES) = NAME(above)(sum[r][v] + bias, b->floor);
             NAME(store)(line, to, left < all ? left : all, b->bfloat16);
         }
     }
