@@ -90,7 +90,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = m.__module__.startswith(("ssl_lightning.kernels.", "ssl_lightning.compaction."))
-        return own or isinstance(m, RESPONSE_NORMS) or super().is_leaf_module(m, module_qualified_name)
+        own = own or isinstance(m, RESPONSE_NORMS)
+        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 def _rewrite(network: nn.Module) -> tuple[nn.Module, str | None]:
@@ -191,7 +192,9 @@ class _Rewriting:
         if type(module) is nn.MaxPool2d and not has_hooks(module) and not module.return_indices:
             window = {n: getattr(module, n) for n in (*_WINDOW, "ceil_mode")}
             self.replace(node, max_pool2d, window | {"relu": False})
-        elif type(module) in RESPONSE_NORMS and not has_hooks(module):
+        elif isinstance(module, RESPONSE_NORMS) and not has_hooks(module):
+            if type(module) not in RESPONSE_NORMS:  # a subclass is another function
+                return
             settings = {n: getattr(module, n) for n in ("size", "alpha", "beta", "k")}
             self.replace(node, local_response_norm, settings)
         elif node.op == "call_function" and node.target in POOL:
