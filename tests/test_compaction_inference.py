@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nets_with_zeros import randomise_
-from ssl_lightning import ColumnSparseConv2d, create_backbone, for_inference
+from ssl_lightning import (
+    ColumnSparseConv2d,
+    compact,
+    create_backbone,
+    for_inference,
+    make_plan,
+)
+from ssl_lightning.compaction.modules import SparseResponseNorm
 from ssl_lightning.compaction.sparse import replace_layers
-from ssl_lightning.kernels import max_pool2d
+from ssl_lightning.kernels import local_response_norm, max_pool2d
 
 NETWORKS = {
     "lenet": ("lenet", {}),
@@ -79,6 +86,22 @@ def test_networks_compute_the_same(key):
     again = for_inference(fast, x[:1])
     with torch.inference_mode():
         torch.testing.assert_close(again(x), fast(x), rtol=0, atol=1e-6 * scale)
+
+
+def test_norms_among_fewer_channels_run_in_the_kernel_too():
+    net = create_backbone("alexnet", num_classes=10).eval()
+    x = torch.randn(2, 3, 67, 67)
+    with torch.no_grad():
+        for conv in (net.conv1, net.conv2):
+            conv.weight[::3] = 0
+            conv.bias[::3] = 0
+    small = compact(net, make_plan(net, x[:1]))
+    assert sum(isinstance(m, SparseResponseNorm) for m in small.modules()) == 2
+    fast = for_inference(small, x[:1])
+    assert sum(n.target is local_response_norm for n in fast.graph.nodes) == 2
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(copy.deepcopy(fast)(x), fast(x), rtol=0, atol=0)
 
 
 def test_dense_layers_keep_relu_and_take_norms():

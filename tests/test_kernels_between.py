@@ -103,12 +103,22 @@ def normalisations(draw: st.DrawFn) -> tuple[Tensor, tuple]:
     x = draw_image(draw, (4, 4), draw(st.sampled_from(DTYPES)))
     size, alpha = draw(st.integers(1, 9)), draw(st.sampled_from([1e-4, 0.5, 2.0]))
     beta = draw(st.sampled_from([0.75, 0.75, 0.5, 1.0, 0.3]))
-    return x, (size, alpha, beta, draw(st.sampled_from([0.0, 1.0, 2.0])))
+    positions = None
+    if draw(st.booleans()):  # of channels between which others were removed
+        gaps = draw(st.lists(st.integers(1, 4), min_size=x.shape[1], max_size=x.shape[1]))
+        positions = torch.tensor(gaps, dtype=torch.int64).cumsum(0) - 1
+    return x, (size, alpha, beta, draw(st.sampled_from([0.0, 1.0, 2.0])), positions)
 
 
 def assert_normalised(output: Tensor, x: Tensor, arguments: tuple) -> None:
     """Compare with torch in float64: torch itself rounds bfloat16 at each step."""
-    expected = F.local_response_norm(x.double(), *arguments)
+    *settings, positions = arguments
+    wide = x.double()
+    if positions is not None and len(positions):
+        wide = torch.zeros(len(x), int(positions[-1]) + 1, *x.shape[2:], dtype=torch.float64)
+        wide[:, positions] = x.double()
+    expected = F.local_response_norm(wide, *settings)
+    expected = expected if positions is None else expected[:, positions]
     tolerance = 1e-5 if x.dtype == torch.float32 else 1e-2
     assert output.dtype == x.dtype
     torch.testing.assert_close(
@@ -144,7 +154,7 @@ def test_large_images_are_shared_by_threads(threads):
     try:
         with torch.inference_mode():
             assert torch.equal(max_pool2d(x, 3, 2), F.max_pool2d(x, 3, 2))
-            assert_normalised(local_response_norm(x, 5), x, (5, 1e-4, 0.75, 1.0))
+            assert_normalised(local_response_norm(x, 5), x, (5, 1e-4, 0.75, 1.0, None))
     finally:
         torch.set_num_threads(before)
 
@@ -208,5 +218,12 @@ def test_operators_pass_torchs_own_checks():
     ):
         torch.library.opcheck(torch.ops.ssl_lightning.max_pool2d.default, (x, *arguments))
     torch.library.opcheck(
-        torch.ops.ssl_lightning.local_response_norm.default, (x, 5, 1e-4, 0.75, 1.0)
+        torch.ops.ssl_lightning.local_response_norm.default, (x, 5, 1e-4, 0.75, 1.0, None)
     )
+    torch.library.opcheck(
+        torch.ops.ssl_lightning.local_response_norm.default,
+        (x, 5, 1e-4, 0.75, 1.0, torch.tensor([0, 2, 3, 9])),
+    )
+    for wrong in ([0, 2, 2, 9], [-1, 2, 3, 9], [0, 2, 3], [0.0, 2.0, 3.0, 9.0]):
+        with torch.inference_mode(), pytest.raises(ValueError, match="ascending int64 numbers"):
+            local_response_norm(x, 5, positions=torch.tensor(wrong))

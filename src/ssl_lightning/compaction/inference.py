@@ -16,13 +16,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ssl_lightning.backbones.response_norm import ChannelResponseNorm
 from ssl_lightning.compaction.equality import clones, compare, random_inputs, tensors_of
+from ssl_lightning.compaction.modules import SparseResponseNorm
 from ssl_lightning.graph.ops import has_hooks
 from ssl_lightning.kernels import ColumnSparseConv2d, local_response_norm, max_pool2d
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 """Modules that do nothing in eval mode."""
-RESPONSE_NORMS = (nn.LocalResponseNorm, ChannelResponseNorm)
-"""Two codes for the function that the kernel computes; other subclasses are other functions."""
+RESPONSE_NORMS = (nn.LocalResponseNorm, ChannelResponseNorm, SparseResponseNorm)
+"""What the kernel computes; other subclasses of the first are other functions."""
 RELU = {F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"}
 POOL = {F.max_pool2d, torch.max_pool2d}
 
@@ -192,11 +193,8 @@ class _Rewriting:
         if type(module) is nn.MaxPool2d and not has_hooks(module) and not module.return_indices:
             window = {n: getattr(module, n) for n in (*_WINDOW, "ceil_mode")}
             self.replace(node, max_pool2d, window | {"relu": False})
-        elif isinstance(module, RESPONSE_NORMS) and not has_hooks(module):
-            if type(module) not in RESPONSE_NORMS:  # a subclass is another function
-                return
-            settings = {n: getattr(module, n) for n in ("size", "alpha", "beta", "k")}
-            self.replace(node, local_response_norm, settings)
+        elif isinstance(module, nn.LocalResponseNorm) and not has_hooks(module):
+            self.use_response_norm(node, module)
         elif node.op == "call_function" and node.target in POOL:
             bound = inspect.signature(_pool_signature).bind(*node.args, **node.kwargs).arguments
             del bound["input"]
@@ -204,6 +202,16 @@ class _Rewriting:
                 self.replace(node, max_pool2d, bound | {"relu": False})
         elif node.op == "call_function" and node.target is F.local_response_norm:
             node.target = local_response_norm
+
+    def use_response_norm(self, node: fx.Node, norm: nn.LocalResponseNorm) -> None:
+        """Call the library's own response norm, unless a subclass is another function."""
+        if type(norm) not in RESPONSE_NORMS:
+            return
+        settings: dict[str, Any] = {n: getattr(norm, n) for n in ("size", "alpha", "beta", "k")}
+        if isinstance(norm, SparseResponseNorm):
+            with self.graph.inserting_before(node):
+                settings["positions"] = self.graph.get_attr(f"{node.target}.index")
+        self.replace(node, local_response_norm, settings)
 
     def replace(self, node: fx.Node, function: Callable[..., Tensor], kwargs: Any) -> None:
         """Call a function on the node's input instead."""

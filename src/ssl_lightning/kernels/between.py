@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_lightning.kernels import compiled
 from ssl_lightning.kernels.functional import is_plain
-from ssl_lightning.kernels.geometry import Pair, pair
+from ssl_lightning.kernels.geometry import Pair, pair, positions_problem
 
 Numbers = int | Sequence[int]
 POOL, NORM = "ssl_lightning::max_pool2d", "ssl_lightning::local_response_norm"
@@ -22,7 +22,9 @@ torch.library.define(
     "(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
     "bool ceil_mode, bool relu) -> Tensor",
 )
-torch.library.define(NORM, "(Tensor x, int size, float alpha, float beta, float k) -> Tensor")
+torch.library.define(
+    NORM, "(Tensor x, int size, float alpha, float beta, float k, Tensor? positions) -> Tensor"
+)
 
 
 def max_pool2d(
@@ -65,7 +67,12 @@ def max_pool2d(
 
 
 def local_response_norm(
-    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    x: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    positions: Tensor | None = None,
 ) -> Tensor:
     r"""Normalise across channels as :func:`torch.nn.functional.local_response_norm`.
 
@@ -80,6 +87,11 @@ def local_response_norm(
         alpha: factor of the mean of the squares.
         beta: exponent; 0.75 is much faster than others.
         k: is added.
+        positions: old numbers of the channels, ascending, int64 ``(C,)``, where others, which
+            were zero, have been removed: windows count those too. None if all are there.
+
+    Raises:
+        ValueError: if there is not one position per channel, or they do not ascend.
 
     Reference:
         Krizhevsky et al., ImageNet classification with deep convolutional neural networks, 2012.
@@ -88,11 +100,12 @@ def local_response_norm(
         >>> local_response_norm(torch.ones(1, 2, 4, 4), 2, alpha=2.0, beta=1.0)[0, :, 0, 0]
         tensor([0.5000, 0.3333])
     """
+    settings = (size, alpha, beta, k, positions)
     if _needs_gradient(x):
-        return _torch_norm(x, size, alpha, beta, k)
+        return _torch_norm(x, *settings)
     if is_plain(x):
-        return _normalise(x, size, alpha, beta, k)
-    output: Tensor = torch.ops.ssl_lightning.local_response_norm.default(x, size, alpha, beta, k)
+        return _normalise(x, *settings)
+    output: Tensor = torch.ops.ssl_lightning.local_response_norm.default(x, *settings)
     return output
 
 
@@ -135,17 +148,31 @@ def _pooled_size(height: int, width: int, *window_and_mode: int) -> Pair | None:
     return (found[0], found[1]) if min(found) > 0 else None
 
 
-def _normalise(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+def _normalise(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, positions: Tensor | None
+) -> Tensor:
+    channels = x.shape[1]
+    if positions is not None and (positions.dtype, len(positions)) != (torch.int64, channels):
+        raise ValueError(positions_problem(channels))
     if x.dim() > 2 and size > 0 and _runs(x):
         pixels = x.numel() // (x.shape[0] * x.shape[1])
         if pixels >= compiled.MIN_PIXELS:
-            return compiled.local_response_norm(x, size, alpha, beta, k)
-    return _torch_norm(x, size, alpha, beta, k).contiguous()
+            return compiled.local_response_norm(x, size, alpha, beta, k, positions)
+    return _torch_norm(x, size, alpha, beta, k, positions).contiguous()
 
 
-def _torch_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+def _torch_norm(
+    x: Tensor, size: int, alpha: float, beta: float, k: float, positions: Tensor | None
+) -> Tensor:
     wide = x.float() if x.dtype == torch.bfloat16 else x  # which torch lacks on the CPU
-    return F.local_response_norm(wide, size, alpha, beta, k).to(x.dtype)
+    if positions is not None:  # with zeros in the place of the channels that were removed
+        if bool((positions.diff(prepend=positions.new_tensor([-1])) < 1).any()):
+            raise ValueError(positions_problem(len(positions)))
+        all_channels = int(positions[-1]) + 1 if len(positions) else 0
+        zeros = wide.new_zeros((x.shape[0], all_channels, *x.shape[2:]))
+        wide = zeros.index_copy(1, positions, wide)
+    y = F.local_response_norm(wide, size, alpha, beta, k).to(x.dtype)
+    return y if positions is None else y.index_select(1, positions)
 
 
 def _pool_operator(x: Tensor, *arguments: Any) -> Tensor:

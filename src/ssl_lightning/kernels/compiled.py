@@ -13,14 +13,20 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from ssl_lightning.kernels.geometry import Geometry, Pair, count_problem, index_problem
+from ssl_lightning.kernels.geometry import (
+    Geometry,
+    Pair,
+    count_problem,
+    index_problem,
+    positions_problem,
+)
 from ssl_lightning.suggest import pick
 
 DTYPES = (torch.float32, torch.bfloat16)
 LEVELS = {"base": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 """Instruction sets, by the most that may be used; what the processor lacks is never used."""
 
-_INTERFACE = 2  # as in native/column_sparse.c
+_INTERFACE = 3  # as in native/column_sparse.c
 _PROBLEM = Struct("25q")  # the fields of Problem in native/column_sparse.h
 _POOL = Struct("17q")  # of Pool in native/between.h
 _RESPONSE_NORM = Struct("7q3d")  # of ResponseNorm there
@@ -51,7 +57,7 @@ def library() -> ctypes.CDLL | None:
         return None
     native.ssl_column_sparse_conv2d.argtypes = [ctypes.c_void_p] * 7
     native.ssl_max_pool2d.argtypes = [ctypes.c_void_p] * 3
-    native.ssl_response_norm.argtypes = [ctypes.c_void_p] * 3
+    native.ssl_response_norm.argtypes = [ctypes.c_void_p] * 4
     native.ssl_workspace_bytes.argtypes = [ctypes.c_void_p] * 3
     native.ssl_workspace_bytes.restype = ctypes.c_int64
     native.ssl_instruction_set.argtypes = [ctypes.c_int64] * 2
@@ -164,7 +170,14 @@ def max_pool2d(
 
 
 def local_response_norm(
-    x: Tensor, size: int, alpha: float, beta: float, k: float, *, level: int | None = None
+    x: Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    positions: Tensor | None = None,
+    *,
+    level: int | None = None,
 ) -> Tensor:
     """Normalise across channels, on ``torch.get_num_threads()`` threads.
 
@@ -175,17 +188,24 @@ def local_response_norm(
         alpha: of the mean of the squares.
         beta: exponent.
         k: is added.
+        positions: of the channels among those that windows count, int64; None if all are there.
         level: as in :func:`convolve`.
+
+    Raises:
+        ValueError: if positions do not ascend.
+        RuntimeError: without the compiled kernel.
     """
     native = _present()
-    x = x.contiguous()
+    x, positions = x.contiguous(), None if positions is None else positions.contiguous()
     output = torch.empty_like(x)
     batch, channels = x.shape[:2]
     pixels = x.numel() // (batch * channels)
     problem = _RESPONSE_NORM.pack(
         batch, channels, pixels, size, *_how(x, level), alpha / size, beta, k
     )
-    native.ssl_response_norm(problem, x.data_ptr(), output.data_ptr())
+    where = None if positions is None else positions.data_ptr()
+    if native.ssl_response_norm(problem, where, x.data_ptr(), output.data_ptr()):
+        raise ValueError(positions_problem(channels))
     return output
 
 

@@ -181,6 +181,14 @@ def index_problem(name: str, bound: int) -> str:
     )
 
 
+def positions_problem(channels: int) -> str:
+    """Say what is expected of the positions of channels."""
+    return (
+        f"local_response_norm: expected `positions` as {channels} ascending int64 numbers from 0 "
+        "on, one per channel, got others. Give the old number of each channel that is left."
+    )
+
+
 def count_problem(values: Tensor, needed: int | None = None) -> str:
     """Say how many values are expected."""
     expected = "kept rows times kept columns, summed over the conv-groups,"

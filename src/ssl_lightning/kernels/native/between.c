@@ -7,7 +7,7 @@
 #include "threads.h"
 
 enum {
-    DONE, NO_MEMORY,
+    DONE, NO_MEMORY, BAD_POSITIONS,
     BLOCK = 256,         /* pixels whose channels of one window stay in L1 */
     SMALL = 32 * 1024    /* elements that are not worth waking a thread */
 };
@@ -15,6 +15,7 @@ enum {
 typedef struct {
     const Pool *pool;
     const ResponseNorm *norm;
+    const int64_t *position;
     const Kernels *kernels;
     const void *x;
     void *y;
@@ -51,13 +52,17 @@ static void normalise_blocks(void *argument) {
     for (int64_t i; (i = atomic_fetch_add(&job->next, 1)) < p->batch * blocks;) {
         const int64_t first = i % blocks * BLOCK;
         const int64_t end = first + BLOCK < p->pixels ? first + BLOCK : p->pixels;
-        job->kernels->response_norm(p, job->x, i / blocks, first, end, job->y);
+        job->kernels->response_norm(p, job->position, job->x, i / blocks, first, end, job->y);
     }
 }
 
-/* Normalise every image of `x`. */
-int ssl_response_norm(const ResponseNorm *p, const void *x, void *y) {
-    Job job = {.norm = p, .x = x, .y = y, .kernels = ssl_kernels(p->level, 0)};
+/* Normalise every image of `x`. `position`: of each channel among those that windows count, NULL if
+ * none is left out. Returns 0 or BAD_POSITIONS. */
+int ssl_response_norm(const ResponseNorm *p, const int64_t *position, const void *x, void *y) {
+    Job job = {.norm = p, .position = position, .x = x, .y = y,
+               .kernels = ssl_kernels(p->level, 0)};
+    for (int64_t c = 0, least = 0; position && c < p->channels; least = position[c++] + 1)
+        if (position[c] < least) return BAD_POSITIONS;
     const int many = p->batch * p->channels * p->pixels > SMALL;
     ssl_parallel(normalise_blocks, &job, many ? (int)p->threads : 1);
     return DONE;

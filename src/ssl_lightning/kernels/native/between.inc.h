@@ -133,14 +133,16 @@ TARGET INLINE NAME(vector) NAME(divide)(NAME(vector) x, NAME(vector) base, doubl
 
 /* Normalise pixels [first, end) of one image; the last vector may overlap the one before. */
 #define NORMALISE(function, element, read, put)                                                  \
-    TARGET static void function(const ResponseNorm *p, const void *x, int64_t n, int64_t first,  \
-                                int64_t end, void *y) {                                          \
+    TARGET static void function(const ResponseNorm *p, const int64_t *position, const void *x,   \
+                                int64_t n, int64_t first, int64_t end, void *y) {                \
         const int64_t image = n * p->channels * p->pixels;                                       \
         const float scale = (float)p->scale, k = (float)p->k;                                    \
+        int64_t low = 0, high = 0;                                                               \
         for (int64_t c = 0; c < p->channels; c++) {                                              \
-            int64_t low = c - p->size / 2, high = low + p->size;                                 \
-            if (low < 0) low = 0;                                                                \
-            if (high > p->channels) high = p->channels;                                          \
+            const int64_t begin = (position ? position[c] : c) - p->size / 2;                    \
+            while ((position ? position[low] : low) < begin) low++;                              \
+            while (high < p->channels && (position ? position[high] : high) < begin + p->size)   \
+                high++;                                                                          \
             for (int64_t i = first; i < end; i += LANES) {                                       \
                 const int64_t at = image + (i + LANES <= p->pixels ? i : p->pixels - LANES);     \
                 const element *from = (const element *)x + at;                                   \
@@ -158,7 +160,8 @@ NORMALISE(NAME(normalise_float), float, NAME(load), NAME(put))
 NORMALISE(NAME(normalise_bfloat16), uint16_t, NAME(load_bfloat16), NAME(put_bfloat16))
 #undef NORMALISE
 
-static void NAME(response_norm)(const ResponseNorm *p, const void *x, int64_t n, int64_t first,
-                                int64_t end, void *y) {
-    (p->is_bfloat16 ? NAME(normalise_bfloat16) : NAME(normalise_float))(p, x, n, first, end, y);
+static void NAME(response_norm)(const ResponseNorm *p, const int64_t *position, const void *x,
+                                int64_t n, int64_t first, int64_t end, void *y) {
+    (p->is_bfloat16 ? NAME(normalise_bfloat16) : NAME(normalise_float))(p, position, x, n, first,
+                                                                        end, y);
 }

@@ -438,7 +438,7 @@ int64_t ssl_workspace_bytes(const Problem *p, const int64_t *rows, const int64_t
 }
 
 /* Raised whenever Problem or a signature changes, so that no other version is called by mistake. */
-int64_t ssl_interface(void) { return 2; }
+int64_t ssl_interface(void) { return 3; }
 
 /* Name of the instruction set in use at `level`. */
 const char *ssl_instruction_set(int64_t level, int64_t is_bfloat16) {

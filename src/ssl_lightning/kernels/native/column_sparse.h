@@ -87,8 +87,8 @@ typedef struct {
     /* Copy every step-th float. */
     void (*pick)(const float *from, int64_t step, int64_t count, float *to);
     void (*max_pool)(const Pool *pool, const void *x, int64_t plane, float *line, void *y);
-    void (*response_norm)(const ResponseNorm *norm, const void *x, int64_t n, int64_t first,
-                          int64_t end, void *y);
+    void (*response_norm)(const ResponseNorm *norm, const int64_t *position, const void *x,
+                          int64_t n, int64_t first, int64_t end, void *y);
 } Kernels;
 
 extern const Kernels ssl_base;
