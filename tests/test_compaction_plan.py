@@ -235,11 +235,13 @@ def shrunk(name, arguments, fraction=0.4, constants=False):
     return net, x, make_plan(net, x, constants=constants)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_expanding_gives_back_the_masked_network(name):
+def test_expanding_gives_back_the_masked_network(name, layout):
     net, x, plan = shrunk(name, FAMILIES[name])
     small = compact(net, plan)
-    masked = expand(small, create_backbone(name, **FAMILIES[name]), plan)
+    backbone = create_backbone(name, **FAMILIES[name]).to(memory_format=layout)
+    masked = expand(small, backbone, plan)
     again = compact(masked, plan)
     for key, value in small.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)

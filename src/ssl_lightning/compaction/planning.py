@@ -214,7 +214,9 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
         target = targets.get(unwrapped(numbers, name))
         if target is not None:
             place = places[name].flatten().long()
-            target.view(-1)[place] = value.to(target.dtype).flatten()
+            flat = target.flatten().clone()  # in memory they may lie in another order
+            flat[place] = value.to(target.dtype).flatten()
+            target.copy_(flat.view(target.shape))
     return masked.train(small.training)
 
 
