@@ -145,7 +145,7 @@ class SparseResponseNorm(nn.LocalResponseNorm):
         >>> norm = nn.LocalResponseNorm(3)
         >>> x = torch.tensor([1.0, 0.0, 2.0]).view(1, 3, 1, 1)
         >>> small = SparseResponseNorm(norm, positions=[0, 2], width=3)
-        >>> torch.equal(small(x[:, [0, 2]]), norm(x)[:, [0, 2]])
+        >>> torch.allclose(small(x[:, [0, 2]]), norm(x)[:, [0, 2]])
         True
     """
 
