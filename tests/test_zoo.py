@@ -94,11 +94,18 @@ def test_the_zoo_of_the_repository_is_found(monkeypatch):
     assert zoo.list_models() == ENTRIES
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_every_figure_of_every_entry_is_measured_again(name):
-    needed = zoo.card(name).data.name
-    if needed != "mnist" and shared_data() is None:
+def find_data(name, monkeypatch):
+    """Point at the complete data sets, or skip if the entry needs them and they are not here."""
+    if zoo.card(name).data.name == "mnist":
+        return
+    if shared_data() is None:
         pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
+    monkeypatch.setenv("SSL_DATA_DIR", str(shared_data()))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_figure_of_every_entry_is_measured_again(name, monkeypatch):
+    find_data(name, monkeypatch)
     card, checks = zoo.card(name), zoo.verify(name, latency=False)
     unstored = [] if card.weights.unstored is None else ["test error %"]
     assert [check.what for check in checks if not check.ok] == unstored
@@ -106,6 +113,14 @@ def test_every_figure_of_every_entry_is_measured_again(name):
     wanted = [file for file in REQUIRED if not unstored or file not in OF_WEIGHTS]
     for what in (*wanted, "MACs", "parameters", "test error", "groups", "penalties"):
         assert what in whats
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_layers_of_a_card_add_up(name):
+    """Whatever a layer is wrapped in, its multiply-adds are told under its name."""
+    card = zoo.card(name)
+    assert sum(compact for compact, _ in card.layer_macs.values()) == card.compact.macs
+    assert sum(dense for _, dense in card.layer_macs.values()) == card.dense.macs
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -121,12 +136,11 @@ def test_every_entry_is_small_and_names_no_place_of_a_machine(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_the_golden_batch_is_real_test_images(name):
+def test_the_golden_batch_is_real_test_images(name, monkeypatch):
     card = zoo.card(name)
     if card.weights.unstored is not None:
         pytest.skip("an entry without weights has no golden outputs")
-    if card.data.name != "mnist" and shared_data() is None:
-        pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
+    find_data(name, monkeypatch)
     golden = parse_tensors((ZOO / name / GOLDEN).read_bytes())
     data = open_test_split(card.data, golden["input"].shape[1:])
     images = next(iter(data.test_dataloader()))[0][:8]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.benchmark import count_macs, num_parameters
+from ssl_lightning.benchmark.layers import layer_macs
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
 from ssl_lightning.groups import kept_groups
 from ssl_lightning.suggest import pick
@@ -52,8 +53,12 @@ def measure_layers(dense: nn.Module, compact: nn.Module) -> dict[str, list[int]]
     shape: tuple[int, ...] = dense.input_shape  # type: ignore[assignment]
     image = torch.zeros(1, *shape)
     before = count_macs(dense, image, per_layer=True)
-    after = count_macs(compact, image, per_layer=True)
-    return {layer: [after.get(layer, 0), macs] for layer, macs in before.items()}
+    models = {"compact": compact}
+    after = {"compact": count_macs(compact, image, per_layer=True)}  # also inside of wrappers
+    return {
+        layer: [layer_macs(models, after, layer).get("compact", 0), macs]
+        for layer, macs in before.items()
+    }
 
 
 def measure_seed(seed: int, compact: nn.Module, data: Any) -> SeedResult:
