@@ -239,6 +239,34 @@ def test_every_config_builds_and_its_penalties_fit(config, folder, monkeypatch):
         assert occasions is None or occasions.start < last
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_can_be_resumed_after_a_kill(config, folder):
+    """Where save_top_k is 0, Lightning writes last.ckpt only when training ends."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
+    [given] = [c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint")]
+    last = folder / "runs" / config.stem / "checkpoints" / "last.ckpt"
+    stored = []
+    trainer = pl.Trainer(
+        max_epochs=given.get("every_n_epochs", 1) + 1,
+        limit_train_batches=1,
+        limit_val_batches=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[
+            ModelCheckpoint(**given),
+            LambdaCallback(on_train_epoch_start=lambda *_: stored.append(last.is_file())),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(BoringModel())
+    assert stored[-1]
+
+
 SMALL = {"alexnet": "4", "resnet20": "8"}
 
 
