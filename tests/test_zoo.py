@@ -151,7 +151,7 @@ def test_the_golden_batch_is_real_test_images(name, monkeypatch):
 def test_the_table_of_the_readme_shows_the_cards(name):
     card = zoo.card(name)
     row = next(
-        r for r in (ROOT / "README.md").read_text().splitlines() if r.startswith(f"| {name}")
+        r for r in (ROOT / "README.md").read_text().splitlines() if r.startswith(f"| {name} |")
     )
     assert f"{card.test_error:.2f} %" in row
     assert f"{card.compact.macs:,}" in row
@@ -1092,3 +1092,11 @@ def test_what_cannot_be_timed_is_named():
         measure_step_cost({}, lambda: create_backbone("lenet"), BATCH)
     with pytest.raises(ValueError, match="Unknown optimizer 'system'"):
         create_optimizer({"class_path": "os.system"}, create_backbone("lenet"))
+
+
+def test_the_page_counts_kept_rows_times_kept_columns_as_the_paper_does():
+    page = entry_page(zoo.card("lenet_mnist_shape_small"))
+    assert "| multiply-adds of conv1, conv2, % | 5 - 5 | - |" in page
+    assert "| the same, kept rows x kept columns | 0.4 - 2.4 | 1.4 - 2.8 |" in page
+    page = entry_page(zoo.card("lenet_mnist_filter_channel"))
+    assert "kept rows x kept columns" not in page  # a plain network computes no more than these

@@ -132,13 +132,33 @@ def figures(card: Card) -> str:
 
 
 def macs_per_layer(card: Card, flop_percent: Any) -> list[tuple[str, str, str]]:
-    """Return the row that compares the layers' shares of multiply-adds, if the paper gives them."""
+    """Return the rows that compare the layers' shares of multiply-adds, if the paper gives them.
+
+    The paper counts kept rows x kept columns. A plain network also computes the zero columns of
+    kept channels, so both are told where they differ.
+    """
     if not isinstance(flop_percent, dict):
         return []
-    ours = [percent(*card.layer_macs[n]) for n in flop_percent if n in card.layer_macs]
+    names = [name for name in flop_percent if name in card.layer_macs]
     layers = ", ".join(flop_percent)
     theirs = " - ".join(map(str, flop_percent.values()))
-    return [(f"multiply-adds of {layers}, %", " - ".join(ours), theirs)]
+    plain = " - ".join(percent(*card.layer_macs[name]) for name in names)
+    kept = " - ".join(kept_percent(card, name) for name in names)
+    if kept == plain:
+        return [(f"multiply-adds of {layers}, %", plain, theirs)]
+    return [
+        (f"multiply-adds of {layers}, %", plain, NOTHING),
+        ("the same, kept rows x kept columns", kept, theirs),
+    ]
+
+
+def kept_percent(card: Card, name: str) -> str:
+    """Write the share that a layer's kept rows x kept columns have of its weight."""
+    groups = card.groups.get(name, {})
+    if "columns" not in groups:
+        return percent(*card.layer_macs[name])
+    (rows, all_rows), (columns, all_columns) = groups["filters"], groups["columns"]
+    return percent(rows * columns, all_rows * all_columns)
 
 
 def share(part: int, whole: int) -> str:
