@@ -14,6 +14,7 @@ from ssl_lightning import SSLLightningModule
 from ssl_lightning.data import ImageFolderDataModule, ImagenetteDataModule
 from ssl_lightning.data.augment import RandomResizedCrop, Resize
 from ssl_lightning.data.packed import DataFileError, decode_image
+from ssl_lightning.zoo.runs import open_data
 from test_data_modules import write_folder, write_packed
 
 
@@ -164,9 +165,19 @@ def test_training_images_grow_and_validation_images_do_not(tmp_path):
     assert data.input_shape == (3, 40, 40)
 
 
+def test_sizes_are_read_back_from_a_stored_config(tmp_path):
+    """`fit` stores the epochs as text in config.yaml, from which `zoo publish` opens the data."""
+    for file in ImagenetteDataModule.image_set.packed:
+        write_packed(tmp_path / file, 20, 160, 0)
+    arguments = {"root": str(tmp_path), "num_validation": 4, "training_sizes": {"0": 16, "1": 24}}
+    stored = {"class_path": "ssl_lightning.data.ImagenetteDataModule", "init_args": arguments}
+    assert open_data(stored).training_sizes == {0: 16, 1: 24}
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"training_sizes": {0: 4}}, r"`training_sizes \(pixels\)` to be at least 8, got 4"),
     ({"training_sizes": {-1: 16}}, r"`training_sizes \(epoch\)` to be at least 0, got -1"),
+    ({"training_sizes": {"first": 16}}, "`training_sizes` to be by epoch, such as {0: 128"),
     ({"training_sizes": {0: 16}, "cache_size": None}, "needs images that are decoded once"),
     ({"cache_size": 4}, "`cache_size` to be at least 8, got 4"),
 ])  # fmt: skip

@@ -164,11 +164,23 @@ class ImageDataModule(LightningDataModule):
         held_out, rest = np.split(shuffled, [self.num_validation])
         return {"train": np.sort(rest), "validation": np.sort(held_out)}
 
-    def _require_sizes(self, sizes: Mapping[int, int]) -> None:
-        """Reject a table of image sizes by epoch that has an impossible row."""
-        for epoch, size in sizes.items():
+    def _sizes_by_epoch(self, sizes: Mapping[int, int] | None) -> dict[int, int]:
+        """Return ``training_sizes`` with whole numbers as keys: a stored config has them as text.
+
+        Raises:
+            ValueError: for an epoch that is no whole number, or an impossible row.
+        """
+        try:
+            table = {int(epoch): size for epoch, size in (sizes or {}).items()}
+        except ValueError as error:
+            raise ValueError(
+                f"{type(self).__name__}: expected `training_sizes` to be by epoch, such as "
+                f"{{0: 128, 10: 224}}, got {sizes}. Use whole numbers as keys."
+            ) from error
+        for epoch, size in table.items():
             self._require("training_sizes (epoch)", epoch, 0)
             self._require("training_sizes (pixels)", size, 8)
+        return table
 
     def _require(self, name: str, value: int, low: int, high: int | None = None) -> None:
         if value < low or (high is not None and value > high):

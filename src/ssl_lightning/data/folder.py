@@ -156,8 +156,7 @@ class ImageFolderDataModule(ImageDataModule):
         self._require("num_validation", num_validation, 0)
         self._require("image_size", image_size, 8)
         self.image_size = image_size
-        self.training_sizes = training_sizes or {}
-        self._require_sizes(self.training_sizes)
+        self.training_sizes = self._sizes_by_epoch(training_sizes)
         if cache_size is None and self.training_sizes:
             raise ValueError(
                 f"{type(self).__name__}: `training_sizes` needs images that are decoded once. Set "

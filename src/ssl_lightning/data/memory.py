@@ -215,8 +215,7 @@ class ImagenetteDataModule(InMemoryDataModule):
         )
         self._require("image_size", image_size, 8)
         self.image_size = image_size
-        self.training_sizes = training_sizes or {}
-        self._require_sizes(self.training_sizes)
+        self.training_sizes = self._sizes_by_epoch(training_sizes)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
