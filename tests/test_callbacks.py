@@ -123,6 +123,47 @@ def test_threshold_pruning_zeroes_exactly_the_small_groups(trainer, relative):
     assert len(module.locks) == 2
 
 
+@pytest.mark.parametrize(("fraction", "zeroed"), [(0.0, 0), (0.2, 1), (0.5, 3), (0.9, 5)])
+def test_threshold_pruning_by_fraction_zeroes_the_smallest(trainer, fraction, zeroed):
+    net = make_toy()
+    norms = reference_filter_norms(net)
+    module = toy_module(FILTERS, net=net)
+    callback = ThresholdPruning(start=0, fraction=fraction)
+    trainer(max_epochs=1, callbacks=[callback]).fit(module, toy_loader())
+    gone = [not w.any() for w in net.conv1.weight]
+    assert gone == [bool(rank < zeroed) for rank in np.argsort(np.argsort(norms))]
+
+
+def test_threshold_pruning_by_fraction_counts_zeros_and_takes_turns(trainer):
+    """What is zero already is part of the fraction; the largest group stays."""
+    net = make_toy()
+    with torch.no_grad():
+        for parameter in (net.conv1.weight, net.conv1.bias, net.bn1.weight, net.bn1.bias):
+            parameter[:2] = 0
+    module = toy_module(FILTERS, net=net)
+    callback = ThresholdPruning(start=0, every_n_epochs=1, fraction=0.5)
+    trainer(max_epochs=2, callbacks=[callback]).fit(module, toy_loader())
+    assert kept_groups(module.backbone)["conv1"]["filters"] == [3, 6]
+    assert ThresholdPruning(start=0, fraction=0.99).to_zero(torch.arange(6.0)).tolist() == (
+        [True] * 5 + [False]
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"fraction": 1.0},
+        {"fraction": -0.1},
+        {"fraction": float("nan")},
+        {"fraction": 0.5, "threshold": 0.1},
+        {"fraction": 0.5, "relative": True},
+    ],
+)
+def test_threshold_pruning_refuses_wrong_fractions(arguments):
+    with pytest.raises(ValueError, match=r"ThresholdPruning: expected .*fraction.*, got"):
+        ThresholdPruning(start=0, **arguments)
+
+
 def test_threshold_pruning_without_lock_lets_groups_come_back(trainer):
     module = toy_module({"kind": "channel", "layers": "conv2", "strength": 1e-6})
     callback = ThresholdPruning(start=0, threshold=0.97, relative=True, lock=False)

@@ -781,6 +781,46 @@ def test_publish_takes_runs_and_controls_on_the_command_line(seeds, tmp_path, ca
     assert "expected KIND=RUN,RUN" in capsys.readouterr().err
 
 
+def test_controls_are_added_to_a_published_entry(seeds, published, tmp_path, capsys):
+    root = tmp_path / "zoo"
+    shutil.copytree(published, root)
+    before, runs = zoo.card("both", root), [str(run) for run in seeds]
+    given = [f"random={runs[0]},{runs[2]}", f"magnitude={runs[0]}"]
+    assert main(["zoo", "control", "both", *given, "--root", str(root)]) == 0
+    assert "control, random, seed 2" in capsys.readouterr().out
+    after = zoo.card("both", root)
+    assert {c.kind: [r.seed for r in c.seeds] for c in after.controls} == {
+        "small_dense": [0],  # as it was
+        "random": [0, 2],  # new
+        "magnitude": [0],  # in place of the old ones
+    }
+    assert after.controls[1].seeds[1] in before.seeds
+    changed = {file for file in after.files if after.files[file] != before.files[file]}
+    assert changed == {"README.md"}
+    assert "random groups" in (root / "both" / "README.md").read_text().lower()
+    same = dataclasses.replace(after, controls=before.controls, files=before.files)
+    assert same == before
+    assert not [path for path in root.iterdir() if path.name.startswith(".")]
+
+
+def test_controls_that_do_not_fit_leave_the_entry(seeds, published, spoilt, run, tmp_path):
+    root = tmp_path / "zoo"
+    shutil.copytree(published, root)
+    before = (root / "both" / "card.json").read_bytes()
+    edit_config(spoilt, str(run), "runs/x")
+    edit_config(spoilt, "num_validation: 2000", "num_validation: 1000")
+    for controls, message in [
+        ({"random": [spoilt]}, "Cannot compare .* with both: `data` of their configs differs"),
+        ({"luck": seeds[:1]}, "Unknown kind of control 'luck'"),
+        ({}, "expected runs of controls for both, got none"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            zoo.add_controls("both", controls, root)
+    with pytest.raises(ValueError, match="Unknown zoo entry 'bith'"):
+        zoo.add_controls("bith", {"random": seeds[:1]}, root)
+    assert (root / "both" / "card.json").read_bytes() == before
+
+
 # Curves
 
 

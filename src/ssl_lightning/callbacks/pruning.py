@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -14,7 +15,9 @@ from ssl_lightning.groups import GroupSet, group_norms
 
 
 class ThresholdPruning(EpochStartCallback):
-    """At the start of chosen epochs, zero every penalised group whose norm is at most a threshold.
+    """At the start of chosen epochs, zero the penalised groups whose norms are small.
+
+    Small is at most a threshold, or among the smallest ``fraction`` of a layer's groups of a kind.
 
     With ``lock`` the groups stay exactly zero from then on: this is the step between the paper's
     sparse stage and its fine-tuning stage. Bias and batch-norm scale and shift of a zeroed filter
@@ -26,16 +29,23 @@ class ThresholdPruning(EpochStartCallback):
         threshold: largest norm to zero. 0 takes only the groups that are zero already.
         relative: measure the threshold in units of the largest group norm of the same layer and
             kind, instead of absolutely.
+        fraction: instead of a threshold, share of the groups of each layer and kind to be zero, at
+            least 0 and less than 1, rounded to whole groups; the largest group stays. Groups that
+            are zero already count.
         kinds: kinds of group to prune; None takes all that are penalised.
         layers: glob or globs on the layers to prune.
         lock: keep the zeroed groups at zero.
 
     Raises:
-        ValueError: for a negative threshold or occasion, or a start after the last epoch.
+        ValueError: for a negative threshold or occasion, a fraction out of range or beside a
+            threshold, or a start after the last epoch.
 
     Example:
         >>> ThresholdPruning(start=20, threshold=1e-3, relative=True).occasions.at(20)
         True
+        >>> import torch
+        >>> ThresholdPruning(start=20, fraction=0.5).to_zero(torch.tensor([3.0, 0.0, 1.0, 2.0]))
+        tensor([False,  True,  True, False])
     """
 
     def __init__(
@@ -47,15 +57,23 @@ class ThresholdPruning(EpochStartCallback):
         kinds: list[str] | None = None,
         layers: str | list[str] = "*",
         lock: bool = True,
+        fraction: float | None = None,
     ) -> None:
         if not threshold >= 0:
             raise ValueError(
                 f"ThresholdPruning: expected a threshold >= 0, got {threshold}. It is a group norm "
                 "(or, if relative, a fraction of the largest), not a strength."
             )
+        if fraction is not None and not (0 <= fraction < 1 and threshold == 0 and not relative):
+            raise ValueError(
+                "ThresholdPruning: expected 0 <= fraction < 1 without `threshold` and `relative`, "
+                f"got fraction={fraction}, threshold={threshold}, relative={relative}. Give a "
+                "fraction of the groups, such as 0.6, or a threshold."
+            )
         self.occasions = Occasions("ThresholdPruning", start, every_n_epochs)
         self.threshold = threshold
         self.relative = relative
+        self.fraction = fraction
         self.kinds = kinds
         self.layers: Sequence[str] = [layers] if isinstance(layers, str) else layers
         self.lock = lock
@@ -79,7 +97,7 @@ class ThresholdPruning(EpochStartCallback):
         parameters = dict(module.backbone.named_parameters())
         total = 0
         for group_set in self.chosen(module.regularizer.group_sets):
-            mask = self.under_threshold(group_norms(group_set, parameters))
+            mask = self.to_zero(group_norms(group_set, parameters))
             if bool(mask.all()) and group_set.kind != "depth":
                 rank_zero_warn(
                     f"ThresholdPruning zeroes all groups of {group_set.name}: unless a shortcut "
@@ -100,7 +118,12 @@ class ThresholdPruning(EpochStartCallback):
             and any(fnmatchcase(s.layer, pattern) for pattern in self.layers)
         ]
 
-    def under_threshold(self, norms: Tensor) -> Tensor:
-        """Return which groups have a norm at most the threshold."""
-        limit = self.threshold * norms.max() if self.relative else self.threshold
-        return norms <= limit
+    def to_zero(self, norms: Tensor) -> Tensor:
+        """Return which groups to zero, given the norms of all of a set."""
+        if self.fraction is None:
+            limit = self.threshold * norms.max() if self.relative else self.threshold
+            return norms <= limit
+        count = min(round(self.fraction * len(norms)), len(norms) - 1)
+        mask = torch.zeros_like(norms, dtype=torch.bool)
+        mask[norms.argsort(stable=True)[:count]] = True
+        return mask

@@ -169,6 +169,19 @@ def publish_runs(
     console().print(f"Wrote {folder}")
 
 
+def add_controls(name: str, controls: list[str], root: str | None = None) -> None:
+    """Add runs of other methods to the card of an entry, by measuring them.
+
+    Args:
+        name: an entry that ``zoo list`` lists.
+        controls: finished runs, such as magnitude=RUN,RUN random=RUN,RUN small_dense=RUN.
+        root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+    """
+    folder = zoo.add_controls(name, parse_controls(controls), root)
+    show_entry(name, root)
+    console().print(f"Wrote {folder}")
+
+
 def parse_controls(given: list[str]) -> dict[str, list[str]]:
     """Return kind of control -> folders of its runs.
 
@@ -183,7 +196,7 @@ def parse_controls(given: list[str]) -> dict[str, list[str]]:
     for text in given:
         kind, _, folders = text.partition("=")
         if not all(folders.split(",")):
-            raise ValueError(f"--controls: expected KIND=RUN,RUN,..., got {text!r}. Name the runs.")
+            raise ValueError(f"controls: expected KIND=RUN,RUN,..., got {text!r}. Name the runs.")
         controls.setdefault(kind, []).extend(folders.split(","))
     return controls
 
@@ -228,6 +241,7 @@ ACTIONS: dict[str, Callable[..., int | None]] = {
     "show": show_entry,
     "verify": verify_entries,
     "publish": publish_runs,
+    "control": add_controls,
     "upgrade": upgrade_entries,
     "push": push_entry,
     "pull": pull_entry,
@@ -244,6 +258,14 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
             "nargs": "+",
             "metavar": "KIND=RUN,RUN",
             "help": "finished runs of magnitude, random or small_dense",
+        },
+    },
+    "control": {
+        "name": {"help": "an entry that `zoo list` lists"},
+        "controls": {
+            "nargs": "+",
+            "metavar": "KIND=RUN,RUN",
+            "help": "finished runs of magnitude, random or small_dense, one per seed",
         },
     },
     "upgrade": {"names": {"nargs": "*", "help": "entries; default: all"}},

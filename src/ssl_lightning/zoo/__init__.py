@@ -11,6 +11,7 @@ from ssl_lightning.zoo.cards import Card
 from ssl_lightning.zoo.entries import card, list_models
 
 if TYPE_CHECKING:
+    from ssl_lightning.zoo.comparing import add_controls
     from ssl_lightning.zoo.loading import load
     from ssl_lightning.zoo.publishing import publish
     from ssl_lightning.zoo.sharing import pull, push
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Card",
     "Check",
+    "add_controls",
     "card",
     "list_models",
     "load",
@@ -32,6 +34,7 @@ __all__ = [
 
 _LAZY = {
     "Check": "verifying",
+    "add_controls": "comparing",
     "load": "loading",
     "publish": "publishing",
     "pull": "sharing",

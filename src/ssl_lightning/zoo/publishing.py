@@ -34,6 +34,7 @@ from ssl_lightning.zoo.cards import (
     check_name,
 )
 from ssl_lightning.zoo.curves import parse_curves, read_log
+from ssl_lightning.zoo.entries import checked_file
 from ssl_lightning.zoo.measuring import groups_left, measure_layers, measure_size, outputs
 from ssl_lightning.zoo.pages import entry_page, write_table
 from ssl_lightning.zoo.records import (
@@ -124,7 +125,10 @@ def publish(
     results = {run.seed: measure_run(run) for run in finished}
     seeds = tuple(results[seed] for seed in sorted(results))
     run = next(run for run in finished if run.seed == median_result(seeds).seed)
-    rows = tuple(measure_control(kind, given, run) for kind, given in (controls or {}).items())
+    rows = tuple(
+        measure_control(kind, given, run.config["data"], str(run.folder))
+        for kind, given in (controls or {}).items()
+    )
     with appearing(target) as folder:
         reasons, kept = write_files(run, name, folder, Weights(dtype), weights)
         card = measured_card(run, name, folder, seeds, rows, reasons, kept, threads)
@@ -139,8 +143,16 @@ def publish(
     return target
 
 
-def measure_control(kind: str, folders: Sequence[Place], run: FinishedRun) -> Control:
-    """Measure the runs of a control on the data of the published run.
+def measure_control(
+    kind: str, folders: Sequence[Place], data: Mapping[str, Any], of: str
+) -> Control:
+    """Measure the runs of a control.
+
+    Args:
+        kind: of control.
+        folders: of the runs.
+        data: section of the config of what they are compared with, which is called ``of``.
+        of: its name.
 
     Raises:
         ValueError: if the kind is unknown, the runs differ in more than their seed, or they were
@@ -150,10 +162,10 @@ def measure_control(kind: str, folders: Sequence[Place], run: FinishedRun) -> Co
     finished = [as_stored(read_run(Path(folder)), "float32") for folder in folders]
     check_same_config(finished)
     for control in finished:
-        if placeless(control, "data") != placeless(run, "data"):
+        if placeless(control.config, "data") != placeless({"data": data}, "data"):
             raise ValueError(
-                f"Cannot compare {control.folder} with {run.folder}: `data` of their configs "
-                "differs. Train the control on the same images."
+                f"Cannot compare {control.folder} with {of}: `data` of their configs differs. "
+                "Train the control on the same images."
             )
     return Control(kind, tuple(measure_run(control) for control in finished))
 
@@ -250,6 +262,19 @@ def write_card(card: Card, folder: Path) -> None:
     files = {path.name: StoredFile.of(path.read_bytes()) for path in sorted(folder.iterdir())}
     files.pop(CARD, None)
     (folder / CARD).write_bytes(dataclasses.replace(card, files=files).to_bytes())
+
+
+def rewrite(target: Path, card: Card) -> None:
+    """Write an entry's page and card anew; its other files, which are checked, stay as they are.
+
+    Raises:
+        ValueError: if a file is not what was published.
+    """
+    kept = {f: checked_file(target / f, card.files[f]) for f in card.files if f != PAGE}
+    with appearing(target, replace=True) as folder:
+        for file, content in kept.items():
+            (folder / file).write_bytes(content)
+        write_card(card, folder)
 
 
 @contextmanager

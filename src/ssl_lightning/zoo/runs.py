@@ -139,7 +139,7 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for section in first.config.keys() | run.config.keys():
-            if placeless(first, section) != placeless(run, section):
+            if placeless(first.config, section) != placeless(run.config, section):
                 raise ValueError(
                     f"Cannot publish {first.folder} and {run.folder} together: `{section}` of "
                     "their configs differs. Only seeds and places may."
@@ -151,9 +151,9 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
             )
 
 
-def placeless(run: FinishedRun, section: str) -> Any:
-    """Return a section of a run's config without what may differ."""
-    return without(MAY_DIFFER, {section: run.config.get(section)})
+def placeless(config: Mapping[str, Any], section: str) -> Any:
+    """Return a section of a config without what may differ."""
+    return without(MAY_DIFFER, {section: config.get(section)})
 
 
 def without(keys: Sequence[str], content: Any) -> Any:

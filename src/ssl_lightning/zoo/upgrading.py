@@ -35,6 +35,7 @@ from ssl_lightning.zoo.pages import write_table
 from ssl_lightning.zoo.publishing import (
     appearing,
     latency_of,
+    rewrite,
     step_cost_of,
     write_card,
     write_filters,
@@ -69,25 +70,27 @@ def upgrade(name: str, root: str | Path | None = None, threads: int = 1) -> Path
     """
     target = entry_folder(name, root)
     old = read_old(target / CARD)
-    stored = (
-        read_card(name, root).files
-        if old is None
-        else {file: StoredFile(**given) for file, given in old["files"].items()}
-    )
+    if old is None:
+        rewrite(target, read_card(name, root))
+    else:
+        renew(target, old, threads)
+    if all(read_old(path) is None for path in target.parent.glob(f"*/{CARD}")):
+        write_table(target.parent)
+    return target
+
+
+def renew(target: Path, old: Mapping[str, Any], threads: int) -> None:
+    """Replace an entry whose card is of an older schema; errors as of :func:`upgrade`."""
+    stored = {file: StoredFile(**given) for file, given in old["files"].items()}
     kept = {f: checked_file(target / f, stored[f]) for f in stored if f != PAGE}
     with appearing(target, replace=True) as folder:
         for file, content in kept.items():
             (folder / file).write_bytes(content)
-        if old is None:
-            card = read_card(name, root)
-        elif old["schema"] == 1:
+        if old["schema"] == 1:
             card = upgraded(old, kept, folder, threads)
         else:
             card = from_schema_2(old, kept)
         write_card(card, folder)
-    if all(read_old(path) is None for path in target.parent.glob(f"*/{CARD}")):
-        write_table(target.parent)
-    return target
 
 
 def read_old(path: Path) -> dict[str, Any] | None:

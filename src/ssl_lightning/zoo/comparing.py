@@ -1,0 +1,58 @@
+"""Controls that are trained after their entry was published."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from ssl_lightning.zoo.cards import CONFIG
+from ssl_lightning.zoo.entries import card as read_card
+from ssl_lightning.zoo.entries import checked_file, entry_folder
+from ssl_lightning.zoo.pages import write_table
+from ssl_lightning.zoo.publishing import Place, measure_control, rewrite
+
+
+def add_controls(
+    name: str, controls: Mapping[str, Sequence[Place]], root: str | Path | None = None
+) -> Path:
+    """Measure runs of other methods, and set them beside an entry in its card and on its page.
+
+    Controls that are to have an entry's groups (:class:`~ssl_lightning.callbacks.PruneLike`) can
+    only be trained once it is published. All else in the entry stays as it is.
+
+    Args:
+        name: an entry.
+        controls: kind of control (:data:`~ssl_lightning.zoo.records.CONTROLS`) -> folders of
+            finished runs, one per seed. Controls of a kind that the card has already give way.
+        root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a part of a run or its data set is missing.
+        ValueError: if the name is unknown, a file of the entry is not what was published, no
+            control is given, or one is of an unknown kind, is not finished, or was trained on
+            other data than the entry. The entry is unchanged then.
+
+    Example:
+        >>> add_controls("lenet_mnist_shape", {}, "zoo")
+        Traceback (most recent call last):
+            ...
+        ValueError: add_controls: expected runs of controls for lenet_mnist_shape, got none.
+    """
+    if not controls:
+        raise ValueError(f"add_controls: expected runs of controls for {name}, got none.")
+    target, card = entry_folder(name, root), read_card(name, root)
+    config = yaml.safe_load(checked_file(target / CONFIG, card.files[CONFIG]))
+    rows = tuple(
+        measure_control(kind, folders, config["data"], name) for kind, folders in controls.items()
+    )
+    others = tuple(row for row in card.controls if row.kind not in controls)
+    unmeasured = {field: why for field, why in card.unmeasured.items() if field != "controls"}
+    rewrite(target, dataclasses.replace(card, controls=(*others, *rows), unmeasured=unmeasured))
+    write_table(target.parent)
+    return target
