@@ -247,17 +247,18 @@ def test_every_config_can_be_resumed_after_a_kill(config, folder):
     from lightning.pytorch.demos.boring_classes import BoringModel
 
     callbacks = yaml.safe_load(config.read_text())["trainer"]["callbacks"]
-    [given] = [c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint")]
+    given = [c["init_args"] for c in callbacks if c["class_path"].endswith("ModelCheckpoint")]
+    [every] = [kept.get("every_n_epochs", 1) for kept in given if kept.get("save_last")]
     last = folder / "runs" / config.stem / "checkpoints" / "last.ckpt"
     stored = []
     trainer = pl.Trainer(
-        max_epochs=given.get("every_n_epochs", 1) + 1,
+        max_epochs=every + 1,
         limit_train_batches=1,
         limit_val_batches=1,
         accelerator="cpu",
         logger=False,
         callbacks=[
-            ModelCheckpoint(**given),
+            *(ModelCheckpoint(**kept) for kept in given),
             LambdaCallback(on_train_epoch_start=lambda *_: stored.append(last.is_file())),
         ],
         enable_progress_bar=False,
