@@ -144,9 +144,8 @@ def test_threshold_pruning_by_fraction_counts_zeros_and_takes_turns(trainer):
     callback = ThresholdPruning(start=0, every_n_epochs=1, fraction=0.5)
     trainer(max_epochs=2, callbacks=[callback]).fit(module, toy_loader())
     assert kept_groups(module.backbone)["conv1"]["filters"] == [3, 6]
-    assert ThresholdPruning(start=0, fraction=0.99).to_zero(torch.arange(6.0)).tolist() == (
-        [True] * 5 + [False]
-    )
+    nearly_all = ThresholdPruning(start=0, fraction=0.99)
+    assert nearly_all.to_zero(torch.arange(6.0), "conv1").tolist() == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(
@@ -157,11 +156,47 @@ def test_threshold_pruning_by_fraction_counts_zeros_and_takes_turns(trainer):
         {"fraction": float("nan")},
         {"fraction": 0.5, "threshold": 0.1},
         {"fraction": 0.5, "relative": True},
+        {"fraction": {"conv1": 0.5, "conv2": 1.0}},
+        {"fraction": {"conv1": 0.5}, "layers": "conv1"},
+        {"fraction": {"conv1": 0.5}, "threshold": 0.1},
     ],
 )
 def test_threshold_pruning_refuses_wrong_fractions(arguments):
     with pytest.raises(ValueError, match=r"ThresholdPruning: expected .*fraction.*, got"):
         ThresholdPruning(start=0, **arguments)
+
+
+def test_threshold_pruning_by_fractions_of_layers(trainer):
+    """The first glob that matches counts; layers that none matches are left alone."""
+    every = {"kind": "filter", "layers": "*", "strength": 1e-6}
+    module = toy_module(every)
+    callback = ThresholdPruning(start=0, fraction={"conv1": 0.5, "conv*": 0.2})
+    trainer(max_epochs=1, callbacks=[callback]).fit(module, toy_loader())
+    zero = {
+        s.layer: int((group_norms(s, dict(module.backbone.named_parameters())) == 0).sum())
+        for s in module.regularizer.group_sets
+    }
+    sizes = {s.layer: s.num_groups for s in module.regularizer.group_sets}
+    assert zero == {
+        layer: round({"conv1": 0.5, "fc": 0.0}.get(layer, 0.2) * size)
+        for layer, size in sizes.items()
+    }
+    assert len(set(zero.values())) > 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"fraction": {"conv1": 0.5, "conv9": 0.5}},
+        {"layers": ["conv1", "conv9"]},
+        {"kinds": ["shape"], "layers": "conv9"},
+    ],
+)
+def test_threshold_pruning_refuses_layers_without_groups(trainer, arguments):
+    module = toy_module(FILTERS)
+    run = trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0, **arguments)])
+    with pytest.raises(ValueError, match=r"got layers \['conv9'\].*match none.*conv1.filter"):
+        run.fit(module, toy_loader())
 
 
 def test_threshold_pruning_without_lock_lets_groups_come_back(trainer):
@@ -179,7 +214,7 @@ def test_threshold_pruning_chooses_kinds_and_layers(trainer):
     module = toy_module(FILTERS, {"kind": "channel", "layers": "conv2", "strength": 1e-4})
     callback = ThresholdPruning(start=0, threshold=0.5, relative=True, kinds=["channel"])
     assert [s.name for s in callback.chosen(module.regularizer.group_sets)] == ["conv2:channel"]
-    with pytest.raises(ValueError, match=r"matches none of the penalised groups: conv1:filter"):
+    with pytest.raises(ValueError, match=r"match none of the penalised groups: conv1:filter"):
         trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0, layers="fc")]).fit(
             module, toy_loader()
         )

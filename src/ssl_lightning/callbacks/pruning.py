@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import lightning.pytorch as pl
@@ -31,20 +31,24 @@ class ThresholdPruning(EpochStartCallback):
             kind, instead of absolutely.
         fraction: instead of a threshold, share of the groups of each layer and kind to be zero, at
             least 0 and less than 1, rounded to whole groups; the largest group stays. Groups that
-            are zero already count.
+            are zero already count. Or a mapping from globs on layers to shares, such as
+            ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of ``layers``; the first that matches
+            a layer holds for it.
         kinds: kinds of group to prune; None takes all that are penalised.
         layers: glob or globs on the layers to prune.
         lock: keep the zeroed groups at zero.
 
     Raises:
         ValueError: for a negative threshold or occasion, a fraction out of range or beside a
-            threshold, or a start after the last epoch.
+            threshold, ``layers`` beside a mapping, or a start after the last epoch; and, when
+            training starts, for a glob that matches none of the penalised groups.
 
     Example:
         >>> ThresholdPruning(start=20, threshold=1e-3, relative=True).occasions.at(20)
         True
         >>> import torch
-        >>> ThresholdPruning(start=20, fraction=0.5).to_zero(torch.tensor([3.0, 0.0, 1.0, 2.0]))
+        >>> pruning = ThresholdPruning(start=20, fraction={"conv2": 0.5, "conv*": 0.8})
+        >>> pruning.to_zero(torch.tensor([3.0, 0.0, 1.0, 2.0]), "conv2")
         tensor([False,  True,  True, False])
     """
 
@@ -57,14 +61,24 @@ class ThresholdPruning(EpochStartCallback):
         kinds: list[str] | None = None,
         layers: str | list[str] = "*",
         lock: bool = True,
-        fraction: float | None = None,
+        fraction: float | dict[str, float] | None = None,
     ) -> None:
         if not threshold >= 0:
             raise ValueError(
                 f"ThresholdPruning: expected a threshold >= 0, got {threshold}. It is a group norm "
                 "(or, if relative, a fraction of the largest), not a strength."
             )
-        if fraction is not None and not (0 <= fraction < 1 and threshold == 0 and not relative):
+        if isinstance(fraction, Mapping) and layers != "*":
+            raise ValueError(
+                "ThresholdPruning: expected a mapping from layers as `fraction` without `layers`, "
+                f"got fraction={fraction}, layers={layers}. Leave `layers` out."
+            )
+        globs = [layers] if isinstance(layers, str) else layers
+        by_layer = fraction if isinstance(fraction, Mapping) else dict.fromkeys(globs, fraction)
+        fractions = {glob: share for glob, share in by_layer.items() if share is not None}
+        if fractions and not (
+            all(0 <= share < 1 for share in fractions.values()) and threshold == 0 and not relative
+        ):
             raise ValueError(
                 "ThresholdPruning: expected 0 <= fraction < 1 without `threshold` and `relative`, "
                 f"got fraction={fraction}, threshold={threshold}, relative={relative}. Give a "
@@ -73,20 +87,22 @@ class ThresholdPruning(EpochStartCallback):
         self.occasions = Occasions("ThresholdPruning", start, every_n_epochs)
         self.threshold = threshold
         self.relative = relative
-        self.fraction = fraction
+        self.layers = list(by_layer)
+        self.fractions = fractions
         self.kinds = kinds
-        self.layers: Sequence[str] = [layers] if isinstance(layers, str) else layers
         self.lock = lock
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reject settings that would never prune anything."""
         module = require_module(pl_module, self)
         self.occasions.check(trainer)
-        if not self.chosen(module.regularizer.group_sets) and not module.plans:
+        chosen = self.chosen(module.regularizer.group_sets)
+        idle = [p for p in self.layers if not any(fnmatchcase(s.layer, p) for s in chosen)]
+        if (idle or not chosen) and not module.plans:
             known = ", ".join(s.name for s in module.regularizer.group_sets) or "none"
             raise ValueError(
-                f"ThresholdPruning(kinds={self.kinds}, layers={list(self.layers)}) matches none of "
-                f"the penalised groups: {known}."
+                f"ThresholdPruning: got layers {idle or self.layers} and kinds {self.kinds}, which "
+                f"match none of the penalised groups: {known}. Correct or leave them out."
             )
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,7 +113,7 @@ class ThresholdPruning(EpochStartCallback):
         parameters = dict(module.backbone.named_parameters())
         total = 0
         for group_set in self.chosen(module.regularizer.group_sets):
-            mask = self.to_zero(group_norms(group_set, parameters))
+            mask = self.to_zero(group_norms(group_set, parameters), group_set.layer)
             if bool(mask.all()) and group_set.kind != "depth":
                 rank_zero_warn(
                     f"ThresholdPruning zeroes all groups of {group_set.name}: unless a shortcut "
@@ -118,12 +134,13 @@ class ThresholdPruning(EpochStartCallback):
             and any(fnmatchcase(s.layer, pattern) for pattern in self.layers)
         ]
 
-    def to_zero(self, norms: Tensor) -> Tensor:
-        """Return which groups to zero, given the norms of all of a set."""
-        if self.fraction is None:
+    def to_zero(self, norms: Tensor, layer: str) -> Tensor:
+        """Return which groups to zero, given the norms of all of a layer's set."""
+        if not self.fractions:
             limit = self.threshold * norms.max() if self.relative else self.threshold
             return norms <= limit
-        count = min(round(self.fraction * len(norms)), len(norms) - 1)
+        share = next(share for glob, share in self.fractions.items() if fnmatchcase(layer, glob))
+        count = min(round(share * len(norms)), len(norms) - 1)
         mask = torch.zeros_like(norms, dtype=torch.bool)
         mask[norms.argsort(stable=True)[:count]] = True
         return mask
