@@ -59,7 +59,7 @@ from ssl_lightning.zoo.runs import (
     read_run,
 )
 from ssl_lightning.zoo.timing import (
-    BATCH_SIZES,
+    ROUNDS,
     measure_latency,
     measure_speedups,
     measure_step_cost,
@@ -365,7 +365,7 @@ def latency_of(
 ) -> tuple[Latency, ...]:
     """Time the three networks at each batch size of the zoo."""
     models = {"dense": dense, "masked": masked, "compact": compact}
-    return tuple(measure_latency(models, size, threads) for size in BATCH_SIZES)
+    return tuple(measure_latency(models, size, threads, rounds) for size, rounds in ROUNDS.items())
 
 
 def step_cost_of(

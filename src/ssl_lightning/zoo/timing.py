@@ -20,15 +20,15 @@ from ssl_lightning.steps import STEP_SIZES
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.records import Latency, StepCost
 
-BATCH_SIZES = (1, 64)
-ROUNDS = 30
+ROUNDS = {1: 30, 64: 10}
+"""Images per batch -> samples of each network; a sample of a large batch is long, and steadier."""
 STEP_ROUNDS = 15
 LEARNING_RATE = 1e-6
 """Of the timed steps: so small that no group becomes zero while they are timed."""
 
 
 def measure_latency(
-    models: Mapping[str, nn.Module], batch_size: int, threads: int = 1, rounds: int = ROUNDS
+    models: Mapping[str, nn.Module], batch_size: int, threads: int, rounds: int
 ) -> Latency:
     """Time networks in turns on random images; ratios refer to the first.
 
@@ -41,7 +41,7 @@ def measure_latency(
     Example:
         >>> from ssl_lightning.backbones import create_backbone
         >>> nets = {"dense": create_backbone("mlp"), "compact": create_backbone("mlp", widths=(5,))}
-        >>> measure_latency(nets, batch_size=1, rounds=2).ratio["dense"]
+        >>> measure_latency(nets, batch_size=1, threads=1, rounds=2).ratio["dense"]
         1.0
     """
     shape: tuple[int, ...] = next(iter(models.values())).input_shape  # type: ignore[assignment]

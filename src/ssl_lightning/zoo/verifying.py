@@ -183,9 +183,10 @@ def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list
 def compare_ratios(record: Latency, models: dict[str, nn.Module]) -> list[Check]:
     """Compare the ratios of one batch size, unless this machine has too few threads."""
     cores, found = os.cpu_count() or 0, None
+    settings = (record.batch_size, record.threads, record.num_rounds)
     reason = f"The ratio was taken with {record.threads} threads, this machine has {cores}."
     if record.threads <= cores:
-        found, reason = measure_latency(models, record.batch_size, record.threads), ""
+        found, reason = measure_latency(models, *settings), ""
     return [
         Check(
             f"latency ratio {name}/dense, batch {record.batch_size}",
