@@ -637,7 +637,7 @@ def speedup_record(factor=1.0):
 def test_speedups_are_taken_at_the_sparsities_of_the_network(monkeypatch):
     seen = []
     monkeypatch.setattr(timing, "measure_sparse", lambda title, cases: seen.extend(cases))
-    timing.measure_speedups(GROUPS, 2)
+    timing.measure_speedups(timing.zero_groups(GROUPS), 2)
     for case, rows, columns, paper in zip(
         seen, TABLE4[2].rows, TABLE4[2].columns, TABLE4[2].speedups, strict=True
     ):
@@ -645,14 +645,39 @@ def test_speedups_are_taken_at_the_sparsities_of_the_network(monkeypatch):
         assert case.column_sparsity == pytest.approx(columns / 100, abs=0.006)
         assert (case.form, case.paper) == ("columns", paper)
     with pytest.raises(ValueError, match="Unknown configuration of Table 4 '7'"):
-        timing.measure_speedups(GROUPS, 7)
+        timing.measure_speedups(timing.zero_groups(GROUPS), 7)
     dense = {layer: {k: [of, of] for k, (_, of) in g.items()} for layer, g in GROUPS.items()}
-    assert timing.measure_speedups(dense, 2) is None
+    assert timing.measure_speedups(timing.zero_groups(dense), 2) is None
+
+
+def test_single_zeros_are_timed_as_csr_beside_the_l1_row(monkeypatch):
+    """Publishing counts them in the masked network; verifying takes the card's shares."""
+    net = create_backbone("alexnet", num_classes=10)
+    with torch.no_grad():
+        for share, layer in zip((0.0, 0.9, 0.95, 0.8, 0.75), timing.LAYERS, strict=True):
+            weight = net.get_parameter(f"{layer}.weight").view(-1)
+            weight[: round(share * weight.numel())] = 0
+    monkeypatch.setattr(timing, "measure_sparse", speedup_record())
+    card = dataclasses.replace(zoo.card(NAME), backbone="alexnet", arguments={"num_classes": 10})
+    record = publishing.speedups_of(card, {"table4": 1}, lambda: net)
+    found = [(r.form, r.row_sparsity, round(r.column_sparsity, 3), r.paper) for r in record.rows]
+    shares = (0.0, 0.9, 0.95, 0.8, 0.75)
+    assert found == [("csr", 0.0, s, p) for s, p in zip(shares, TABLE4[1].speedups, strict=True)]
+    card = dataclasses.replace(card, groups={}, layer_speedups=record)
+    seen = []
+    fake = speedup_record()
+    monkeypatch.setattr(timing, "measure_sparse", lambda t, c: seen.append(c) or fake(t, c))
+    assert {c.verdict for c in verifying.check_speedups(card)} == {"ok"}
+    assert [c.column_sparsity for c in seen[0]] == [r.column_sparsity for r in record.rows]
+    page = entry_page(dataclasses.replace(card, groups=GROUPS))
+    assert "| layer | row % | weight % | limit, x |" in page
+    assert "paper #1: weight %" in page
+    assert "Weight %: single weights that are zero" in page
 
 
 def test_the_page_shows_the_paper_beside_and_verify_times_again(monkeypatch):
     monkeypatch.setattr(timing, "measure_sparse", speedup_record())
-    record = timing.measure_speedups(GROUPS, 2)
+    record = timing.measure_speedups(timing.zero_groups(GROUPS), 2)
     card = dataclasses.replace(zoo.card(NAME), groups=GROUPS, layer_speedups=record)
     assert Card.from_dict(json.loads(card.to_bytes())) == card
     page = entry_page(card)
@@ -682,8 +707,8 @@ def test_alexnet_is_published_with_its_speedups(monkeypatch):
     ):
         seen.clear()
         of = dataclasses.replace(card, backbone=backbone, arguments=arguments)
-        publishing.speedups_of(of, paper)
-        assert seen == ([] if wanted is None else [(GROUPS, wanted)])
+        publishing.speedups_of(of, paper, lambda: None)
+        assert seen == ([] if wanted is None else [(timing.zero_groups(GROUPS), wanted)])
 
 
 # Several seeds and controls

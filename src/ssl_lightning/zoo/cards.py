@@ -79,7 +79,8 @@ class Card:
         step_cost: what the penalties add to a training step.
         controls: what other methods reach with about as many multiply-adds.
         layer_speedups: AlexNet's convolutions at this network's sparsities against the fastest
-            dense engine, as in the paper's Table 4; None for other and for dense networks.
+            dense engine, as in the paper's Table 4, whose configurations 1 and 4 are of single
+            zeros; None for other and for dense networks.
         weights: how the weights are stored, or that they are not.
         licence: of the weights, as an SPDX identifier.
         paper: the published row it is compared with, or None.

@@ -249,11 +249,13 @@ def speedups(card: Card) -> str:
             *(f"{mean:.2f}" for mean in theirs_means),
         )
     )
-    head = ("layer", "row %", "column %", "limit, x", "CPU, x ± IQR", "dense engine")
-    number = record.rows[0].configuration
+    number, form = record.rows[0].configuration, record.rows[0].form
+    columns, zeros = FORMS[form]
+    head = ("layer", "row %", columns, "limit, x", "CPU, x ± IQR", "dense engine")
+    theirs_head = ("row %", columns, "limit, x", "CPU, x")
     return (
-        table((*head, *(f"paper #{number}: {what}" for what in PAPER_COLUMNS)), rows)
-        + "\n\nRow and column %: filters, and filter shapes, that are zero. Limit: what the "
+        table((*head, *(f"paper #{number}: {what}" for what in theirs_head)), rows)
+        + f"\n\n{zeros} Limit: what the "
         "arithmetic allows. CPU x: against the fastest dense engine for that layer, batch 1, "
         "lowering, padding and writing all filters included, zeros at random positions; "
         f"{where(record.machine, record.rows[0].threads)}, {record.instruction_set}. The paper "
@@ -261,7 +263,15 @@ def speedups(card: Card) -> str:
     )
 
 
-PAPER_COLUMNS = ("row %", "column %", "limit, x", "CPU, x")
+FORMS = {
+    "columns": ("column %", "Row and column %: filters, and filter shapes, that are zero."),
+    "csr": (
+        "weight %",
+        "Weight %: single weights that are zero; such layers are products of compressed sparse "
+        "rows (CSR) and the lowered input.",
+    ),
+}
+"""Form of a sparse layer -> heading of its second sparsity, and what the sparsities are."""
 
 
 def limit_of(rows: float, columns: float) -> float:
@@ -290,8 +300,9 @@ def latency(card: Card) -> str:
     ]
     text = table(("batch", "network", "ratio to dense ± IQR", "ms per batch"), rows)
     record = card.latency[0]
+    rounds = dict.fromkeys(str(record.num_rounds) for record in card.latency)
     return (
-        f"{text}\n\nMedians of {record.num_rounds} rounds in which the networks took turns, "
+        f"{text}\n\nMedians of {' and '.join(rounds)} rounds in which the networks took turns, "
         f"{where(record.machine, record.threads)}."
     )
 

@@ -60,9 +60,12 @@ from ssl_lightning.zoo.runs import (
 )
 from ssl_lightning.zoo.timing import (
     ROUNDS,
+    configuration_of,
     measure_latency,
     measure_speedups,
     measure_step_cost,
+    zero_groups,
+    zero_weights,
 )
 
 LICENCE = "Apache-2.0"
@@ -136,7 +139,7 @@ def publish(
             card,
             paper=dict(paper) if paper else None,
             remark=remark,
-            layer_speedups=speedups_of(card, paper or {}),
+            layer_speedups=speedups_of(card, paper or {}, run.masked),
         )
         write_card(card, folder)
     write_table(root)
@@ -200,11 +203,22 @@ def weights_file(run: FinishedRun, dtype: str) -> bytes:
         return Path(folder, WEIGHTS).read_bytes()
 
 
-def speedups_of(card: Card, paper: Mapping[str, Any]) -> SparseRecord | None:
-    """Time AlexNet's layers as the paper's Table 4 does; None for other networks."""
+def speedups_of(
+    card: Card, paper: Mapping[str, Any], masked: Callable[[], nn.Module]
+) -> SparseRecord | None:
+    """Time AlexNet's layers as the paper's Table 4 does; None for other networks.
+
+    Args:
+        card: with the groups that are left.
+        paper: its ``table4`` is the configuration to compare with, 2 if it says none. For one of
+            single zeros, those of the masked network are counted.
+        masked: returns the weights in the dense network.
+    """
     if card.backbone != "alexnet" or card.arguments.get("geometry", "caffenet") != "caffenet":
         return None
-    return measure_speedups(card.groups, int(paper.get("table4", 2)))
+    number = int(paper.get("table4", 2))
+    single = configuration_of(number).form == "csr"
+    return measure_speedups(zero_weights(masked()) if single else zero_groups(card.groups), number)
 
 
 def write_curves(text: str | None, name: str, folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ssl_lightning.benchmark import benchmark, interleave
 from ssl_lightning.benchmark.machine import machine
 from ssl_lightning.benchmark.sparse import Case, measure_sparse
 from ssl_lightning.benchmark.sparse_record import SparseRecord
-from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
+from ssl_lightning.benchmark.table4 import LAYERS, TABLE4, Configuration
 from ssl_lightning.benchmark.turns import num_threads
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.steps import STEP_SIZES
@@ -59,16 +59,53 @@ def measure_latency(
     )
 
 
-def measure_speedups(
-    groups: Mapping[str, Mapping[str, list[int]]], configuration: int
-) -> SparseRecord | None:
-    """Time AlexNet's convolutions at a network's sparsities, as the paper's Table 4 does.
+Shares = dict[str, tuple[float, float]]
+"""Layer -> share of its rows that are zero, and of its columns (of its weights, for CSR)."""
 
-    Zeros are at random positions, as many rows and columns as in the network. The other side is
-    the fastest dense engine for each layer; padding, lowering and writing all filters are included.
+
+def zero_groups(groups: Mapping[str, Mapping[str, list[int]]]) -> Shares:
+    """Return the shares of AlexNet's rows and columns that are zero.
 
     Args:
         groups: layer -> kind -> [left, all], as in a card.
+    """
+    return {
+        layer: (zero_share(groups[layer]["filters"]), zero_share(groups[layer]["columns"]))
+        for layer in LAYERS
+    }
+
+
+def zero_weights(model: nn.Module) -> Shares:
+    """Return the shares of the single weights of AlexNet's convolutions that are zero."""
+    weights = {layer: model.get_parameter(f"{layer}.weight") for layer in LAYERS}
+    return {
+        layer: (0.0, zero_share([int(weight.count_nonzero()), weight.numel()]))
+        for layer, weight in weights.items()
+    }
+
+
+def configuration_of(number: int) -> Configuration:
+    """Return a row of the paper's Table 4.
+
+    Raises:
+        ValueError: if there is none of that number.
+
+    Example:
+        >>> configuration_of(2).form
+        'columns'
+    """
+    return pick("configuration of Table 4", str(number), {str(n): c for n, c in TABLE4.items()})
+
+
+def measure_speedups(shares: Shares, configuration: int) -> SparseRecord | None:
+    """Time AlexNet's convolutions at a network's sparsities, as the paper's Table 4 does.
+
+    Zeros are at random positions, as many as in the network. The other side is the fastest dense
+    engine for each layer; padding, lowering and writing all filters are included.
+
+    Args:
+        shares: what is zero: rows and columns, or, beside a configuration of single zeros (l1),
+            single weights, which are timed as compressed sparse rows (CSR).
         configuration: of the paper's table, to stand beside.
 
     Returns:
@@ -77,21 +114,13 @@ def measure_speedups(
     Raises:
         ValueError: if the configuration is unknown.
     """
-    known = {str(number): found for number, found in TABLE4.items()}
-    paper = pick("configuration of Table 4", str(configuration), known).speedups
-    cases = [
-        Case(
-            layer,
-            "columns",
-            zero_share(groups[layer]["filters"]),
-            zero_share(groups[layer]["columns"]),
-            configuration,
-            speedup,
-        )
-        for layer, speedup in zip(LAYERS, paper, strict=True)
-    ]
-    if not any(case.row_sparsity or case.column_sparsity for case in cases):
+    paper = configuration_of(configuration)
+    if not any(share for pair in shares.values() for share in pair):
         return None
+    cases = [
+        Case(layer, paper.form, *shares[layer], configuration, speedup)
+        for layer, speedup in zip(LAYERS, paper.speedups, strict=True)
+    ]
     return measure_sparse("AlexNet's convolutions at this network's sparsities", cases)
 
 
