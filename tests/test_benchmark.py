@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_lightning.backbones import create_backbone
 from ssl_lightning.benchmark import (
     BenchmarkResult,
     Fastest,
@@ -545,6 +546,18 @@ def test_installed_engines_run_a_network(engine):
     assert "dense" in run.engines[engine], run.left_out
     assert ("csr" in run.engines[engine]) == (engine == "compile")
     assert ("csr, " + engine in run.left_out) == (engine != "compile")
+
+
+@pytest.mark.filterwarnings("ignore")  # of exporters
+@pytest.mark.parametrize("name", ["alexnet", "convnet", "lenet", "mlp", "resnet20"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_installed_engines_run_every_kind_of_backbone(engine, name):
+    if engine not in engines_module.installed_engines():
+        pytest.skip(f"{engine} is not installed")
+    model = create_backbone(name).eval()
+    x = torch.randn(2, *model.input_shape)
+    call = engines_module.prepare_checked(engine, model, x, model(x).detach())
+    assert call().shape == (2, model.num_classes)
 
 
 # --- compressed sparse rows ---

@@ -210,7 +210,8 @@ def _openvino(model: nn.Module, x: Tensor) -> Call:
 
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         wide = copy.deepcopy(model).float()  # the type to compute in is a hint
-        graph = openvino.convert_model(wide, example_input=x.clone().float(), input=[x.shape])
+        exported = torch.export.export(wide, (x.clone().float(),))
+        graph = openvino.convert_model(exported, input=[x.shape])
     compiled = openvino.Core().compile_model(
         graph,
         "CPU",
