@@ -147,7 +147,7 @@ BAD = {
     "a missing field": (lambda f: f.pop("seeds"), "missing: seeds"),
     "a negative size": (lambda f: f["files"][PAGE].update(num_bytes=-1), f"{PAGE} has"),
     "no hash": (lambda f: f["files"][PAGE].update(sha256=""), f"{PAGE} is damaged or another"),
-    "a hidden gap": (lambda f: f.update(unmeasured={}), "expected a reason for"),
+    "a hidden gap": (lambda f: f.update(controls=[], unmeasured={}), "expected a reason for"),
 }
 
 
