@@ -662,7 +662,7 @@ def test_single_zeros_are_timed_as_csr_beside_the_l1_row(monkeypatch):
             weight[: round(share * weight.numel())] = 0
     monkeypatch.setattr(timing, "measure_sparse", speedup_record())
     card = dataclasses.replace(zoo.card(NAME), backbone="alexnet", arguments={"num_classes": 10})
-    record = publishing.speedups_of(card, {"table4": 1}, lambda: net)
+    record = publishing.speedups_of(card, 1, lambda: net)
     found = [(r.form, r.row_sparsity, round(r.column_sparsity, 3), r.paper) for r in record.rows]
     shares = (0.0, 0.9, 0.95, 0.8, 0.75)
     assert found == [("csr", 0.0, s, p) for s, p in zip(shares, TABLE4[1].speedups, strict=True)]
@@ -702,16 +702,26 @@ def test_alexnet_is_published_with_its_speedups(monkeypatch):
     seen = []
     monkeypatch.setattr(publishing, "measure_speedups", lambda *given: seen.append(given))
     card = dataclasses.replace(zoo.card(NAME), groups=GROUPS)
-    for backbone, arguments, paper, wanted in (
-        ("lenet", {}, {}, None),
-        ("alexnet", {"geometry": "torchvision"}, {}, None),
-        ("alexnet", {"num_classes": 10}, {}, 2),
-        ("alexnet", {"geometry": "caffenet"}, {"table4": 5}, 5),
+    for backbone, arguments, number, measured in (
+        ("lenet", {}, 2, False),
+        ("alexnet", {"geometry": "torchvision"}, 2, False),
+        ("alexnet", {"num_classes": 10}, 2, True),
+        ("alexnet", {"geometry": "caffenet"}, 5, True),
     ):
         seen.clear()
         of = dataclasses.replace(card, backbone=backbone, arguments=arguments)
-        publishing.speedups_of(of, paper, lambda: None)
-        assert seen == ([] if wanted is None else [(timing.zero_groups(GROUPS), wanted)])
+        publishing.speedups_of(of, number, lambda: None)
+        assert seen == ([(timing.zero_groups(GROUPS), number)] if measured else [])
+
+
+def test_an_unknown_row_of_the_paper_is_refused_before_anything_is_measured(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(publishing, "measure_run", lambda *_: pytest.fail("measured"))
+    for number in (3, "many"):
+        with pytest.raises(ValueError, match=f"Unknown configuration of Table 4 '{number}'"):
+            zoo.publish(run, "new", tmp_path / "zoo", paper={"table4": number})
+    assert not (tmp_path / "zoo").exists()
 
 
 # Several seeds and controls

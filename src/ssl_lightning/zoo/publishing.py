@@ -95,7 +95,8 @@ def publish(
             ``compact/``; ``metrics.csv`` of a CSV logger gives the curves.
         name: of the new entry.
         root: folder of entries, made if missing.
-        paper: the published row to compare with, as plain values.
+        paper: the published row to compare with, as plain values; ``table4`` is the configuration
+            of the paper's Table 4 beside which AlexNet's layers are timed, 2 if it is not there.
         controls: kind of control (:data:`~ssl_lightning.zoo.records.CONTROLS`) -> folders of
             finished runs, one per seed.
         remark: what a reader must know, such as a goal that was missed.
@@ -112,9 +113,9 @@ def publish(
         FileExistsError: if there is an entry of that name already.
         FileNotFoundError: if a part of a run, or its data set, is missing.
         ValueError: if the name is no plain name; a run is not finished, holds a compact network
-            of other weights, or was made with absolute paths outside its folder; the runs differ
-            in more than their seed; or a control is of an unknown kind or was measured on other
-            data.
+            of other weights, or was made with absolute paths outside its folder; ``table4`` is no
+            configuration with timings; the runs differ in more than their seed; or a control is of
+            an unknown kind or was measured on other data.
     """
     target = Path(root) / check_name(name)
     if target.exists():
@@ -122,6 +123,8 @@ def publish(
             f"{target} exists already, and published entries are not overwritten. Choose another "
             "name, or remove the folder."
         )
+    number = (paper or {}).get("table4", 2)
+    configuration_of(number)  # before anything is measured
     folders = [runs] if isinstance(runs, (str, Path)) else list(runs)
     finished = [as_stored(read_run(Path(folder)), dtype) for folder in folders]
     check_same_config(finished)
@@ -139,7 +142,7 @@ def publish(
             card,
             paper=dict(paper) if paper else None,
             remark=remark,
-            layer_speedups=speedups_of(card, paper or {}, run.masked),
+            layer_speedups=speedups_of(card, int(number), run.masked),
         )
         write_card(card, folder)
     write_table(root)
@@ -204,21 +207,21 @@ def weights_file(run: FinishedRun, dtype: str) -> bytes:
 
 
 def speedups_of(
-    card: Card, paper: Mapping[str, Any], masked: Callable[[], nn.Module]
+    card: Card, configuration: int, masked: Callable[[], nn.Module]
 ) -> SparseRecord | None:
     """Time AlexNet's layers as the paper's Table 4 does; None for other networks.
 
     Args:
         card: with the groups that are left.
-        paper: its ``table4`` is the configuration to compare with, 2 if it says none. For one of
-            single zeros, those of the masked network are counted.
+        configuration: of the table, to compare with. For one of single zeros, those of the masked
+            network are counted.
         masked: returns the weights in the dense network.
     """
     if card.backbone != "alexnet" or card.arguments.get("geometry", "caffenet") != "caffenet":
         return None
-    number = int(paper.get("table4", 2))
-    single = configuration_of(number).form == "csr"
-    return measure_speedups(zero_weights(masked()) if single else zero_groups(card.groups), number)
+    single = configuration_of(configuration).form == "csr"
+    shares = zero_weights(masked()) if single else zero_groups(card.groups)
+    return measure_speedups(shares, configuration)
 
 
 def write_curves(text: str | None, name: str, folder: Path) -> dict[str, str]:

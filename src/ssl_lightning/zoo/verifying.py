@@ -90,8 +90,9 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
 
     Hashes, settings of the run, groups left, multiply-adds, parameters, golden outputs, the error
     on the whole test split, and the latency ratios. What cannot be measured on this machine, for
-    want of data or threads, has a row that says so. Other seeds and controls, training time and
-    the cost of a step have no row: they belong to runs that are not part of the entry.
+    want of data, threads or stored weights, has a row that says so. Other seeds and controls,
+    training time and the cost of a step have no row: they belong to runs that are not part of the
+    entry.
 
     Args:
         name: an entry of :func:`ssl_lightning.zoo.list_models`.
