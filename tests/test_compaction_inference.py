@@ -39,6 +39,7 @@ LEFT = {  # ReLUs that are not in a column-sparse convolution or a pooling, and 
     "resnet20": (9, 0),
     "resnet18": (8, 0),
     "vgg11_bn": (2, 0),
+    "mobilenetv2": (0, 0),  # its norms hold activations (ReLU6, which is not counted)
 }
 
 
@@ -63,6 +64,12 @@ def count_relus(net: nn.Module) -> int:
     )
 
 
+def count_norms(net: nn.Module) -> int:
+    assert isinstance(net, fx.GraphModule)
+    called = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    return called + sum(n.target is F.batch_norm for n in net.graph.nodes)
+
+
 @pytest.mark.parametrize("key", NETWORKS)
 def test_networks_compute_the_same(key):
     name, arguments = NETWORKS[key]
@@ -80,8 +87,7 @@ def test_networks_compute_the_same(key):
     assert not any(p.requires_grad for p in fast.parameters())
     assert not any(isinstance(m, nn.LocalResponseNorm) for m in fast.modules())
     if key in LEFT:
-        norms = sum(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
-        assert (count_relus(fast), norms) == LEFT[key]
+        assert (count_relus(fast), count_norms(fast)) == LEFT[key]
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     again = for_inference(fast, x[:1])
     with torch.inference_mode():
@@ -110,6 +116,27 @@ def test_dense_layers_keep_relu_and_take_norms():
     kinds = [type(m) for m in fast.children()]
     assert nn.BatchNorm2d not in kinds
     assert count_relus(fast) == 1
+
+
+def test_norms_of_timm_that_hold_an_activation_are_folded():
+    layers = pytest.importorskip("timm.layers")
+    shared = layers.BatchNormAct2d(3, act_layer=nn.PReLU)
+    watched = layers.BatchNormAct2d(3)
+    watched.register_forward_hook(lambda *_: None)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 3, 3, bias=False), layers.BatchNormAct2d(3, drop_layer=nn.Dropout)),
+        *(nn.Conv2d(3, 3, 1), shared, nn.Conv2d(3, 3, 1), shared),  # called twice
+        *(nn.Conv2d(3, 3, 1), watched, nn.Conv2d(3, 3, 1)),
+        layers.BatchNormAct2d(3, affine=False, apply_act=False),
+    )
+    x = torch.randn(2, 2, 8, 8)
+    fast = for_inference(randomise_(net).eval(), x[:1])
+    kinds = [type(m) for m in fast.modules()]
+    assert count_norms(fast) == 1, "that with a hook"
+    assert kinds.count(nn.PReLU) == 1
+    assert all(type(m) is layers.BatchNormAct2d for m in (net[1], net[3], net[7], net[9]))
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), net(x))
 
 
 class Reused(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -31,11 +32,11 @@ POOL = {F.max_pool2d, torch.max_pool2d}
 def for_inference(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
     """Return a copy that computes the same in eval mode and gives no gradients, faster.
 
-    Batch norms go into the convolutions before them, ReLU into the column-sparse convolution or
-    the max pooling beside it, and max pooling and response norms run in the kernels of
-    :mod:`ssl_lightning.kernels`. The network is traced by ``torch.fx``; of one that cannot be
-    traced only the parts in ``nn.Sequential`` are changed. What would compute something else
-    is returned as a plain copy. Both are logged as warnings.
+    Batch norms (also timm's, which hold an activation) go into the convolutions before them, ReLU
+    into the column-sparse convolution or the max pooling beside it, and max pooling and response
+    norms run in the kernels of :mod:`ssl_lightning.kernels`. The network is traced by
+    ``torch.fx``; of one that cannot be traced only the parts in ``nn.Sequential`` are changed.
+    What would compute something else is returned as a plain copy. Both are logged as warnings.
 
     Args:
         model: a network, most gain from one that :func:`compact` made; it is not changed.
@@ -97,11 +98,40 @@ class _Tracer(fx.Tracer):
 
 def _rewrite(network: nn.Module) -> tuple[nn.Module, str | None]:
     """Make a network faster, part by part and in place if it cannot be traced; say why."""
+    _separate_activations(network)
     try:
         return _Rewriting(network).result(), None
     except Exception as error:
         _rewrite_parts(network)
         return network, str(error).split("\n", 1)[0]
+
+
+def _separate_activations(network: nn.Module) -> None:
+    """Make three modules of each batch norm of timm that holds a dropout and an activation."""
+    timm = sys.modules.get("timm.layers.norm_act")
+    if timm is None:  # not imported: no network holds one
+        return
+    for name, norm in list(network.named_modules(remove_duplicate=False)):
+        if name and type(norm) is timm.BatchNormAct2d and not has_hooks(norm):
+            parts = nn.Sequential(plain_norm(norm), norm.drop, norm.act)
+            network.set_submodule(name, parts)
+
+
+def plain_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """Return the batch norm in a module of a subclass, with the same tensors.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(4, eps=0.1).eval()
+        >>> x = torch.randn(2, 4, 3, 3)
+        >>> bool((plain_norm(norm)(x) == norm(x)).all())
+        True
+    """
+    plain = nn.BatchNorm2d(
+        *(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats),
+        device="meta",
+    )
+    plain.load_state_dict(norm.state_dict(), strict=False, assign=True)
+    return plain.train(norm.training).requires_grad_(False)
 
 
 def _rewrite_parts(network: nn.Module) -> None:
