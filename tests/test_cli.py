@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from conftest import ROOT, shared_data
-from ssl_lightning.cli import COMMANDS, main
+from ssl_lightning import StageLR
+from ssl_lightning.cli import COMMANDS, main, told_by_us
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LOGGERS = sorted((ROOT / "configs" / "logger").glob("*.yaml"))
@@ -375,6 +376,37 @@ def test_mistakes_are_named_and_nothing_is_left_behind(folder, capsys, extra, me
         "metrics.csv",
     }
     assert not left
+
+
+@pytest.mark.parametrize(
+    ("callback", "settings", "message"),
+    [
+        ("ThresholdPruning", ["start=1", "threshold=-1"], "expected a threshold >= 0, got -1.0"),
+        ("CompactDuringFit", ["at=[]"], "CompactDuringFit: "),
+    ],
+)
+def test_mistakes_in_callbacks_are_one_sentence(folder, capsys, callback, settings, message):
+    name = f"ssl_lightning.callbacks.{callback}"
+    given = [f"--trainer.callbacks.{setting}" for setting in settings]
+    text = failing(short_run(folder, f"--trainer.callbacks+={name}", *given), capsys)
+    assert message in text
+    assert len(text.splitlines()) == 1, "the parser's list of what it tried is left out"
+
+
+def test_only_errors_of_this_package_stand_for_those_around_them():
+    def around(inner: Exception) -> Exception:
+        try:
+            raise KeyError("another library's") from inner
+        except KeyError as outer:
+            return outer
+
+    with pytest.raises(ValueError, match="expected as many") as ours:
+        StageLR(None, epochs=[], lr=[])
+    wrapped = around(around(ours.value))
+    assert told_by_us(wrapped) is ours.value
+    assert told_by_us(ours.value) is ours.value
+    foreign = around(ValueError("nobody raised it here"))
+    assert told_by_us(foreign) is foreign
 
 
 def test_a_misspelt_key_in_a_config_is_named(folder, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from traceback import walk_tb
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("training", "train a backbone with penalties (LightningCLI)"),
@@ -61,14 +62,32 @@ def carry_out(name: str, arguments: list[str]) -> int:
     try:
         status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
     except Exception as error:
-        if not is_users(error) or os.environ.get("SSL_TRACEBACK"):
+        told = told_by_us(error)
+        if not is_users(told) or os.environ.get("SSL_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {told}\n")
         return 1
     return int(status or 0)
 
 
-def is_users(error: Exception) -> bool:
+def told_by_us(error: Exception) -> BaseException:
+    """Return the error of this package behind one of another library, if there is one.
+
+    The parser of the command line puts what a callback or data module says of its arguments into
+    a long list of all that it tried.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        raised_in = [
+            frame.f_globals.get("__name__", "") for frame, _ in walk_tb(cause.__traceback__)
+        ]
+        if raised_in and raised_in[-1].startswith("ssl_lightning."):
+            return cause
+        cause = cause.__cause__
+    return error
+
+
+def is_users(error: BaseException) -> bool:
     """Whether an error is about what the user gave, not a bug."""
     kinds = (
         ValueError,
