@@ -38,6 +38,7 @@ from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.compaction import expand
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.groups import group_norms
+from ssl_lightning.locks import GroupLocks
 from toy import make_toy, toy_loader
 
 pytestmark = [
@@ -60,8 +61,9 @@ ARGUMENTS = {
 }
 
 
-def toy_module(*penalties, net=None):
-    return SSLLightningModule(net or make_toy(), penalties=list(penalties), optimizer=SGD)
+def toy_module(*penalties, net=None, **settings):
+    given = {"penalties": list(penalties), "optimizer": SGD, **settings}
+    return SSLLightningModule(net or make_toy(), **given)
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
@@ -213,13 +215,57 @@ def test_threshold_pruning_without_lock_lets_groups_come_back(trainer):
 def test_threshold_pruning_chooses_kinds_and_layers(trainer):
     module = toy_module(FILTERS, {"kind": "channel", "layers": "conv2", "strength": 1e-4})
     callback = ThresholdPruning(start=0, threshold=0.5, relative=True, kinds=["channel"])
-    assert [s.name for s in callback.chosen(module.regularizer.group_sets)] == ["conv2:channel"]
+    assert [s.name for s in callback.chosen(module.regularizer)] == ["conv2:channel"]
     with pytest.raises(ValueError, match=r"match none of the penalised groups: conv1:filter"):
         trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0, layers="fc")]).fit(
             module, toy_loader()
         )
     with pytest.raises(ValueError, match="threshold >= 0"):
         ThresholdPruning(start=0, threshold=-1)
+
+
+L1_TERMS = [
+    {"kind": "l1", "layers": "conv*", "strength": 1e-6, "schedule": {"kind": "window", "end": 1}},
+    {"kind": "l1", "layers": "conv1", "strength": 1e-6},  # the same weights a second time
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_threshold_pruning_of_single_weights(trainer, channels_last):
+    """The smallest of an l1 penalty's weights become zero, alone, and stay so."""
+    net = make_toy()
+    before = {n: getattr(net, n).weight.detach().clone().numpy() for n in ("conv1", "conv2")}
+    module = toy_module(*L1_TERMS, net=net, channels_last=channels_last)
+    callback = ThresholdPruning(start=0, kinds=["l1"], fraction={"conv1": 0.5, "conv2": 0.9})
+    run = trainer(max_epochs=2, callbacks=[callback])
+    run.fit(module, toy_loader())
+    for name, share in (("conv1", 0.5), ("conv2", 0.9)):
+        size = np.abs(before[name]).ravel()
+        gone = np.argsort(np.argsort(size)) < round(share * size.size)
+        zero = getattr(module.backbone, name).weight.detach().numpy() == 0
+        assert np.array_equal(zero.ravel(), gone)
+    assert module.backbone.conv1.bias.all(), "a weight's zero is not its filter's"
+    assert module.backbone.bn2.weight.all()
+    again = GroupLocks()
+    again.load_state_dict(module.locks.state_dict())
+    parameters = dict(module.backbone.named_parameters())
+    marks = again.marks(parameters)
+    assert set(marks) == {"conv1.weight", "conv2.weight"}
+    assert all(torch.equal(mask, parameters[n] == 0) for n, mask in marks.items())
+    assert len(again) == sum(int(mask.sum()) for mask in marks.values())
+
+
+def test_single_weights_are_pruned_only_if_named(trainer):
+    """A threshold that suits the norms of groups would take most single weights."""
+    module = toy_module(FILTERS, *L1_TERMS)
+    pruning = ThresholdPruning(start=0, threshold=1e-9)
+    assert [s.name for s in pruning.chosen(module.regularizer)] == ["conv1:filter"]
+    pruning.kinds = ["filter", "l1"]
+    chosen = ["conv1:filter", "conv1:l1", "conv2:l1"]
+    assert sorted(s.name for s in pruning.chosen(module.regularizer)) == chosen
+    run = trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0)])
+    with pytest.raises(ValueError, match=r"none of the penalised groups: conv1:l1, .*only if .*l1"):
+        run.fit(toy_module(*L1_TERMS), toy_loader())
 
 
 def test_pruning_a_whole_layer_warns(trainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
 from ssl_lightning.groups import GroupSet, group_norms
+from ssl_lightning.penalties import Regularizer
 
 
 class ThresholdPruning(EpochStartCallback):
@@ -34,7 +35,9 @@ class ThresholdPruning(EpochStartCallback):
             are zero already count. Or a mapping from globs on layers to shares, such as
             ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of ``layers``; the first that matches
             a layer holds for it.
-        kinds: kinds of group to prune; None takes all that are penalised.
+        kinds: kinds of group to prune; None takes all that are penalised. The single weights of an
+            ``l1`` penalty are pruned only if ``"l1"`` is named here: a threshold that suits the
+            norms of groups would take most of them.
         layers: glob or globs on the layers to prune.
         lock: keep the zeroed groups at zero.
 
@@ -96,13 +99,15 @@ class ThresholdPruning(EpochStartCallback):
         """Reject settings that would never prune anything."""
         module = require_module(pl_module, self)
         self.occasions.check(trainer)
-        chosen = self.chosen(module.regularizer.group_sets)
+        chosen = self.chosen(module.regularizer)
         idle = [p for p in self.layers if not any(fnmatchcase(s.layer, p) for s in chosen)]
         if (idle or not chosen) and not module.plans:
-            known = ", ".join(s.name for s in module.regularizer.group_sets) or "none"
+            singles = module.regularizer.single_weights()
+            known = ", ".join(s.name for s in (*module.regularizer.group_sets, *singles)) or "none"
+            hint = " Single weights are pruned only if `kinds` names l1." if singles else ""
             raise ValueError(
                 f"ThresholdPruning: got layers {idle or self.layers} and kinds {self.kinds}, which "
-                f"match none of the penalised groups: {known}. Correct or leave them out."
+                f"match none of the penalised groups: {known}. Correct or leave them out.{hint}"
             )
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -112,7 +117,7 @@ class ThresholdPruning(EpochStartCallback):
         module = require_module(pl_module, self)
         parameters = dict(module.backbone.named_parameters())
         total = 0
-        for group_set in self.chosen(module.regularizer.group_sets):
+        for group_set in self.chosen(module.regularizer):
             mask = self.to_zero(group_norms(group_set, parameters), group_set.layer)
             if bool(mask.all()) and group_set.kind != "depth":
                 rank_zero_warn(
@@ -125,14 +130,13 @@ class ThresholdPruning(EpochStartCallback):
             f"ThresholdPruning: {total} groups newly zeroed in epoch {trainer.current_epoch}."
         )
 
-    def chosen(self, group_sets: Sequence[GroupSet]) -> list[GroupSet]:
-        """Return the group sets that this callback prunes."""
-        return [
-            s
-            for s in group_sets
-            if (self.kinds is None or s.kind in self.kinds)
-            and any(fnmatchcase(s.layer, pattern) for pattern in self.layers)
-        ]
+    def chosen(self, regularizer: Regularizer) -> list[GroupSet]:
+        """Return the penalised group sets that this callback prunes."""
+        sets = regularizer.group_sets
+        if self.kinds is not None:
+            everything = (*sets, *regularizer.single_weights())
+            sets = [s for s in everything if s.kind in self.kinds]
+        return [s for s in sets if any(fnmatchcase(s.layer, glob) for glob in self.layers)]
 
     def to_zero(self, norms: Tensor, layer: str) -> Tensor:
         """Return which groups to zero, given the norms of all of a layer's set."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_lightning.groups import GroupSet, group_norms, resolve_each
+from ssl_lightning.groups import GroupSet, Member, group_norms, resolve_each
 from ssl_lightning.penalties.functional import (
     inverse_norms,
     prox_l1,
@@ -153,6 +153,23 @@ class Regularizer:
             t.name: [n for n in t.parameters() if id(parameters[n]) not in held] for t in self.terms
         }
         return {name: names for name, names in missing.items() if names}
+
+    def single_weights(self) -> list[GroupSet]:
+        """Return the weights under element-wise penalties as sets whose groups are one element.
+
+        Example:
+            >>> regularizer = Regularizer(nn.Linear(2, 3), [{"kind": "l1", "strength": 1e-3}])
+            >>> [(s.name, s.num_groups) for s in regularizer.single_weights()]
+            [(':l1', 6)]
+        """
+        parameters = self.parameters()
+        sets: dict[str, GroupSet] = {}
+        for term in self.terms:
+            if term.parameter is not None:
+                shape = tuple(parameters[term.parameter].shape)
+                elements = Member(term.parameter, shape, tuple(range(len(shape))))
+                sets[term.name] = GroupSet(term.name.removesuffix(":l1"), "l1", (elements,))
+        return list(sets.values())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the model's parameters by qualified name, shared ones under each of theirs."""
