@@ -25,7 +25,7 @@ from ssl_lightning.report import (
     has_engines,
     print_report,
 )
-from ssl_lightning.report.curves import sparsity_curves
+from ssl_lightning.report.curves import round_values, sparsity_curves
 from ssl_lightning.report.engines import reasons
 
 
@@ -460,6 +460,15 @@ def test_curves_draw_one_panel_or_two(tmp_path):
     assert high > low
     curve_chart({"val/error": [0.0, 0.0]}, tmp_path / "zero.png", "no error at all")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.png", "two.png", "zero.png"]
+
+
+@pytest.mark.parametrize("ratio", [1.5625, 4.0, 1000.0])
+def test_an_axis_has_three_values_or_more_at_it(ratio):
+    for low in np.geomspace(0.001, 1000 / ratio, 300):
+        values = round_values(low, ratio * low)
+        assert 3 <= len(values) <= 3 * 6
+        assert values == sorted(values)
+        assert low <= values[0] < values[-1] <= ratio * low
 
 
 def test_constant_and_many_layers_are_summed_up():

@@ -488,6 +488,16 @@ def test_pages_of_cards_with_everything(published):
     assert "Training took" in page
     assert "## Not measured" not in page
     assert "goal missed" in page
+    kinds = {
+        ("filter", "shape"): "trained with group lasso and compacted",
+        ("l1",): "trained with l1 on single weights and compacted",
+        ("l1", "filter"): "trained with group lasso and l1 on single weights and compacted",
+    }
+    for given, sentence in kinds.items():
+        penalties = tuple({"kind": kind, "strength": 1e-3} for kind in given)
+        assert f"on mnist, {sentence}: a plain" in entry_page(
+            dataclasses.replace(card, penalties=penalties)
+        )
 
 
 def test_a_dense_network_is_an_entry_too(tmp_path, monkeypatch):

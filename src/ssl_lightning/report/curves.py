@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,14 +98,35 @@ def draw_lines(axes: "Axes", lines: Curves, title: str) -> None:
 
 
 def label_errors(axes: "Axes", errors: Curves) -> None:
-    """Make the axis logarithmic and write plain percentages at it: 1, 2, 5, 10, ..."""
+    """Make the axis logarithmic and write plain percentages at it."""
     values = [v for line in errors.values() for v in line if v > 0 and math.isfinite(v)]
     if not values:
         return
     axes.set_yscale("log")
     low, high = min(values), max(values)
-    steps = [m * 10.0**e for e in range(-3, 3) for m in (1, 2, 5)]
-    ticks = [step for step in steps if 0.8 * low <= step <= 1.25 * high]
+    low, high = 0.8 * low, 1.25 * high
+    ticks = round_values(low, high)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
-    axes.set_ylim(0.8 * low, 1.25 * high)
+    axes.set_ylim(low, high)
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Return round values of a range, on a grid so fine that there are at least three.
+
+    Args:
+        low: smallest value, at least 0.001.
+        high: largest, at most 1000 and at least half as much again as ``low``.
+
+    Example:
+        >>> round_values(0.8, 60.0), round_values(13.0, 48.0), round_values(6.8, 10.6)
+        ([1.0, 2.0, 5.0, 10.0, 20.0, 50.0], [15.0, 20.0, 30.0], [7.0, 8.0, 9.0, 10.0])
+    """
+    parts_of_one = (range(1, 10), [m / 2 for m in range(2, 20)], [m / 10 for m in range(10, 100)])
+    values: list[float] = []
+    for grid in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), *parts_of_one):
+        grid_values = [m * 10.0**e for e, m in product(range(-3, 3), grid)]
+        values = [value for value in grid_values if low <= value <= high]
+        if len(values) >= 3:
+            break
+    return values

@@ -96,15 +96,22 @@ def accuracy_of(card: Card) -> float:
 def summary(card: Card) -> str:
     """Say in two sentences what the entry is."""
     data = card.data
-    how = ", trained with group lasso and compacted" if card.penalties else ", trained densely"
     text = (
-        f"`{card.backbone}` on {data.name}{how}: a plain network "
+        f"`{card.backbone}` on {data.name}, {how_trained(card)}: a plain network "
         f"of {card.compact.macs:,} multiply-adds ({percent(card.compact.macs, card.dense.macs)} % "
         f"of the dense one) with {card.test_error:.2f} % error on the {data.num_test:,} test "
         f"images. Trained on {data.num_train:,} images; {data.num_validation:,} were held out; the "
         "test split was used to measure only."
     )
     return f"{text}\n\n{card.remark}" if card.remark else text
+
+
+def how_trained(card: Card) -> str:
+    """Name the penalties: on groups, on single weights (l1), both or none."""
+    kinds = {str(penalty.get("kind")) for penalty in card.penalties}
+    names = ["group lasso"] if kinds - {"l1"} else []
+    names += ["l1 on single weights"] if "l1" in kinds else []
+    return f"trained with {' and '.join(names)} and compacted" if names else "trained densely"
 
 
 def figures(card: Card) -> str:
