@@ -376,6 +376,16 @@ def test_sparsity_monitor_logs_to_any_logger_and_prints_a_table(trainer, tmp_pat
     assert f"{kept[0]} of 6" in table
 
 
+def test_sparsity_monitor_counts_the_zeros_of_l1(trainer):
+    """Percent of the weights that the layer has now; layers without l1 have no such figure."""
+    module = toy_module(FILTERS, {"kind": "l1", "layers": "conv2", "strength": 1e-9})
+    pruning = ThresholdPruning(start=0, kinds=["l1"], fraction=0.75)
+    run = trainer(max_epochs=1, callbacks=[pruning, SparsityMonitor(table=False)])
+    run.fit(module, toy_loader())
+    found = {k: float(v) for k, v in run.logged_metrics.items() if k.endswith("/weights")}
+    assert found == {"sparsity/conv2/weights": pytest.approx(75.0)}
+
+
 def test_filter_pictures_reach_tensorboard_and_file(trainer, tmp_path):
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -477,6 +477,9 @@ def test_constant_and_many_layers_are_summed_up():
     assert list(sparsity_curves({**some, **idle})) == [f"conv{i} filters" for i in range(8)]
     more = {**some, **idle, "sparsity/fc/channels": [0.0, 1.0]}
     assert sparsity_curves(more) == {"filter, all layers": [0.0, 75.0]}
+    singles = {"sparsity/conv0/weights": [0.0, 90.0], "sparsity/conv1/weights": [0.0, 80.0]}
+    lines = {"conv0 weights": [0.0, 90.0], "conv1 weights": [0.0, 80.0]}
+    assert sparsity_curves({**more, **singles}) == {"filter, all layers": [0.0, 75.0], **lines}
 
 
 def test_curves_without_errors_are_refused(tmp_path):

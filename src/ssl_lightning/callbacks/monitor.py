@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
-from ssl_lightning.groups import kept_groups
+from ssl_lightning.groups import kept_groups, nonzero_groups
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.report import filter_grid, filter_pictures
 
@@ -27,7 +27,8 @@ class SparsityMonitor(Callback):
     """Log the groups left and the effective strength of every layer; print a table at the end.
 
     Per epoch and layer it logs ``sparsity/<layer>/<filters|channels|columns>`` (percent that is
-    zero) and ``strength/<layer>:<kind>`` to whatever loggers the trainer has.
+    zero) and ``strength/<layer>:<kind>`` to whatever loggers the trainer has; for a layer under an
+    ``l1`` penalty also ``sparsity/<layer>/weights``, of the weights that the layer has by then.
 
     Args:
         every_n_epochs: log every so many epochs.
@@ -70,6 +71,10 @@ def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
         for layer, kinds in groups_left(module).items()
         for kind, (kept, total) in kinds.items()
     }
+    parameters = dict(module.backbone.named_parameters())
+    for singles in module.regularizer.single_weights():
+        zero = ~nonzero_groups(singles, parameters)
+        figures[f"sparsity/{singles.layer}/weights"] = 100.0 * float(zero.double().mean())
     strengths = module.regularizer.strengths(module.epoch)
     return {**figures, **{f"strength/{name}": value for name, value in strengths.items()}}
 

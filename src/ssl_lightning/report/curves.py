@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Curves = Mapping[str, Sequence[float]]
 ERRORS = {"train/error": "training", "val/error": "validation"}
 MAX_LINES = 8  # more could not be told apart; the sums over all layers are drawn then
+SINGLES = " weights"  # how lines of single weights end
 STYLES = ("-", "--", ":")
 PALETTE = (*COLORS[2:], COLORS[1], COLORS[0])
 
@@ -23,7 +24,8 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
     """Draw error and sparsity per epoch below each other, as a PNG.
 
     The error is on a logarithmic axis. Sparsity is drawn per layer and kind of group where that
-    gives at most 8 lines that are not constantly zero, else per kind.
+    gives at most 8 lines that are not constantly zero, else per kind; single weights (l1) per
+    layer.
 
     Args:
         curves: figure -> value per epoch, with names as the module and ``SparsityMonitor`` log
@@ -49,7 +51,9 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
     draw_lines(panels[0], errors, "error, %")
     label_errors(panels[0], errors)
     if sparsity:
-        draw_lines(panels[1], sparsity, "groups that are zero, %")
+        singles = any(label.endswith(SINGLES) for label in sparsity)
+        what = "groups and single weights" if singles else "groups"
+        draw_lines(panels[1], sparsity, f"{what} that are zero, %")
         panels[1].set_ylim(-3, 103)
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("epochs trained", color=INK, fontsize=9)
@@ -59,7 +63,7 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
 
 
 def sparsity_curves(curves: Curves) -> dict[str, list[float]]:
-    """Return the lines to draw: percent of the groups that are zero, by layer and kind.
+    """Return the lines to draw: percent of groups or single weights that are zero.
 
     Example:
         >>> sparsity_curves({"sparsity/fc1/filters": [0.0, 50.0], "sparsity/fc2/filters": [0.0, 0]})
@@ -75,11 +79,12 @@ def sparsity_curves(curves: Curves) -> dict[str, list[float]]:
     }
     if len(layers) <= MAX_LINES:
         return layers
-    return {
+    by_kind = {
         f"{name.split('/')[1]}, all layers": [100 * (1 - value / values[0]) for value in values]
         for name, values in curves.items()
         if name.startswith("groups/") and values[0] > 0
     }
+    return by_kind | {name: line for name, line in layers.items() if name.endswith(SINGLES)}
 
 
 def draw_lines(axes: "Axes", lines: Curves, title: str) -> None:
