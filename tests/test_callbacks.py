@@ -125,6 +125,39 @@ def test_threshold_pruning_zeroes_exactly_the_small_groups(trainer, relative):
     assert len(module.locks) == 2
 
 
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.filterwarnings("ignore:ThresholdPruning zeroes all groups")
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.5, 9.0])
+def test_threshold_pruning_says_which_group_is_next(trainer, monkeypatch, relative, place):
+    """The one nearest to its threshold: place 1.5 lies between the second and the third norm."""
+    said = []
+    monkeypatch.setattr("ssl_lightning.callbacks.pruning.rank_zero_info", said.append)
+    net = make_toy()
+    with torch.no_grad():
+        net.conv1.weight *= torch.tensor([1, 2, 4, 8, 16, 32.0]).view(-1, 1, 1, 1)
+    norms = np.sort(reference_filter_norms(net))
+    limit = float(np.interp(place, range(1, 7), norms)) if place >= 1 else place * norms[0]
+    threshold = limit / norms[-1] if relative else limit
+    pruning = ThresholdPruning(start=0, threshold=threshold, relative=relative)
+    trainer(max_epochs=1, callbacks=[pruning]).fit(toy_module(FILTERS, net=net), toy_loader())
+    zeroed = int((norms <= limit).sum())
+    text = f"ThresholdPruning: {zeroed} groups newly zeroed in epoch 0."
+    if zeroed < 6:
+        text += (
+            f" Next would be one of conv1:filter, with norm {norms[zeroed]:.3g} (threshold "
+            f"{limit:.3g}{f', {threshold:.3g} of the largest' if relative else ''})."
+        )
+    assert said == [text]
+
+
+def test_threshold_pruning_by_fraction_names_no_next_group(trainer, monkeypatch):
+    said = []
+    monkeypatch.setattr("ssl_lightning.callbacks.pruning.rank_zero_info", said.append)
+    pruning = ThresholdPruning(start=0, fraction=0.5)
+    trainer(max_epochs=1, callbacks=[pruning]).fit(toy_module(FILTERS), toy_loader())
+    assert said == ["ThresholdPruning: 3 groups newly zeroed in epoch 0."]
+
+
 @pytest.mark.parametrize(("fraction", "zeroed"), [(0.0, 0), (0.2, 1), (0.5, 3), (0.9, 5)])
 def test_threshold_pruning_by_fraction_zeroes_the_smallest(trainer, fraction, zeroed):
     net = make_toy()
@@ -371,6 +404,8 @@ def test_sparsity_monitor_logs_to_any_logger_and_prints_a_table(trainer, tmp_pat
     kept = kept_groups(net)["conv1"]["filters"]
     assert float(last["sparsity/conv1/filters"]) == pytest.approx(100 * (1 - kept[0] / 6))
     assert float(last["strength/conv1:filter"]) == pytest.approx(1e-4 * 3)
+    norms = net.conv1.weight.detach().double().flatten(1).norm(dim=1)
+    assert float(last["smallest_norm/conv1:filter"]) == pytest.approx(float(norms[norms > 0].min()))
     table = capsys.readouterr().out
     assert "Groups left" in table
     assert f"{kept[0]} of 6" in table

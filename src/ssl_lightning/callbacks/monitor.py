@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
-from ssl_lightning.groups import kept_groups, nonzero_groups
+from ssl_lightning.groups import group_norms, kept_groups, nonzero_groups
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.report import filter_grid, filter_pictures
 
@@ -29,6 +29,8 @@ class SparsityMonitor(Callback):
     Per epoch and layer it logs ``sparsity/<layer>/<filters|channels|columns>`` (percent that is
     zero) and ``strength/<layer>:<kind>`` to whatever loggers the trainer has; for a layer under an
     ``l1`` penalty also ``sparsity/<layer>/weights``, of the weights that the layer has by then.
+    ``smallest_norm/<layer>:<kind>``, of the penalised groups that are not zero, falls before the
+    next group goes: where it does not, the strength is too small.
 
     Args:
         every_n_epochs: log every so many epochs.
@@ -75,6 +77,10 @@ def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
     for singles in module.regularizer.single_weights():
         zero = ~nonzero_groups(singles, parameters)
         figures[f"sparsity/{singles.layer}/weights"] = 100.0 * float(zero.double().mean())
+    for group_set in module.regularizer.group_sets:
+        norms = group_norms(group_set, parameters).detach()
+        left = norms[norms > 0]
+        figures[f"smallest_norm/{group_set.name}"] = float(left.min()) if len(left) else 0.0
     strengths = module.regularizer.strengths(module.epoch)
     return {**figures, **{f"strength/{name}": value for name, value in strengths.items()}}
 

@@ -116,9 +116,10 @@ class ThresholdPruning(EpochStartCallback):
             return
         module = require_module(pl_module, self)
         parameters = dict(module.backbone.named_parameters())
-        total = 0
+        total, kept = 0, {}
         for group_set in self.chosen(module.regularizer):
-            mask = self.to_zero(group_norms(group_set, parameters), group_set.layer)
+            norms = group_norms(group_set, parameters).detach()
+            mask = self.to_zero(norms, group_set.layer)
             if bool(mask.all()) and group_set.kind != "depth":
                 rank_zero_warn(
                     f"ThresholdPruning zeroes all groups of {group_set.name}: unless a shortcut "
@@ -126,9 +127,24 @@ class ThresholdPruning(EpochStartCallback):
                     "threshold."
                 )
             total += module.prune_groups_(group_set, mask, lock=self.lock)
+            if not bool(mask.all()):
+                kept[group_set.name] = float(norms[~mask].min()), self.limit(norms)
         rank_zero_info(
             f"ThresholdPruning: {total} groups newly zeroed in epoch {trainer.current_epoch}."
+            + self.next_group(kept)
         )
+
+    def next_group(self, kept: Mapping[str, tuple[float, float]]) -> str:
+        """Say which group is nearest to its threshold, by which strength and threshold are judged.
+
+        Args:
+            kept: group set -> smallest norm that is left, and its threshold.
+        """
+        if self.fractions or not kept:
+            return ""
+        name, (norm, limit) = min(kept.items(), key=lambda item: item[1][0] - item[1][1])
+        of = f", {self.threshold:.3g} of the largest" if self.relative else ""
+        return f" Next would be one of {name}, with norm {norm:.3g} (threshold {limit:.3g}{of})."
 
     def chosen(self, regularizer: Regularizer) -> list[GroupSet]:
         """Return the penalised group sets that this callback prunes."""
@@ -138,11 +154,14 @@ class ThresholdPruning(EpochStartCallback):
             sets = [s for s in everything if s.kind in self.kinds]
         return [s for s in sets if any(fnmatchcase(s.layer, glob) for glob in self.layers)]
 
+    def limit(self, norms: Tensor) -> float:
+        """Return the threshold for the norms of a layer's set."""
+        return self.threshold * float(norms.max()) if self.relative else self.threshold
+
     def to_zero(self, norms: Tensor, layer: str) -> Tensor:
         """Return which groups to zero, given the norms of all of a layer's set."""
         if not self.fractions:
-            limit = self.threshold * norms.max() if self.relative else self.threshold
-            return norms <= limit
+            return norms <= self.limit(norms)
         share = next(share for glob, share in self.fractions.items() if fnmatchcase(layer, glob))
         count = min(round(share * len(norms)), len(norms) - 1)
         mask = torch.zeros_like(norms, dtype=torch.bool)
