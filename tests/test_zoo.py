@@ -136,6 +136,13 @@ def test_every_entry_is_small_and_names_no_place_of_a_machine(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
+def test_a_published_config_needs_no_checkpoint_of_the_run(name):
+    """`fit --config` on it must start anew on any machine, though the run was perhaps resumed."""
+    config = yaml.safe_load((ZOO / name / CONFIG).read_text())
+    assert config.get("ckpt_path") is None
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_the_golden_batch_is_real_test_images(name, monkeypatch):
     card = zoo.card(name)
     if card.weights.unstored is not None:

@@ -219,6 +219,8 @@ def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
     r"""Return a config as YAML without this machine's paths.
 
     The run's folder becomes ``runs/<name>``, the root of the data null (``$SSL_DATA_DIR`` then).
+    The checkpoint that the run was resumed from is left out: it is not published, and a resumed
+    run is the same as an uninterrupted one.
 
     Raises:
         ValueError: if another absolute path is in it.
@@ -226,9 +228,12 @@ def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
     Example:
         >>> portable_config({"dirpath": "/a/run/checkpoints"}, Path("/a/run"), "small")
         'dirpath: runs/small/checkpoints\n'
+        >>> portable_config({"ckpt_path": "/a/run/checkpoints/last.ckpt"}, Path("/a/run"), "small")
+        '{}\n'
     """
     places = sorted({str(folder.absolute()), str(folder.resolve())}, key=len, reverse=True)
-    clean = portable(config, "", dict.fromkeys(places, f"runs/{name}"))
+    kept = {key: value for key, value in config.items() if key != "ckpt_path"}
+    clean = portable(kept, "", dict.fromkeys(places, f"runs/{name}"))
     return yaml.safe_dump(clean, sort_keys=False)
 
 
