@@ -6,11 +6,14 @@ import torch
 from torch.nn import functional as F
 
 from ssl_lightning.data.augment import (
+    COLUMN,
     FLIP,
     LEFT,
     ORDER,
+    ROW,
     TOP,
     CropFlip,
+    Cutout,
     RandomResizedCrop,
     Resize,
     crop_and_flip,
@@ -64,7 +67,7 @@ def chi_square(values: np.ndarray, bins: int) -> float:
     return float(((counts - expected) ** 2 / expected).sum() / (bins - 1))
 
 
-@pytest.mark.parametrize("stream", [TOP, LEFT, FLIP, ORDER])
+@pytest.mark.parametrize("stream", [TOP, LEFT, FLIP, ORDER, ROW, COLUMN])
 @pytest.mark.parametrize("bins", [2, 9, 64])
 def test_numbers_are_uniform_over_samples_and_over_epochs(stream: int, bins: int) -> None:
     over_samples = uniform(0, 0, np.arange(90_000), stream)
@@ -147,7 +150,50 @@ def test_crop_flip_offsets_and_flips_are_evenly_spread() -> None:
     assert abs((moved[:, 0, 4, 3] == 2).mean() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize("transform", [CropFlip(2, True, 1), RandomResizedCrop(6, 1), Resize(6)])
+def loop_cutout(images, middle_row, middle_column, side, colour):
+    result = images.copy()
+    for b, c, y, x in np.ndindex(images.shape):
+        rows = range(middle_row[b] - side // 2, middle_row[b] - side // 2 + side)
+        columns = range(middle_column[b] - side // 2, middle_column[b] - side // 2 + side)
+        if y in rows and x in columns:
+            result[b, c, y, x] = colour[c]
+    return result
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 6, 40])
+def test_cutout_matches_a_loop(side: int) -> None:
+    images = np.random.default_rng(0).integers(1, 256, (40, 3, 6, 8), np.uint8)
+    before, index, epoch = images.copy(), np.arange(100, 140), np.full(40, 3)
+    row, column = (
+        [int(reference_hash(9, 3, int(i), stream) / 2**64 * length) for i in index]
+        for stream, length in ((ROW, 6), (COLUMN, 8))
+    )
+    moved = CropFlip(2, True, seed=9)
+    result = Cutout(moved, side, (7, 0, 200), seed=9)(images, epoch, index)
+    expected = loop_cutout(moved(images, epoch, index), row, column, side, (7, 0, 200))
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(images, before)
+    assert result.dtype == np.uint8
+
+
+def test_cutout_is_anywhere_with_equal_chance() -> None:
+    number = 20_000
+    images = np.zeros((number, 1, 9, 9), np.uint8)
+    marked = Cutout(Resize(9), 1, (1,))(images, np.zeros(number, int), np.arange(number))
+    _, _, row, column = np.nonzero(marked)
+    assert len(row) == number
+    assert chi_square(row * 9 + column, 81) < 1.8
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        CropFlip(2, True, 1),
+        RandomResizedCrop(6, 1),
+        Resize(6),
+        Cutout(CropFlip(2, True, 1), 3, (1, 2, 3), 1),
+    ],
+)
 def test_result_does_not_depend_on_the_batch(transform) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), np.uint8)
     epoch, index = np.arange(12) % 3, np.arange(12) * 5

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SSL_DATA_DIR") or ROOT.parent / "shared" / "data")
 NUM_TRAIN, NUM_TEST, NUM_VALIDATION = 60, 20, 10
 IN_MEMORY = ["mnist", "fashion_mnist", "cifar10", "imagenette"]
+CAN_CUT = ["mnist", "fashion_mnist", "cifar10"]
 
 
 def write_packed(path: Path, number: int, size: int, seed: int, classes: int = 10) -> None:
@@ -191,6 +192,33 @@ def test_augmentation_belongs_to_the_image_not_to_its_place(
         same_image, same_label = few[len(few) + int(places[place])]
         assert torch.equal(image, same_image)
         assert label == same_label
+
+
+@pytest.mark.parametrize("name", CAN_CUT)
+def test_cutout_paints_a_square_of_mean_colour_in_training_images_only(
+    name: str, roots: dict[str, Path]
+) -> None:
+    plain, cut = (make(name, roots, augment=True, cutout=side) for side in (0, 6))
+    for split in ("val_dataloader", "test_dataloader"):
+        assert torch.equal(collect(getattr(plain, split)())[0], collect(getattr(cut, split)())[0])
+    before, labels = collect(plain.train_dataloader())
+    images, same_labels = collect(cut.train_dataloader())
+    assert torch.equal(labels, same_labels)
+    changed = (images != before).any(1)
+    for mask in changed:
+        rows, columns = mask.any(1).sum(), mask.any(0).sum()  # at the border only a part
+        assert 3 <= min(rows, columns) <= max(rows, columns) <= 6
+    painted = images.movedim(1, -1)[changed]
+    half_a_step = 0.5 / 255 / min(cut.image_set.std)
+    assert painted.abs().max() <= half_a_step + 1e-6
+
+
+@pytest.mark.parametrize("name", CAN_CUT)
+def test_bad_cutout(name: str, roots: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="expected `cutout` to be at least 0, got -1"):
+        make(name, roots, cutout=-1, augment=True)
+    with pytest.raises(ValueError, match=r"expected `augment: true` with `cutout`.*cutout=6"):
+        make(name, roots, cutout=6, augment=False)
 
 
 @pytest.mark.parametrize("name", ["mnist", "image_folder"])

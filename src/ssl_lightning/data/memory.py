@@ -7,7 +7,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ssl_lightning.data import sets
-from ssl_lightning.data.augment import BatchTransform, CropFlip, RandomResizedCrop, Resize
+from ssl_lightning.data.augment import (
+    BatchTransform,
+    CropFlip,
+    Cutout,
+    RandomResizedCrop,
+    Resize,
+)
 from ssl_lightning.data.base import ImageDataModule, Split
 from ssl_lightning.data.loading import MemoryImages, as_is
 from ssl_lightning.data.packed import LabelledImages
@@ -19,9 +25,12 @@ class InMemoryDataModule(ImageDataModule):
     Args:
         source: ``"local"`` reads packed files or torchvision's layout under ``root``;
             ``"download"`` has torchvision fetch them there first.
+        cutout: side in pixels of a square that is painted over with the mean colour in each
+            training image (DeVries, Taylor, 2017), as a part of ``augment``; 0 for none.
 
     Raises:
-        ValueError: if ``source`` is unknown or a number is out of range.
+        ValueError: if ``source`` is unknown, a number is out of range, or ``cutout`` is asked for
+            without ``augment``.
     """
 
     image_set: ClassVar[sets.ImageSet]
@@ -39,10 +48,19 @@ class InMemoryDataModule(ImageDataModule):
         normalize: bool = True,
         eval_batch_size: int = 1000,
         num_workers: int = 0,
+        cutout: int = 0,
     ) -> None:
         super().__init__(
             root, batch_size, num_validation, seed, augment, normalize, eval_batch_size, num_workers
         )
+        self._require("cutout", cutout, 0)
+        if cutout and not augment:
+            raise ValueError(
+                f"{type(self).__name__}: expected `augment: true` with `cutout`, which is part of "
+                f"augmentation, got augment={augment} and cutout={cutout}. Switch augmentation on, "
+                "or leave `cutout` out."
+            )
+        self.cutout = cutout
         if source not in self.sources:
             raise ValueError(
                 f"{type(self).__name__}: expected `source` to be one of {', '.join(self.sources)}, "
@@ -90,9 +108,13 @@ class InMemoryDataModule(ImageDataModule):
         return self._decoded[train]
 
     def _transform(self, augment: bool) -> BatchTransform:
-        if augment:
-            return CropFlip(self.image_set.pad, self.image_set.flip, self.seed)
-        return Resize(self.input_shape[1])
+        if not augment:
+            return Resize(self.input_shape[1])
+        moved = CropFlip(self.image_set.pad, self.image_set.flip, self.seed)
+        if not self.cutout:
+            return moved
+        colour = tuple(round(255 * value) for value in self.image_set.mean)
+        return Cutout(moved, self.cutout, colour, self.seed)
 
 
 class MNISTDataModule(InMemoryDataModule):
@@ -123,6 +145,7 @@ class MNISTDataModule(InMemoryDataModule):
         normalize: bool = True,
         eval_batch_size: int = 1000,
         num_workers: int = 0,
+        cutout: int = 0,
     ) -> None:
         super().__init__(
             source,  # type: ignore[arg-type]  # one source more than other sets have
@@ -134,6 +157,7 @@ class MNISTDataModule(InMemoryDataModule):
             normalize,
             eval_batch_size,
             num_workers,
+            cutout,
         )
 
 
@@ -153,6 +177,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
         normalize: bool = True,
         eval_batch_size: int = 1000,
         num_workers: int = 0,
+        cutout: int = 0,
     ) -> None:
         super().__init__(
             source,
@@ -164,6 +189,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
             normalize,
             eval_batch_size,
             num_workers,
+            cutout,
         )
 
 
