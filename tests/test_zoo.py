@@ -876,6 +876,22 @@ def test_controls_that_do_not_fit_leave_the_entry(seeds, published, spoilt, run,
     assert (root / "both" / "card.json").read_bytes() == before
 
 
+def test_configs_without_a_younger_option_are_compared_by_its_default(
+    seeds, published, spoilt, run, tmp_path
+):
+    root = tmp_path / "zoo"
+    shutil.copytree(published, root)
+    edit_config(spoilt, str(run), "runs/x")
+    edit_config(spoilt, "cutout: 0", "num_workers: 0")  # said twice, so `cutout` not at all
+    assert "cutout" not in (spoilt / "config.yaml").read_text()
+    zoo.add_controls("both", {"random": [spoilt]}, root)
+    edit_config(spoilt, "seed_everything: 0", "seed_everything: 1")
+    zoo.publish([seeds[0], spoilt], "together", root)
+    edit_config(spoilt, "augment: true", "augment: true\n    cutout: 2")
+    with pytest.raises(ValueError, match="`data` of their configs differs"):
+        zoo.add_controls("both", {"random": [spoilt]}, root)
+
+
 # Curves
 
 

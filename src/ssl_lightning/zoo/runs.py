@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -114,10 +115,19 @@ def training_seconds(checkpoint: Mapping[str, Any]) -> float | None:
 
 def open_data(section: Mapping[str, Any]) -> Any:
     """Return the data module of a config's ``data`` section."""
+    return data_class(section)(**(section.get("init_args") or {}))
+
+
+def data_class(section: Mapping[str, Any]) -> type[InMemoryDataModule]:
+    """Return the class of a config's ``data`` section.
+
+    Raises:
+        ValueError: if the zoo cannot measure on it.
+    """
     class_name = section["class_path"].rpartition(".")[2]
     for kind in DATA_MODULES.values():
         if kind.__name__ == class_name and issubclass(kind, InMemoryDataModule):
-            return kind(**(section.get("init_args") or {}))
+            return kind
     raise ValueError(
         f"Cannot publish a run on {section['class_path']}: the zoo measures on this library's data "
         "modules of sets held in memory."
@@ -152,8 +162,28 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
 
 
 def placeless(config: Mapping[str, Any], section: str) -> Any:
-    """Return a section of a config without what may differ."""
-    return without(MAY_DIFFER, {section: config.get(section)})
+    """Return a section of a config without what may differ.
+
+    Options of the data module that a config does not have, since they are younger than it, are
+    filled in.
+    """
+    content = config.get(section)
+    if section == "data" and content:
+        content = with_defaults(content)
+    return without(MAY_DIFFER, {section: content})
+
+
+def with_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's ``data`` section with all options of its data module.
+
+    Example:
+        >>> section = {"class_path": "ssl_lightning.data.CIFAR10DataModule"}
+        >>> with_defaults(section)["init_args"]["batch_size"]
+        128
+    """
+    parameters = inspect.signature(data_class(section)).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    return {**section, "init_args": defaults | (section.get("init_args") or {})}
 
 
 def without(keys: Sequence[str], content: Any) -> Any:
