@@ -808,14 +808,17 @@ def test_runs_that_do_not_belong_together_are_refused(seeds, spoilt, run, tmp_pa
     edit_config(spoilt, str(run), "runs/x")
     edit_config(spoilt, "seed_everything: 0", "seed_everything: 1")
     edit_config(spoilt, "strength: 0.001", "strength: 0.002")
-    with pytest.raises(ValueError, match="`model` of their configs differs"):
+    with pytest.raises(
+        ValueError,
+        match=r"differ in `model\.penalties\[0\]\.strength` \(0\.001 and 0\.002\)\. Only seeds",
+    ):
         zoo.publish([seeds[0], spoilt], "x", root)
     edit_config(spoilt, "strength: 0.002", "strength: 0.001")
     edit_config(spoilt, "threshold: 0.95", "threshold: 0.9")
-    with pytest.raises(ValueError, match="`trainer` of their configs differs"):
+    with pytest.raises(ValueError, match=r"`trainer\..*threshold` \(0\.95 and 0\.9\)\. Only"):
         zoo.publish([seeds[0], spoilt], "x", root)
     edit_config(spoilt, "num_validation: 2000", "num_validation: 1000")
-    with pytest.raises(ValueError, match="`data` of their configs differs"):
+    with pytest.raises(ValueError, match=r"`data\..*num_validation` \(1000 and 2000\)\. Train"):
         zoo.publish(seeds[0], "x", root, controls={"random": [spoilt]})
     with pytest.raises(ValueError, match="Unknown kind of control 'luck'"):
         zoo.publish(seeds[0], "x", root, controls={"luck": [seeds[0]]})
@@ -865,7 +868,7 @@ def test_controls_that_do_not_fit_leave_the_entry(seeds, published, spoilt, run,
     edit_config(spoilt, str(run), "runs/x")
     edit_config(spoilt, "num_validation: 2000", "num_validation: 1000")
     for controls, message in [
-        ({"random": [spoilt]}, "Cannot compare .* with both: `data` of their configs differs"),
+        ({"random": [spoilt]}, "Cannot compare .* with both: their configs differ in `data"),
         ({"luck": seeds[:1]}, "Unknown kind of control 'luck'"),
         ({}, "expected runs of controls for both, got none"),
     ]:
@@ -888,7 +891,7 @@ def test_configs_without_a_younger_option_are_compared_by_its_default(
     edit_config(spoilt, "seed_everything: 0", "seed_everything: 1")
     zoo.publish([seeds[0], spoilt], "together", root)
     edit_config(spoilt, "augment: true", "augment: true\n    cutout: 2")
-    with pytest.raises(ValueError, match="`data` of their configs differs"):
+    with pytest.raises(ValueError, match=r"differ in `data\.init_args\.cutout` \(2 and 0\)\."):
         zoo.add_controls("both", {"random": [spoilt]}, root)
 
 

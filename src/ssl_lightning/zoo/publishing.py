@@ -52,9 +52,9 @@ from ssl_lightning.zoo.runs import (
     FinishedRun,
     as_stored,
     check_same_config,
+    differences,
     golden_images,
     measure_run,
-    placeless,
     portable_config,
     read_run,
 )
@@ -168,9 +168,9 @@ def measure_control(
     finished = [as_stored(read_run(Path(folder)), "float32") for folder in folders]
     check_same_config(finished)
     for control in finished:
-        if placeless(control.config, "data") != placeless({"data": data}, "data"):
+        if found := differences(control.config, {"data": data}, "data"):
             raise ValueError(
-                f"Cannot compare {control.folder} with {of}: `data` of their configs differs. "
+                f"Cannot compare {control.folder} with {of}: their configs differ in {found}. "
                 "Train the control on the same images."
             )
     return Control(kind, tuple(measure_run(control) for control in finished))

@@ -149,10 +149,10 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
     first = runs[0]
     for run in runs[1:]:
         for section in first.config.keys() | run.config.keys():
-            if placeless(first.config, section) != placeless(run.config, section):
+            if found := differences(first.config, run.config, section):
                 raise ValueError(
-                    f"Cannot publish {first.folder} and {run.folder} together: `{section}` of "
-                    "their configs differs. Only seeds and places may."
+                    f"Cannot publish {first.folder} and {run.folder} together: their configs "
+                    f"differ in {found}. Only seeds and places may."
                 )
         if run.epochs != first.epochs:
             raise ValueError(
@@ -161,16 +161,33 @@ def check_same_config(runs: Sequence[FinishedRun]) -> None:
             )
 
 
-def placeless(config: Mapping[str, Any], section: str) -> Any:
-    """Return a section of a config without what may differ.
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], section: str) -> str:
+    """Return in what a section of two configs differs, with both values; what may differ aside.
 
-    Options of the data module that a config does not have, since they are younger than it, are
-    filled in.
+    Options of the data module that a config does not have, since they are younger than it, have
+    their default.
+
+    Example:
+        >>> differences({"model": {"lr": 1, "a": 0}}, {"model": {"lr": 2, "a": 0}}, "model")
+        '`model.lr` (1 and 2)'
     """
-    content = config.get(section)
-    if section == "data" and content:
-        content = with_defaults(content)
-    return without(MAY_DIFFER, {section: content})
+    contents = [config.get(section) for config in (first, second)]
+    if section == "data":
+        contents = [with_defaults(config["data"]) for config in (first, second)]
+    one, other = (without(MAY_DIFFER, {section: content}).get(section) for content in contents)
+    return ", ".join(unequal(one, other, section))
+
+
+def unequal(one: Any, other: Any, where: str) -> list[str]:
+    """Return the places in plain values that are not equal, each with both values."""
+    parts: list[tuple[str, Any, Any]]
+    if isinstance(one, dict) and isinstance(other, dict):
+        parts = [(f"{where}.{key}", one.get(key), other.get(key)) for key in one | other]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = [(f"{where}[{i}]", one[i], other[i]) for i in range(len(one))]
+    else:
+        return [] if one == other else [f"`{where}` ({one} and {other})"]
+    return [found for place, a, b in parts for found in unequal(a, b, place)]
 
 
 def with_defaults(section: Mapping[str, Any]) -> dict[str, Any]:
