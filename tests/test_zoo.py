@@ -1214,3 +1214,27 @@ def test_the_page_counts_kept_rows_times_kept_columns_as_the_paper_does():
     assert "| the same, kept rows x kept columns | 0.4 - 2.4 | 1.4 - 2.8 |" in page
     page = entry_page(zoo.card("lenet_mnist_filter_channel"))
     assert "kept rows x kept columns" not in page  # a plain network computes no more than these
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_table_tells_what_is_left_of_every_sparse_entry(name):
+    card = zoo.card(name)
+    line = next(row for row in table_page([card]).splitlines() if row.startswith("| ["))
+    left = [cell.strip() for cell in line.split("|")][-3]
+    page = entry_page(card)
+    if not card.penalties:
+        assert left == "-"
+    for part in left.split("; ") if card.penalties else ():
+        what, numbers = part.split(" ", 1)
+        assert f"| {what} left | {numbers} | " in page
+
+
+def test_where_the_paper_names_no_groups_all_layers_are_counted():
+    lost = [card.layer_macs for card in map(zoo.card, ENTRIES) if card.backbone == "resnet20"]
+    assert {sum(compact > 0 for compact, _ in layers.values()) for layers in lost} == {14, 18, 20}
+    page = entry_page(zoo.card("resnet20_cifar10_depth14"))
+    assert "| layers left | 14 of 20 | - |" in page
+    assert "filters left" not in page  # the layers that are left have all of theirs
+    page = entry_page(zoo.card("resnet20_cifar10_channel"))
+    assert "| filters left | 615 of 698 | - |" in page
+    assert "layers left" not in page

@@ -121,9 +121,8 @@ def figures(card: Card) -> str:
         ("test error, %", f"{card.test_error:.2f}", paper.get("error", NOTHING)),
         ("validation error, %", f"{card.validation_error:.2f}", NOTHING),
         *(
-            (f"{kind} left", groups_line(card, kind), paper_groups(paper, kind))
-            for kind in GROUP_KINDS
-            if kind in paper
+            (f"{what} left", here, paper_groups(paper, what))
+            for what, here in left_of(card).items()
         ),
         *macs_per_layer(card, paper.get("flop_percent")),
         ("multiply-adds", share(card.compact.macs, card.dense.macs), NOTHING),
@@ -178,6 +177,24 @@ def share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({percent(part, whole)} %)"
 
 
+def left_of(card: Card) -> dict[str, str]:
+    """Write what is left: of each kind that the paper names, else of all that lost something."""
+    named = [kind for kind in GROUP_KINDS if kind in (card.paper or {})]
+    return {kind: groups_line(card, kind) for kind in named} or totals_line(card)
+
+
+def totals_line(card: Card) -> dict[str, str]:
+    """Write how many layers are left, and how many groups of the layers that are, if any went."""
+    layers = [name for name, (compact, _) in card.layer_macs.items() if compact > 0]
+    counts = {"layers": (len(layers), len(card.layer_macs))}
+    for kind in GROUP_KINDS:
+        found = [card.groups[n][kind] for n in layers if kind in card.groups.get(n, {})]
+        counts[kind] = (sum(left for left, _ in found), sum(whole for _, whole in found))
+    return {
+        what: f"{left:,} of {whole:,}" for what, (left, whole) in counts.items() if left < whole
+    }
+
+
 def groups_line(card: Card, kind: str) -> str:
     """Write the groups left of a kind, layer by layer, for the layers that the paper names."""
     named = (card.paper or {}).get(kind)
@@ -188,8 +205,8 @@ def groups_line(card: Card, kind: str) -> str:
 
 
 def paper_groups(paper: dict[str, Any], kind: str) -> str:
-    """Write the groups that the paper left of a kind."""
-    given = paper[kind]
+    """Write the groups that the paper left of a kind, ``-`` if it names none."""
+    given = paper.get(kind, NOTHING)
     return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)
 
 
@@ -467,8 +484,9 @@ def table_page(cards: Iterable[Card]) -> str:
     return (
         "# The zoo\n\nCompact networks and their figures; of several seeds the one with the median "
         "validation error. Latency is that of the compact network as a ratio to the dense one's, "
-        "measured in turns. This page is generated from the cards: `ssl-lightning zoo publish` "
-        "writes it, `ssl-lightning zoo verify --all` measures it again.\n\n"
+        "measured in turns. Groups left are told layer by layer where the paper does so, else "
+        "summed over all layers. This page is generated from the cards: `ssl-lightning zoo "
+        "publish` writes it, `ssl-lightning zoo verify --all` measures it again.\n\n"
         f"{table(head, rows)}\n"
     )
 
@@ -480,13 +498,13 @@ def latency_cell(card: Card) -> str:
 
 
 def paper_cells(card: Card) -> tuple[str, str]:
-    """Write the groups left here, and the paper's row with its error and groups.
+    """Write what is left here, and the paper's row with its error and groups.
 
-    Both are ``-`` where no row of the paper is compared with.
+    Either is ``-`` where there is nothing to tell.
     """
     paper = card.paper or {}
     kinds = [kind for kind in GROUP_KINDS if kind in paper]
-    here = "; ".join(f"{kind} {groups_line(card, kind)}" for kind in kinds)
+    here = "; ".join(f"{what} {text}" for what, text in left_of(card).items())
     error = [f"{paper['error']} %"] if "error" in paper else []
     there = ", ".join([*error, *(f"{kind} {paper_groups(paper, kind)}" for kind in kinds)])
     row = [str(paper["row"])] if "row" in paper else []
