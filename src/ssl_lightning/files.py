@@ -1,4 +1,4 @@
-"""Writing files so that none is ever left half-written."""
+"""Writing files and folders so that none is ever left half-written."""
 
 from __future__ import annotations
 
@@ -60,3 +60,36 @@ def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
             file.replace(target.with_name(file.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def appearing(target: Path, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``target``; rename it to ``target`` if the block succeeds.
+
+    Args:
+        target: folder to make.
+        replace: whether it exists and gives way; it is put back if the new one cannot be.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     with appearing(Path(place, "entry")) as folder:
+        ...         _ = Path(folder, "a.txt").write_text("complete")
+        ...         print(Path(place, "entry").exists())
+        ...     print(Path(place, "entry", "a.txt").read_text())
+        False
+        complete
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    old = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        if replace:
+            target.rename(old)
+        temporary.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from ssl_lightning.benchmark.sparse_record import SparseRecord
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
+from ssl_lightning.files import appearing
 from ssl_lightning.report import curve_chart, filter_pictures
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import (
@@ -287,34 +286,20 @@ def rewrite(target: Path, card: Card) -> None:
     Raises:
         ValueError: if a file is not what was published.
     """
-    kept = {f: checked_file(target / f, card.files[f]) for f in card.files if f != PAGE}
-    with appearing(target, replace=True) as folder:
-        for file, content in kept.items():
-            (folder / file).write_bytes(content)
+    with rewriting(target, card.files) as (folder, _):
         write_card(card, folder)
 
 
 @contextmanager
-def appearing(target: Path, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``target``; rename it to ``target`` if the block succeeds.
-
-    Args:
-        target: folder to make.
-        replace: whether it exists and gives way; it is put back if the new one cannot be.
-    """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    old = temporary.with_suffix(".old")
-    try:
-        yield temporary
-        if replace:
-            target.rename(old)
-        temporary.rename(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+def rewriting(
+    target: Path, files: Mapping[str, StoredFile]
+) -> Iterator[tuple[Path, dict[str, bytes]]]:
+    """Give the folder that replaces ``target``, with its checked files but the page; and these."""
+    kept = {file: checked_file(target / file, files[file]) for file in files if file != PAGE}
+    with appearing(target, replace=True) as folder:
+        for file, content in kept.items():
+            (folder / file).write_bytes(content)
+        yield folder, kept
 
 
 def golden(compact: nn.Module, images: Tensor) -> bytes:

@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ssl_lightning.files import appearing
 from ssl_lightning.zoo.cards import CARD, FILES, Card
 from ssl_lightning.zoo.entries import checked_entry, checked_file
 from ssl_lightning.zoo.pages import write_table
-from ssl_lightning.zoo.publishing import appearing
 
 
 def push(

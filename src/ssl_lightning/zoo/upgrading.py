@@ -28,14 +28,14 @@ from ssl_lightning.zoo.cards import (
     digest,
 )
 from ssl_lightning.zoo.entries import card as read_card
-from ssl_lightning.zoo.entries import checked_file, entry_folder
+from ssl_lightning.zoo.entries import entry_folder
 from ssl_lightning.zoo.loading import build_stored, read_recipe
 from ssl_lightning.zoo.measuring import measure_error, measure_layers
 from ssl_lightning.zoo.pages import write_table
 from ssl_lightning.zoo.publishing import (
-    appearing,
     latency_of,
     rewrite,
+    rewriting,
     step_cost_of,
     write_card,
     write_filters,
@@ -82,10 +82,7 @@ def upgrade(name: str, root: str | Path | None = None, threads: int = 1) -> Path
 def renew(target: Path, old: Mapping[str, Any], threads: int) -> None:
     """Replace an entry whose card is of an older schema; errors as of :func:`upgrade`."""
     stored = {file: StoredFile(**given) for file, given in old["files"].items()}
-    kept = {f: checked_file(target / f, stored[f]) for f in stored if f != PAGE}
-    with appearing(target, replace=True) as folder:
-        for file, content in kept.items():
-            (folder / file).write_bytes(content)
+    with rewriting(target, stored) as (folder, kept):
         if old["schema"] == 1:
             card = upgraded(old, kept, folder, threads)
         else:
