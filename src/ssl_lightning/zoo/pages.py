@@ -180,10 +180,10 @@ def share(part: int, whole: int) -> str:
 def left_of(card: Card) -> dict[str, str]:
     """Write what is left: of each kind that the paper names, else of all that lost something."""
     named = [kind for kind in GROUP_KINDS if kind in (card.paper or {})]
-    return {kind: groups_line(card, kind) for kind in named} or totals_line(card)
+    return {kind: groups_line(card, kind) for kind in named} or totals_left(card)
 
 
-def totals_line(card: Card) -> dict[str, str]:
+def totals_left(card: Card) -> dict[str, str]:
     """Write how many layers are left, and how many groups of the layers that are, if any went."""
     layers = [name for name, (compact, _) in card.layer_macs.items() if compact > 0]
     counts = {"layers": (len(layers), len(card.layer_macs))}
