@@ -37,8 +37,9 @@ from ssl_lightning.zoo.cards import (
     serial,
 )
 from ssl_lightning.zoo.curves import parse_curves, read_log
+from ssl_lightning.zoo.listing import table_page
 from ssl_lightning.zoo.measuring import measure_error, open_test_split
-from ssl_lightning.zoo.pages import entry_page, table_page
+from ssl_lightning.zoo.pages import entry_page
 from ssl_lightning.zoo.records import SeedResult, StoredFile, Weights, median_result
 from ssl_lightning.zoo.runs import read_run
 from ssl_lightning.zoo.timing import create_optimizer, measure_step_cost, training_step

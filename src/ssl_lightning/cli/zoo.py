@@ -15,7 +15,7 @@ from ssl_lightning import zoo
 from ssl_lightning.cli.parse import call
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
-from ssl_lightning.zoo.pages import latency_cell
+from ssl_lightning.zoo.listing import latency_cell
 
 WIDTH = 120  # characters, where the output is no terminal
 

@@ -11,7 +11,7 @@ import yaml
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder
-from ssl_lightning.zoo.pages import write_table
+from ssl_lightning.zoo.listing import write_table
 from ssl_lightning.zoo.publishing import Place, measure_control, rewrite
 
 

@@ -1,41 +1,21 @@
-"""The pages of the zoo, generated from cards: a model card per entry, and one table over all."""
+"""The page of an entry, generated from its card: a model card as hubs show it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ssl_lightning.benchmark.record import Machine
 from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
-from ssl_lightning.files import replacing
 from ssl_lightning.report.run_report import GROUP_KINDS
-from ssl_lightning.report.table import percent
-from ssl_lightning.zoo.cards import CONFIG, CURVES_PICTURE, FILTERS_PICTURE, PAGE, Card
-from ssl_lightning.zoo.entries import card, list_models
+from ssl_lightning.report.table import NOTHING, percent
+from ssl_lightning.zoo.cards import CONFIG, CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
+from ssl_lightning.zoo.wording import left_of, paper_groups, share, table
 
-NOTHING = "-"
 TAGS = ("structured-sparsity", "group-lasso", "pruning", "model-compression")
 SHOWN = 12  # layers in an entry's page; of deeper networks those that lost most multiply-adds
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a Markdown table.
-
-    Example:
-        >>> print(table(("a", "b"), [(1, 2)]))
-        | a | b |
-        |---|---|
-        | 1 | 2 |
-    """
-    head = list(head)
-    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(
-        f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines
-    )
 
 
 def entry_page(card: Card) -> str:
@@ -165,49 +145,6 @@ def kept_percent(card: Card, name: str) -> str:
         return percent(*card.layer_macs[name])
     (rows, all_rows), (columns, all_columns) = groups["filters"], groups["columns"]
     return percent(rows * columns, all_rows * all_columns)
-
-
-def share(part: int, whole: int) -> str:
-    """Write a count and its share of another.
-
-    Example:
-        >>> share(269_000, 2_293_000)
-        '269,000 of 2,293,000 (11.7 %)'
-    """
-    return f"{part:,} of {whole:,} ({percent(part, whole)} %)"
-
-
-def left_of(card: Card) -> dict[str, str]:
-    """Write what is left: of each kind that the paper names, else of all that lost something."""
-    named = [kind for kind in GROUP_KINDS if kind in (card.paper or {})]
-    return {kind: groups_line(card, kind) for kind in named} or totals_left(card)
-
-
-def totals_left(card: Card) -> dict[str, str]:
-    """Write how many layers are left, and how many groups of the layers that are, if any went."""
-    layers = [name for name, (compact, _) in card.layer_macs.items() if compact > 0]
-    counts = {"layers": (len(layers), len(card.layer_macs))}
-    for kind in GROUP_KINDS:
-        found = [card.groups[n][kind] for n in layers if kind in card.groups.get(n, {})]
-        counts[kind] = (sum(left for left, _ in found), sum(whole for _, whole in found))
-    return {
-        what: f"{left:,} of {whole:,}" for what, (left, whole) in counts.items() if left < whole
-    }
-
-
-def groups_line(card: Card, kind: str) -> str:
-    """Write the groups left of a kind, layer by layer, for the layers that the paper names."""
-    named = (card.paper or {}).get(kind)
-    wanted = list(named) if isinstance(named, dict) else list(card.groups)
-    return " - ".join(
-        str(card.groups[n][kind][0]) for n in wanted if kind in card.groups.get(n, {})
-    )
-
-
-def paper_groups(paper: dict[str, Any], kind: str) -> str:
-    """Write the groups that the paper left of a kind, ``-`` if it names none."""
-    given = paper.get(kind, NOTHING)
-    return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)
 
 
 def pictures(card: Card) -> str:
@@ -455,70 +392,3 @@ def stored(card: Card) -> str:
         f" Weights are stored in {card.weights.dtype} and computed with in float32; all figures "
         "are those of the weights so stored."
     )
-
-
-def table_page(cards: Iterable[Card]) -> str:
-    """Return the text of the zoo's README: all entries in one table, beside the paper's rows."""
-    rows = [
-        (
-            f"[{c.name}]({c.name}/{PAGE})",
-            f"{c.test_error:.2f}",
-            len(c.seeds),
-            share(c.compact.macs, c.dense.macs),
-            share(c.compact.num_parameters, c.dense.num_parameters),
-            latency_cell(c),
-            *paper_cells(c),
-        )
-        for c in cards
-    ]
-    head = (
-        "entry",
-        "test error, %",
-        "seeds",
-        "multiply-adds",
-        "parameters",
-        "latency, batch 1",
-        "groups left",
-        "the paper",
-    )
-    return (
-        "# The zoo\n\nCompact networks and their figures; of several seeds the one with the median "
-        "validation error. Latency is that of the compact network as a ratio to the dense one's, "
-        "measured in turns. Groups left are told layer by layer where the paper does so, else "
-        "summed over all layers. This page is generated from the cards: `ssl-lightning zoo "
-        "publish` writes it, `ssl-lightning zoo verify --all` measures it again.\n\n"
-        f"{table(head, rows)}\n"
-    )
-
-
-def latency_cell(card: Card) -> str:
-    """Write the compact network's latency ratio at batch 1."""
-    found = [f"{r.ratio['compact']:.2f}" for r in card.latency if r.batch_size == 1]
-    return found[0] if found else NOTHING
-
-
-def paper_cells(card: Card) -> tuple[str, str]:
-    """Write what is left here, and the paper's row with its error and groups.
-
-    Either is ``-`` where there is nothing to tell.
-    """
-    paper = card.paper or {}
-    kinds = [kind for kind in GROUP_KINDS if kind in paper]
-    here = "; ".join(f"{what} {text}" for what, text in left_of(card).items())
-    error = [f"{paper['error']} %"] if "error" in paper else []
-    there = ", ".join([*error, *(f"{kind} {paper_groups(paper, kind)}" for kind in kinds)])
-    row = [str(paper["row"])] if "row" in paper else []
-    return here or NOTHING, ": ".join(part for part in (*row, there) if part) or NOTHING
-
-
-def write_table(root: str | Path) -> Path:
-    """Write ``README.md`` of a folder of entries from their cards; return its path.
-
-    Raises:
-        ValueError: if a card is damaged.
-    """
-    path = Path(root) / PAGE
-    text = table_page(card(name, root) for name in list_models(root))
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-    return path

@@ -34,8 +34,9 @@ from ssl_lightning.zoo.cards import (
 )
 from ssl_lightning.zoo.curves import parse_curves, read_log
 from ssl_lightning.zoo.entries import checked_file
+from ssl_lightning.zoo.listing import write_table
 from ssl_lightning.zoo.measuring import groups_left, measure_layers, measure_size, outputs
-from ssl_lightning.zoo.pages import entry_page, write_table
+from ssl_lightning.zoo.pages import entry_page
 from ssl_lightning.zoo.records import (
     CONTROLS,
     Control,

@@ -10,7 +10,7 @@ from typing import Any
 from ssl_lightning.files import appearing
 from ssl_lightning.zoo.cards import CARD, FILES, Card
 from ssl_lightning.zoo.entries import checked_entry, checked_file
-from ssl_lightning.zoo.pages import write_table
+from ssl_lightning.zoo.listing import write_table
 
 
 def push(

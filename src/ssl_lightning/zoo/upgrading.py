@@ -29,9 +29,9 @@ from ssl_lightning.zoo.cards import (
 )
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import entry_folder
+from ssl_lightning.zoo.listing import write_table
 from ssl_lightning.zoo.loading import build_stored, read_recipe
 from ssl_lightning.zoo.measuring import measure_error, measure_layers
-from ssl_lightning.zoo.pages import write_table
 from ssl_lightning.zoo.publishing import (
     latency_of,
     rewrite,

@@ -1,0 +1,69 @@
+"""How the zoo's pages write counts, shares and the groups that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ssl_lightning.report.run_report import GROUP_KINDS
+from ssl_lightning.report.table import NOTHING, percent
+from ssl_lightning.zoo.cards import Card
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table.
+
+    Example:
+        >>> print(table(("a", "b"), [(1, 2)]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(
+        f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines
+    )
+
+
+def share(part: int, whole: int) -> str:
+    """Write a count and its share of another.
+
+    Example:
+        >>> share(269_000, 2_293_000)
+        '269,000 of 2,293,000 (11.7 %)'
+    """
+    return f"{part:,} of {whole:,} ({percent(part, whole)} %)"
+
+
+def left_of(card: Card) -> dict[str, str]:
+    """Write what is left: of each kind that the paper names, else of all that lost something."""
+    named = [kind for kind in GROUP_KINDS if kind in (card.paper or {})]
+    return {kind: groups_line(card, kind) for kind in named} or totals_left(card)
+
+
+def totals_left(card: Card) -> dict[str, str]:
+    """Write how many layers are left, and how many groups of the layers that are, if any went."""
+    layers = [name for name, (compact, _) in card.layer_macs.items() if compact > 0]
+    counts = {"layers": (len(layers), len(card.layer_macs))}
+    for kind in GROUP_KINDS:
+        found = [card.groups[n][kind] for n in layers if kind in card.groups.get(n, {})]
+        counts[kind] = (sum(left for left, _ in found), sum(whole for _, whole in found))
+    return {
+        what: f"{left:,} of {whole:,}" for what, (left, whole) in counts.items() if left < whole
+    }
+
+
+def groups_line(card: Card, kind: str) -> str:
+    """Write the groups left of a kind, layer by layer, for the layers that the paper names."""
+    named = (card.paper or {}).get(kind)
+    wanted = list(named) if isinstance(named, dict) else list(card.groups)
+    return " - ".join(
+        str(card.groups[n][kind][0]) for n in wanted if kind in card.groups.get(n, {})
+    )
+
+
+def paper_groups(paper: dict[str, Any], kind: str) -> str:
+    """Write the groups that the paper left of a kind, ``-`` if it names none."""
+    given = paper.get(kind, NOTHING)
+    return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)
