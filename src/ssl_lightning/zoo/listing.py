@@ -41,8 +41,9 @@ def table_page(cards: Iterable[Card]) -> str:
         "# The zoo\n\nCompact networks and their figures; of several seeds the one with the median "
         "validation error. Latency is that of the compact network as a ratio to the dense one's, "
         "measured in turns. Groups left are told layer by layer where the paper does so, else "
-        "summed over all layers. This page is generated from the cards: `ssl-lightning zoo "
-        "publish` writes it, `ssl-lightning zoo verify --all` measures it again.\n\n"
+        "summed over the layers that are left. This page is generated from the cards: "
+        "`ssl-lightning zoo publish` writes it, `ssl-lightning zoo verify --all` measures it "
+        "again.\n\n"
         f"{table(head, rows)}\n"
     )
 
