@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.benchmark import (
+from ssl_lightning.measure import (
     BenchmarkResult,
     Fastest,
     Machine,
@@ -25,9 +25,9 @@ from ssl_lightning.benchmark import (
     num_bytes,
     num_parameters,
 )
-from ssl_lightning.benchmark import engines as engines_module
-from ssl_lightning.benchmark.csr import CsrLinear, with_csr_layers
-from ssl_lightning.benchmark.turns import Turns
+from ssl_lightning.measure import engines as engines_module
+from ssl_lightning.measure.csr import CsrLinear, with_csr_layers
+from ssl_lightning.measure.turns import Turns
 
 QUICK = {"repeats": 3, "warmup": 1, "min_run_time": 0.0, "threads": 1}
 
@@ -716,9 +716,9 @@ def test_run_by_setting():
 def test_records_are_read_without_torch():
     code = (
         "import sys\n"
-        "from ssl_lightning.benchmark import BenchmarkResult\n"
+        "from ssl_lightning.measure import BenchmarkResult\n"
         "assert 'torch' not in sys.modules\n"
-        "import ssl_lightning.benchmark as b\n"
+        "import ssl_lightning.measure as b\n"
         "assert callable(b.benchmark) and callable(b.count_macs)\n"
         "assert not hasattr(b, 'nothing')"
     )

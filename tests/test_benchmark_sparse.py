@@ -13,13 +13,13 @@ from rich.console import Console
 from torch import nn
 
 from conftest import ROOT
-from ssl_lightning.benchmark import engines, sparse
-from ssl_lightning.benchmark.csr import CsrConv2d
-from ssl_lightning.benchmark.engines import PACKAGES, installed_engines, prepare
-from ssl_lightning.benchmark.record import Machine
-from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
 from ssl_lightning.cli import main
 from ssl_lightning.kernels import ColumnSparseConv2d
+from ssl_lightning.measure import engines, sparse
+from ssl_lightning.measure.csr import CsrConv2d
+from ssl_lightning.measure.engines import PACKAGES, installed_engines, prepare
+from ssl_lightning.measure.record import Machine
+from ssl_lightning.measure.sparse_record import SparseRecord, SparseRow
 from ssl_lightning.report import break_even_chart, sparse_table, speedup_chart
 
 ISSUE_FIELDS = {
@@ -250,7 +250,7 @@ def test_mistakes_of_the_command_are_one_paragraph(capsys):
 
 def test_records_need_no_torch():
     code = (
-        "import sys; import ssl_lightning.benchmark.sparse_record, ssl_lightning.report.sparse\n"
+        "import sys; import ssl_lightning.measure.sparse_record, ssl_lightning.report.sparse\n"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -11,11 +11,11 @@ from torch import nn
 
 from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, zero_randomly_
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.benchmark import benchmark
 from ssl_lightning.compaction import apply_plan, compact, load_compact, make_plan, save_compact
 from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv
 from ssl_lightning.graph import constants, rules
 from ssl_lightning.groups import kept_groups
+from ssl_lightning.measure import benchmark
 from toy import Fn
 
 X = torch.zeros(1, 4, 9, 9)

@@ -26,7 +26,7 @@ ROOMS = [
     "penalties",
     "locks",
     "compaction",
-    "benchmark",
+    "measure",
     "prune",
     "export",
     "report",

@@ -15,7 +15,6 @@ from torch.optim import SGD, Adam
 
 from nets_with_zeros import check_equal, randomise_
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.benchmark import count_macs
 from ssl_lightning.compaction import compact, make_plan
 from ssl_lightning.groups import (
     GroupSet,
@@ -27,6 +26,7 @@ from ssl_lightning.groups import (
     zero_groups_,
 )
 from ssl_lightning.locks import GroupLocks
+from ssl_lightning.measure import count_macs
 from ssl_lightning.penalties import Regularizer, prox_group_lasso_metric
 from ssl_lightning.prune import PruneReport, prune_, search
 from ssl_lightning.steps import step_sizes

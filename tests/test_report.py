@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ssl_lightning.benchmark import BenchmarkResult, Fastest, Machine, ModelSize, Run, Timing
+from ssl_lightning.measure import BenchmarkResult, Fastest, Machine, ModelSize, Run, Timing
 from ssl_lightning.report import (
     RunReport,
     bar_chart,

@@ -15,11 +15,11 @@ from safetensors.torch import load as parse_tensors
 
 from conftest import ROOT, shared_data
 from ssl_lightning import SSLLightningModule, create_backbone, load_backbone, zoo
-from ssl_lightning.benchmark.sparse_record import SparseRecord, SparseRow
-from ssl_lightning.benchmark.table4 import TABLE4
 from ssl_lightning.cli import main
 from ssl_lightning.compaction import load_compact
 from ssl_lightning.data import MNISTDataModule
+from ssl_lightning.measure.sparse_record import SparseRecord, SparseRow
+from ssl_lightning.measure.table4 import TABLE4
 from ssl_lightning.zoo import publishing, timing, upgrading, verifying
 from ssl_lightning.zoo.cards import (
     CARD,

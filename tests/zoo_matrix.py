@@ -16,9 +16,9 @@ from torch import nn
 
 from nets_with_zeros import assert_same, outputs_of, randomise_
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.benchmark import count_macs, num_parameters
 from ssl_lightning.compaction import compact, make_plan
 from ssl_lightning.graph import trace
+from ssl_lightning.measure import count_macs, num_parameters
 from ssl_lightning.prune import prune_
 
 TORCHVISION = {

@@ -20,10 +20,10 @@ from rich.table import Table
 from torch import nn
 
 from ssl_lightning import Plan, choose_layers, compact, create_backbone
-from ssl_lightning.benchmark import interleave
-from ssl_lightning.benchmark.sparse import zero_
-from ssl_lightning.benchmark.turns import num_threads
 from ssl_lightning.compaction.sparse import layer_inputs
+from ssl_lightning.measure import interleave
+from ssl_lightning.measure.sparse import zero_
+from ssl_lightning.measure.turns import num_threads
 
 
 def layers_of(backbone: str, batch_size: int) -> dict[str, tuple[nn.Conv2d, torch.Tensor]]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssl_lightning import zoo
     from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
-    from ssl_lightning.benchmark import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.callbacks import (
         CompactDuringFit,
         DepthCollapse,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
         resolve_groups,
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
+    from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.module import SSLLightningModule
     from ssl_lightning.penalties import (
         L1,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 _ROOMS: dict[str, tuple[str, ...]] = {
     "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
-    "benchmark": ("BenchmarkResult", "benchmark", "count_macs"),
+    "measure": ("BenchmarkResult", "benchmark", "count_macs"),
     "callbacks": (
         "CompactDuringFit",
         "DepthCollapse",

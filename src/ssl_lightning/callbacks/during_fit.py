@@ -8,7 +8,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from ssl_lightning.benchmark import num_parameters
 from ssl_lightning.callbacks.depth import DepthCollapse
 from ssl_lightning.callbacks.when import EpochStartCallback, require_module
 from ssl_lightning.compaction import (
@@ -19,6 +18,7 @@ from ssl_lightning.compaction import (
     slice_optimizer_,
 )
 from ssl_lightning.graph import trace
+from ssl_lightning.measure import num_parameters
 from ssl_lightning.module import SSLLightningModule, averaged_copies
 
 

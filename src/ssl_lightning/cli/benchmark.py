@@ -12,12 +12,12 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from ssl_lightning.benchmark import benchmark
-from ssl_lightning.benchmark.csr import with_csr_layers
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.measure import benchmark
+from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.measuring import groups_left, measure_error

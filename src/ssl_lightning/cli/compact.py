@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from ssl_lightning.benchmark import count_macs, num_parameters
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import choose_layers, compact, make_plan, save_compact
+from ssl_lightning.measure import count_macs, num_parameters
 
 
 def run(name: str, arguments: list[str]) -> None:

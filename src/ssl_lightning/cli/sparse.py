@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssl_lightning.benchmark.sparse import break_even_cases, measure_sparse, table4_cases
-from ssl_lightning.benchmark.sparse_record import CONV_PART, SparseRecord, SparseRow
-from ssl_lightning.benchmark.table4 import LAYERS
+from ssl_lightning.measure.sparse import break_even_cases, measure_sparse, table4_cases
+from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
+from ssl_lightning.measure.table4 import LAYERS
 from ssl_lightning.report.sparse import (
     TABLE_WIDTH,
     break_even_chart,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from ssl_lightning.benchmark.macs import evaluating
 from ssl_lightning.export.formats import FORMATS, Format, Runner, tensors_of
 from ssl_lightning.files import replacing_together
+from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.suggest import pick
 
 TOLERANCE = 1e-4

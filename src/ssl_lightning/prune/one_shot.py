@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.benchmark import count_macs
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
 from ssl_lightning.groups import (
@@ -27,6 +26,7 @@ from ssl_lightning.groups import (
 from ssl_lightning.groups.kinds import COUPLED_KINDS
 from ssl_lightning.groups.resolve import Surroundings, make_sets
 from ssl_lightning.groups.sets import norm_dtype
+from ssl_lightning.measure import count_macs
 from ssl_lightning.suggest import pick
 
 TOLERANCE = 0.02  # of the dense MACs

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_lightning.benchmark.record import BenchmarkResult, Run
 from ssl_lightning.files import replacing
+from ssl_lightning.measure.record import BenchmarkResult, Run
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import plural
 

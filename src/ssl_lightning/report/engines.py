@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ssl_lightning.benchmark.record import BenchmarkResult, Run
+from ssl_lightning.measure.record import BenchmarkResult, Run
 from ssl_lightning.report.charts import COLORS, INK, PALE, decorate, finish_figure
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import NOTHING, milliseconds, plural

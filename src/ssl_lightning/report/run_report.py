@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.benchmark.record import BenchmarkResult, upgrade
-from ssl_lightning.benchmark.serial import decode, load_json, save_json
+from ssl_lightning.measure.record import BenchmarkResult, upgrade
+from ssl_lightning.measure.serial import decode, load_json, save_json
 
 SCHEMA = 2
 READABLE = (1, SCHEMA)  # 1: one batch size and type, eager alone

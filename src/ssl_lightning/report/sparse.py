@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ssl_lightning.benchmark.sparse_record import CONV_PART, SparseRecord, SparseRow
 from ssl_lightning.files import replacing
+from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
 from ssl_lightning.report.charts import COLORS, GRID, INK, PALE
 
 if TYPE_CHECKING:

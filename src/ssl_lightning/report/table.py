@@ -4,7 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ssl_lightning.benchmark.record import BenchmarkResult, Run, Timing
+from ssl_lightning.measure.record import BenchmarkResult, Run, Timing
 from ssl_lightning.report.run_report import RunReport
 
 NOTHING = "-"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.benchmark.serial import decode
-from ssl_lightning.benchmark.sparse_record import SparseRecord
+from ssl_lightning.measure.serial import decode
+from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.report.run_report import check_counts
 from ssl_lightning.zoo.records import (
     Control,

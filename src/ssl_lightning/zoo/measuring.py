@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.benchmark import count_macs, num_parameters
-from ssl_lightning.benchmark.layers import layer_macs
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
 from ssl_lightning.groups import kept_groups
+from ssl_lightning.measure import count_macs, num_parameters
+from ssl_lightning.measure.layers import layer_macs
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.records import DataSet, SeedResult, Size
 

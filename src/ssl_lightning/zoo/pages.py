@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from ssl_lightning.benchmark.record import Machine
-from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
+from ssl_lightning.measure.record import Machine
+from ssl_lightning.measure.table4 import LAYERS, TABLE4
 from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import CONFIG, CURVES_PICTURE, FILTERS_PICTURE, Card

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
-from ssl_lightning.benchmark.sparse_record import SparseRecord
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import appearing
+from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.report import curve_chart, filter_pictures
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import (

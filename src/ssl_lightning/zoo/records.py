@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssl_lightning.benchmark.record import Machine
+from ssl_lightning.measure.record import Machine
 
 CONTROLS = {
     "magnitude": "plain magnitude pruning + fine-tuning",

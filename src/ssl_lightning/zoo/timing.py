@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.benchmark import benchmark, interleave
-from ssl_lightning.benchmark.machine import machine
-from ssl_lightning.benchmark.sparse import Case, measure_sparse
-from ssl_lightning.benchmark.sparse_record import SparseRecord
-from ssl_lightning.benchmark.table4 import LAYERS, TABLE4, Configuration
-from ssl_lightning.benchmark.turns import num_threads
+from ssl_lightning.measure import benchmark, interleave
+from ssl_lightning.measure.machine import machine
+from ssl_lightning.measure.sparse import Case, measure_sparse
+from ssl_lightning.measure.sparse_record import SparseRecord
+from ssl_lightning.measure.table4 import LAYERS, TABLE4, Configuration
+from ssl_lightning.measure.turns import num_threads
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.steps import STEP_SIZES
 from ssl_lightning.suggest import pick

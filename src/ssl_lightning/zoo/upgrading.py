@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from safetensors.torch import load as parse_tensors
 
-from ssl_lightning.benchmark.serial import decode
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE
+from ssl_lightning.measure.serial import decode
 from ssl_lightning.zoo.cards import (
     CARD,
     CONFIG,

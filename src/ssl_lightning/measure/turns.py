@@ -11,7 +11,7 @@ import torch
 from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer as default_clock
 
-from ssl_lightning.benchmark.record import Timing
+from ssl_lightning.measure.record import Timing
 
 Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.benchmark.record import Machine
-from ssl_lightning.benchmark.serial import decode, load_json, save_json
+from ssl_lightning.measure.record import Machine
+from ssl_lightning.measure.serial import decode, load_json, save_json
 
 CONV_PART = "conv part"
 """Layer name of all convolutions together, with the pooling and response norms between them."""

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.benchmark.csr import CsrConv2d
-from ssl_lightning.benchmark.engines import (
+from ssl_lightning.compaction import for_inference
+from ssl_lightning.compaction.sparse import layer_inputs, replace_layers
+from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
+from ssl_lightning.measure.csr import CsrConv2d
+from ssl_lightning.measure.engines import (
     Call,
     engine_versions,
     forget_compiled,
     installed_engines,
     prepare,
 )
-from ssl_lightning.benchmark.machine import machine
-from ssl_lightning.benchmark.macs import count_macs
-from ssl_lightning.benchmark.sparse_record import CONV_PART, SparseRecord, SparseRow
-from ssl_lightning.benchmark.table4 import LAYERS, TABLE4
-from ssl_lightning.benchmark.turns import interleave, num_threads
-from ssl_lightning.compaction import for_inference
-from ssl_lightning.compaction.sparse import layer_inputs, replace_layers
-from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
+from ssl_lightning.measure.machine import machine
+from ssl_lightning.measure.macs import count_macs
+from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
+from ssl_lightning.measure.table4 import LAYERS, TABLE4
+from ssl_lightning.measure.turns import interleave, num_threads
 from ssl_lightning.suggest import pick
 
 ORDER = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.benchmark.serial import decode, load_json, save_json
+from ssl_lightning.measure.serial import decode, load_json, save_json
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.benchmark.csr import CsrProduct
 from ssl_lightning.kernels import ColumnSparseConv2d
+from ssl_lightning.measure.csr import CsrProduct
 from ssl_lightning.suggest import pick
 
 Call = Callable[[], object]

@@ -7,7 +7,7 @@ it is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ssl_lightning.benchmark.record import (
+from ssl_lightning.measure.record import (
     BenchmarkResult,
     Fastest,
     Machine,
@@ -17,9 +17,9 @@ from ssl_lightning.benchmark.record import (
 )
 
 if TYPE_CHECKING:
-    from ssl_lightning.benchmark.latency import benchmark
-    from ssl_lightning.benchmark.macs import count_macs, num_bytes, num_parameters
-    from ssl_lightning.benchmark.turns import interleave
+    from ssl_lightning.measure.latency import benchmark
+    from ssl_lightning.measure.macs import count_macs, num_bytes, num_parameters
+    from ssl_lightning.measure.turns import interleave
 
 __all__ = [
     "BenchmarkResult",

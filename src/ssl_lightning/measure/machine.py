@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl_lightning.benchmark.record import Machine
+from ssl_lightning.measure.record import Machine
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere the platform's own name is taken
 

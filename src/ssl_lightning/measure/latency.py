@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.benchmark.engines import (
+from ssl_lightning.measure.engines import (
     engine_versions,
     forget_compiled,
     installed_engines,
     prepare_checked,
     require,
 )
-from ssl_lightning.benchmark.layers import layer_calls, layer_macs
-from ssl_lightning.benchmark.machine import machine, memory_format
-from ssl_lightning.benchmark.macs import count_macs, evaluating, num_bytes, num_parameters
-from ssl_lightning.benchmark.record import BenchmarkResult, Fastest, ModelSize, Run
-from ssl_lightning.benchmark.turns import Call, Turns, interleave, num_threads, take_turns
+from ssl_lightning.measure.layers import layer_calls, layer_macs
+from ssl_lightning.measure.machine import machine, memory_format
+from ssl_lightning.measure.macs import count_macs, evaluating, num_bytes, num_parameters
+from ssl_lightning.measure.record import BenchmarkResult, Fastest, ModelSize, Run
+from ssl_lightning.measure.turns import Call, Turns, interleave, num_threads, take_turns
 from ssl_lightning.suggest import pick
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
