@@ -127,6 +127,39 @@ def test_all_public_names_exist():
         _ = ssl_lightning.nothing
 
 
+IMPORTED_LAST = """
+import importlib, os, sys, warnings
+import lightning.pytorch, timm, torchmetrics, torchvision  # once, for all the processes to come
+
+names = importlib.import_module("ssl_lightning").__all__
+for module in [m for m in sys.modules if m.split(".")[0] == "ssl_lightning"]:
+    del sys.modules[module]
+wrong = []
+for last in names:
+    child = os.fork()
+    if not child:
+        import ssl_lightning
+
+        for name in names:
+            name == last or getattr(ssl_lightning, name)
+        exec(f"from ssl_lightning import {last} as found")
+        home = ssl_lightning._HOME.get(last)
+        wanted = f"ssl_lightning.{home}" if home else "ssl_lightning"
+        os._exit(found is not getattr(importlib.import_module(wanted), last))
+    if os.waitpid(child, 0)[1]:
+        wrong.append(last)
+print(",".join(wrong))
+"""
+
+
+def test_every_public_name_is_the_same_when_it_is_imported_last():
+    """A subpackage with the name of its function would take the function's place."""
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTED_LAST], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert run.stdout.strip() == ""
+
+
 def test_type_checkers_see_the_same_public_names():
     import ssl_lightning
 
