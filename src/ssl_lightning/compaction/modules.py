@@ -211,6 +211,41 @@ class WideLayerNorm(nn.Module):
         return f"width={self.width}, eps={self.eps}"
 
 
+class WideRMSNorm(nn.Module):
+    """RMS normalisation of channels of which some were removed, by the mean over all.
+
+    The removed channels were zero and add nothing to the sum of squares.
+
+    Args:
+        norm: the normalisation over all channels.
+        kept: positions of the channels that are left, ascending.
+        dim: dimension of the input that numbers the channels.
+
+    Example:
+        >>> norm = nn.RMSNorm(3)
+        >>> x = torch.tensor([[1.0, 0.0, 2.0]])
+        >>> torch.allclose(WideRMSNorm(norm, [0, 2], -1)(x[:, [0, 2]]), norm(x)[:, [0, 2]])
+        True
+    """
+
+    def __init__(self, norm: nn.RMSNorm, kept: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
+        self.weight = take(norm.weight, kept)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised ``x``, same shape."""
+        y = single(x.movedim(self.dim, -1))
+        eps = torch.finfo(y.dtype).eps if self.eps is None else self.eps
+        y = y * torch.rsqrt(y.square().sum(-1, keepdim=True) / self.width + eps)
+        y = y if self.weight is None else y * self.weight
+        return y.movedim(-1, self.dim).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the old width."""
+        return f"width={self.width}, eps={self.eps}"
+
+
 class WideGroupNorm(nn.Module):
     """Group normalisation of channels of which some were removed, by the statistics of all.
 

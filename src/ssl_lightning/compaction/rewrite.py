@@ -16,6 +16,7 @@ from ssl_lightning.compaction.modules import (
     SubsetLayer,
     WideGroupNorm,
     WideLayerNorm,
+    WideRMSNorm,
     ZeroConv,
     ZeroLinear,
     zero_like_layer,
@@ -61,7 +62,7 @@ def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
         ValueError: if a module is missing or has other sizes.
     """
     known = dict(model.named_modules(remove_duplicate=False))
-    parameters = dict(model.named_parameters())
+    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, slices in modules.items():
         if name in parameters and slices.dim is not None:
             check_parameter(model, name, parameters[name], slices)
@@ -81,13 +82,16 @@ def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: Site
 
 
 def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
-    """Cut a parameter that belongs to no layer, in all modules that have it."""
-    parameter = model.get_parameter(name)
-    part = replace_parameter(parameter, select(parameter, slices.outputs, dim=slices.dim or 0))
+    """Cut a parameter or buffer that belongs to no layer, in all modules that have it."""
+    path, _, attribute = name.rpartition(".")
+    whole = getattr(model.get_submodule(path), attribute)
+    part = select(whole, slices.outputs, dim=slices.dim or 0)
+    if isinstance(whole, nn.Parameter):
+        part = replace_parameter(whole, part)
     for module in model.modules():
-        for attribute, other in list(module._parameters.items()):
-            if other is parameter:
-                setattr(module, attribute, part)
+        for key, other in [*module._parameters.items(), *module._buffers.items()]:
+            if other is whole:
+                setattr(module, key, part)
 
 
 def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
@@ -103,7 +107,7 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
             f"channels, {type(model).__name__} has {found}. Use the plan with the backbone and "
             "arguments it was made for."
         )
-    if isinstance(module, CONVS) and module.groups > 1:
+    if isinstance(module, (*CONVS, *TRANSPOSED)) and module.groups > 1:
         check_groups(name, module.groups, slices)
 
 
@@ -137,8 +141,10 @@ def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
         return module.in_features, module.out_features
     if isinstance(module, NORMS):
         return module.num_features, module.num_features
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return (module.normalized_shape[0],) * 2
+    if isinstance(module, nn.PReLU):
+        return (module.num_parameters,) * 2
     if isinstance(module, nn.GroupNorm):
         return (module.num_channels,) * 2
     if isinstance(module, ZeroConv):
@@ -199,7 +205,8 @@ def slice_weight(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> None:
 
 def shrink_transposed(module: nn.ConvTranspose2d, slices: SiteSlices) -> nn.Module:
     """Slice inputs (the weight's first dimension) and outputs of a transposed convolution."""
-    weight = select(select(module.weight, slices.inputs), slices.outputs, dim=1)
+    turned = replace(slices, inputs=slices.outputs, outputs=slices.inputs)
+    weight, module.groups = slice_groups(module.weight, module.groups, turned)
     module.weight = replace_parameter(module.weight, weight)
     module.bias = slice_bias(module, slices)
     module.in_channels, module.out_channels = len(slices.inputs), len(slices.outputs)
@@ -285,7 +292,10 @@ def slice_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
 
 
 def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tensor, int]:
-    """Return the kept part of a grouped convolution's weight and the number of groups left."""
+    """Return the kept part of a grouped convolution's weight and the number of groups left.
+
+    The weight's first dimension numbers the outputs; of a transposed one the two are exchanged.
+    """
     per_in, per_out = weight.shape[1], weight.shape[0] // groups
     parts = []
     for group in range(groups):
@@ -308,9 +318,17 @@ def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
     return module
 
 
-def shrink_layer_norm(module: nn.LayerNorm, slices: SiteSlices) -> nn.Module:
+def shrink_prelu(module: nn.PReLU, slices: SiteSlices) -> nn.Module:
+    """Slice the slopes."""
+    module.weight = replace_parameter(module.weight, select(module.weight, slices.outputs))
+    module.num_parameters = len(slices.outputs)
+    return module
+
+
+def shrink_layer_norm(module: nn.LayerNorm | nn.RMSNorm, slices: SiteSlices) -> nn.Module:
     """Keep the statistics of all channels."""
-    wide = WideLayerNorm(module, slices.outputs, -1 if slices.dim is None else slices.dim)
+    kind = WideLayerNorm if isinstance(module, nn.LayerNorm) else WideRMSNorm
+    wide = kind(module, slices.outputs, -1 if slices.dim is None else slices.dim)
     return with_children(wide, module)
 
 
@@ -367,7 +385,8 @@ SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] 
     ((*CONVS, nn.Linear), shrink_layer),
     (TRANSPOSED, shrink_transposed),
     (NORMS, shrink_norm),
-    (nn.LayerNorm, shrink_layer_norm),
+    (nn.PReLU, shrink_prelu),
+    ((nn.LayerNorm, nn.RMSNorm), shrink_layer_norm),
     (nn.GroupNorm, shrink_group_norm),
     (nn.LocalResponseNorm, shrink_response_norm),
     (PadShortcut, shrink_shortcut),

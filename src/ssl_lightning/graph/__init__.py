@@ -2,7 +2,7 @@
 
 from ssl_lightning.graph.analysis import analyse
 from ssl_lightning.graph.branches import ResidualBranch, norm_followers, residual_branches
-from ssl_lightning.graph.coupling import CoupledFamily, coupled_families
+from ssl_lightning.graph.coupling import CoupledFamily, coupled_families, weight_places, written
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
 from ssl_lightning.graph.rules import SIZED
@@ -23,4 +23,6 @@ __all__ = [
     "norm_followers",
     "residual_branches",
     "trace",
+    "weight_places",
+    "written",
 ]

@@ -25,7 +25,7 @@ from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
 from ssl_lightning.graph.needs import everything, transpose
 from ssl_lightning.graph.ops import Op, Trace
-from ssl_lightning.graph.rules import UNKNOWN, rule_of
+from ssl_lightning.graph.rules import BINARY, UNKNOWN, rule_of
 from ssl_lightning.graph.slices import fix_all, fixed
 from ssl_lightning.graph.support import ones
 from ssl_lightning.graph.trace import trace
@@ -81,9 +81,13 @@ def propagate(
         for name, tensor in traced.tensors.items():
             flow.alive[name] = binary(tensor.detach()).cpu()
             flow.varies[name] = torch.zeros(tensor.shape)
-            flow.slices[name] = stored_labels(flow, traced.names.get(name), tuple(tensor.shape))
         for op in traced.ops:
+            for name in op.inputs():
+                if name not in flow.slices:
+                    flow.slices[name] = stored_labels(flow, name, op)
             forward(op, rule_in(flow, op, blocked), flow)
+        for name in traced.tensors.keys() - flow.slices.keys():
+            flow.slices[name] = fixed(tuple(traced.tensors[name].shape))
         fix_shared_parameters(flow)
         collect_parameters(flow)
         backpropagate(flow, blocked)
@@ -158,17 +162,30 @@ def fix_shared_parameters(flow: Flow) -> None:
             flow.labels.fix(site.outputs)
 
 
-def stored_labels(flow: Flow, name: str | None, shape: tuple[int, ...]) -> Tensor:
-    """Return labels of a stored tensor: a parameter can be sliced along its last dimension.
+def stored_labels(flow: Flow, value: str, op: Op) -> Tensor:
+    """Return labels of a stored tensor that ``op`` is the first to read.
 
-    (The last of more than one element: the channels of a layer scale, a class token or a positional
-    embedding.) Layers ask for their weights' labels themselves.
+    A parameter or buffer can be sliced along one dimension: that of the channels that it is added
+    to or multiplied with, else the last of more than one element (the channels of a layer scale, a
+    class token or a positional embedding). Layers ask for their weights' labels themselves.
     """
+    shape = tuple(flow.trace.tensors[value].shape)
     long = [dim for dim, size in enumerate(shape) if size > 1]
-    if name not in flow.names_of_parameters or not long:
+    if flow.trace.names.get(value) not in flow.names_of_parameters or not long:
         labels: Tensor = fixed(shape)
         return labels
-    return spread(flow.labels.fresh(shape[long[-1]]), shape, long[-1])
+    dim = next((d for d in partner_dims(flow, value, op) if d in long), long[-1])
+    return spread(flow.labels.fresh(shape[dim]), shape, dim)
+
+
+def partner_dims(flow: Flow, value: str, op: Op) -> list[int]:
+    """Return the dimensions of a stored tensor along which what it meets in ``op`` is sliced."""
+    others = [flow.slices[n] for n in op.inputs() if n != value and n in flow.slices]
+    if rule_of(op) not in BINARY or len(others) != 1:
+        return []
+    labels, rank = others[0], flow.trace.tensors[value].dim()
+    dims = [d for d in range(labels.dim()) if varies(labels, d)]
+    return [d - labels.dim() + rank for d in dims if d >= labels.dim() - rank]
 
 
 def collect_parameters(flow: Flow) -> None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from ssl_lightning.graph.ops import Op, Trace
 
-WEIGHTED_KINDS = ("conv1d", "conv2d", "conv3d", "linear")
+WEIGHTED_KINDS = (
+    *("conv1d", "conv2d", "conv3d", "linear"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+)
 
 
 @dataclass(frozen=True)

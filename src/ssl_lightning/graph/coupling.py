@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from ssl_lightning.graph.flow import Flow
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Trace
+from ssl_lightning.graph.slices import TRANSPOSED
 from ssl_lightning.graph.support import leaf
 
 
@@ -66,17 +67,54 @@ def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
         >>> coupled_families(net, trace(net, torch.zeros(1, 2)))[0].writers
         (('0', (0, 1, 2)),)
     """
-    flow = propagate(model, with_weights(traced, {}))
+    flow = propagate(model, with_weights(model, traced, {}))
     tie_padded_shortcuts(flow)
     tie_conv_groups(flow)
-    families = list(families_of(flow))
+    families = without_idle_buffers(model, traced, list(families_of(flow)))
+    return removable(model, traced, families)
+
+
+def removable(
+    model: nn.Module, traced: Trace, families: Sequence[CoupledFamily]
+) -> list[CoupledFamily]:
+    """Return the families of which the channels go that are zero in all their places."""
     zeros: dict[str, list[int]] = {}
     dims = {name: dim for family in families for name, dim, _ in family.parameters}
     for family in families:
         for name, outputs in family.places():
             zeros.setdefault(name, []).extend(outputs[1::2])
-    kept = kept_slices(propagate(model, with_weights(traced, zeros, dims)))
+    kept = kept_slices(propagate(model, with_weights(model, traced, zeros, dims)))
     return [family for family in families if all(goes(kept, *place) for place in family.places())]
+
+
+def without_idle_buffers(
+    model: nn.Module, traced: Trace, families: list[CoupledFamily]
+) -> list[CoupledFamily]:
+    """Take out of families the buffers that need not be zero, all of one attribute name at a time.
+
+    So the variance of a frozen batch norm, by which it divides, is left as it is.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    held = {n for family in families for n, _, _ in family.parameters if n in buffers}
+    if not held:
+        return families
+    count = len(removable(model, traced, families))
+    last = ("bias", "weight")
+    for attribute in sorted({n.rpartition(".")[2] for n in held}, key=lambda a: (a in last, a)):
+        fewer = [without_buffers(f, buffers, attribute) for f in families]
+        if len(removable(model, traced, fewer)) == count:
+            families = fewer
+    return families
+
+
+def without_buffers(family: CoupledFamily, buffers: set[str], attribute: str) -> CoupledFamily:
+    """Return a family without its buffers of one attribute name."""
+    rest = [
+        (name, dim, places)
+        for name, dim, places in family.parameters
+        if name not in buffers or name.rpartition(".")[2] != attribute
+    ]
+    return replace(family, parameters=tuple(rest))
 
 
 def goes(kept: Mapping[str, SiteSlices], name: str, positions: tuple[int, ...]) -> bool:
@@ -85,25 +123,61 @@ def goes(kept: Mapping[str, SiteSlices], name: str, positions: tuple[int, ...]) 
 
 
 def with_weights(
-    traced: Trace, zeros: Mapping[str, list[int]], dims: Mapping[str, int] | None = None
+    model: nn.Module,
+    traced: Trace,
+    zeros: Mapping[str, list[int]],
+    dims: Mapping[str, int] | None = None,
 ) -> Trace:
     """Return the trace with all parameters and buffers non-zero, but for some slices.
 
     Args:
-        traced: any trace.
+        model: the network.
+        traced: its trace.
         zeros: module name -> its outputs whose slices of all the module's parameters are zero; or
             parameter name -> the positions that are.
         dims: parameter name -> the dimension of those.
     """
     tensors = dict(traced.tensors)
     for value, name in traced.names.items():
-        module, _, attribute = name.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         tensors[value] = torch.ones(traced.tensors[value].shape)
         if dims and name in dims:
             tensors[value].index_fill_(dims[name], torch.tensor(zeros[name]).long(), 0.0)
-        elif attribute in ("weight", "bias") and module in zeros:
-            tensors[value][zeros[module]] = 0.0
+        elif owner in zeros and attribute in written(model.get_submodule(owner)):
+            module = model.get_submodule(owner)
+            dim, places = weight_places(module, attribute, zeros[owner])
+            tensors[value].index_fill_(dim, torch.tensor(places).long(), 0.0)
     return replace(traced, tensors=tensors, users={})
+
+
+def written(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the tensors of which a slice must be zero for an output to be.
+
+    A norm without a scale must subtract nothing.
+    """
+    alone = getattr(module, "weight", None) is None and hasattr(module, "running_mean")
+    return ("running_mean",) if alone else ("weight", "bias")
+
+
+def weight_places(
+    module: nn.Module, attribute: str, outputs: Sequence[int]
+) -> tuple[int, list[int]]:
+    """Return the dimension of a layer's tensor that numbers its outputs, and their positions.
+
+    Of a grouped transposed convolution, that is the same output of every group.
+
+    Example:
+        >>> weight_places(nn.ConvTranspose2d(2, 4, 3), "weight", [1, 3])
+        (1, [1, 3])
+        >>> weight_places(nn.ConvTranspose2d(2, 4, 3, groups=2), "weight", [0, 1])
+        (0, [0])
+    """
+    if attribute != "weight" or not isinstance(module, TRANSPOSED):
+        return 0, list(outputs)
+    per_group = module.out_channels // module.groups
+    if module.groups == module.in_channels > 1:
+        return 0, list(dict.fromkeys(o // per_group for o in outputs))
+    return 1, list(dict.fromkeys(o % per_group for o in outputs))
 
 
 def tie_padded_shortcuts(flow: Flow) -> None:
@@ -130,7 +204,7 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
     sides = {
         name: site.outputs
         for name, site in flow.sites.items()
-        if has_parameters(flow.model.get_submodule(name))
+        if writes(flow.model.get_submodule(name))
     }
     for name, labels in sides.items():
         for position, root in enumerate(flow.labels.find(labels).tolist()):
@@ -153,7 +227,7 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
         yield CoupledFamily(writers, parameters, kind == "heads")
 
 
-def has_parameters(module: nn.Module) -> bool:
-    """Whether a module itself has a weight or a bias."""
-    values = (getattr(module, name, None) for name in ("weight", "bias"))
-    return any(isinstance(value, Tensor) for value in values)
+def writes(module: nn.Module) -> bool:
+    """Whether a module has tensors of its own that must be zero for its outputs to be."""
+    values = (getattr(module, name, None) for name in written(module))
+    return not isinstance(module, nn.PReLU) and any(isinstance(value, Tensor) for value in values)

@@ -47,8 +47,8 @@ class Flow:
         values: value name -> what it is for one random input; empty if constants do not count.
         needed: value name -> where it is needed.
         slices: value name -> the label of every element.
-        parameters: qualified name of a parameter that no layer owns -> the dimension along which it
-            can be sliced, and its labels there.
+        parameters: qualified name of a parameter or buffer that no layer owns -> the dimension along
+            which it can be sliced, and its labels there.
         heads: module name -> the heads into which its code splits channels.
         read_by: operation name -> what it alone needs of the first value it reads.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
@@ -70,8 +70,9 @@ class Flow:
 
     @cached_property
     def names_of_parameters(self) -> frozenset[str]:
-        """Qualified names of the model's parameters."""
-        return frozenset(name for name, _ in self.model.named_parameters())
+        """Qualified names of the model's parameters and buffers."""
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        return frozenset(name for name, _ in named)
 
     def add_site(
         self,

@@ -96,8 +96,12 @@ def channel_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
 def whole_groups(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     """A normalised element depends on all elements that it is normalised with."""
     x = first(op)
-    if op.kind == "layer_norm":
-        return {x: needed.amax(-1, keepdim=True).expand_as(needed)}
+    if op.kind in ("layer_norm", "rms_norm"):
+        dims = tuple(range(-len(op.args[1]), 0))
+        return {x: needed.amax(dims, keepdim=True).expand_as(needed)}
+    if op.kind == "batch_norm":  # by the statistics of the batch
+        dims = tuple(d for d in range(needed.dim()) if d != 1)
+        return {x: needed.amax(dims, keepdim=True).expand_as(needed)}
     groups = op.args[1] if op.kind == "group_norm" else needed.shape[1]
     rows = needed.reshape(needed.shape[0], groups, -1)
     return {x: rows.amax(-1, keepdim=True).expand_as(rows).reshape(needed.shape)}

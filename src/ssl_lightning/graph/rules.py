@@ -46,7 +46,7 @@ CONSTANT = Rule(
 )
 TRANSPOSED = Rule(
     support.convolution,
-    slices.transposed_labels,
+    slices.conv_labels,
     varies=constants.as_alive,
     constants=False,
 )
@@ -57,14 +57,17 @@ LAYER_NORM = Rule(
     constants.normalised_together,
     constants=False,
 )
+RMS_NORM = replace(LAYER_NORM, support=support.rms_norm, varies=constants.as_alive)
 GROUP_NORM = replace(LAYER_NORM, support=support.group_norm, labels=slices.group_norm_labels)
 INSTANCE_NORM = Rule(
     support.instance_norm,
-    slices.instance_norm_labels,
+    slices.norm_labels,
     needs.whole_groups,
     constants.as_alive,
     constants=False,
 )
+BATCH_NORM = Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised)
+BATCH_STATISTICS = replace(INSTANCE_NORM, support=support.batch_statistics)
 ATTENTION = Rule(
     attention.attention_support,
     attention.product_labels,
@@ -92,7 +95,7 @@ def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
 
 RULES: dict[str, Rule] = {
     "linear": Rule(support.literal, slices.linear_labels, varies=constants.layer),
-    "batch_norm": Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised),
+    "batch_norm": BATCH_NORM,
     "scaled_dot_product_attention": ATTENTION,
     "matmul": PRODUCT,
     "softmax": SOFTMAX,
@@ -102,6 +105,7 @@ RULES: dict[str, Rule] = {
     ),
     "glu": Rule(support.glu, slices.glu_labels, varies=constants.as_alive, constants=False),
     "layer_norm": LAYER_NORM,
+    "rms_norm": RMS_NORM,
     "group_norm": GROUP_NORM,
     "instance_norm": INSTANCE_NORM,
     "mul": Rule(support.both, slices.tie_operands, varies=constants.product),
@@ -172,20 +176,20 @@ SIZED = frozenset(
 )
 """Operations whose sizes the model's code may have as fixed numbers."""
 
+NORMS = frozenset({"batch_norm", "instance_norm"})
 RUN_ON_MASKS = (MOVE, VIEW, SPLIT, INDEX, REDUCE, *(RULES[k] for k in ("cat", "pixel_shuffle")))
 BINARY = (SUM, RULES["mul"], RULES["div"])
 
 
 def rule_of(op: Op) -> Rule:
     """Return the rule of an operation; :data:`UNKNOWN` if there is none or it does not apply."""
-    rule = RULES.get(op.kind, UNKNOWN)
+    rule = norm_rule(op) if op.kind in NORMS else RULES.get(op.kind, UNKNOWN)
     single = rule in (POINTWISE, IDENTITY, POOL, REDUCE, PAD, SPLIT, INDEX, *BINARY)
     doubtful = (
         any(True for _ in refs(op.kwargs))
         or (rule in (POINTWISE, IDENTITY) and len(op.inputs()) != 1)
         or (rule in BINARY and not binary_operands(op))
         or (rule in RUN_ON_MASKS and is_in_place(op))
-        or (rule is RULES["batch_norm"] and not uses_statistics(op))
         or (rule not in (SPLIT, RULES["getitem"], INDEX) and isinstance(op.shape, list))
         or (single and not op.inputs())
     )
@@ -197,6 +201,11 @@ def binary_operands(op: Op) -> bool:
     return len(op.args) >= 2 and all(isinstance(a, (Ref, int, float)) for a in op.args[:2])
 
 
-def uses_statistics(op: Op) -> bool:
-    """Whether a batch norm divides by its running statistics, not by those of the batch."""
-    return all(isinstance(a, Ref) for a in op.args[3:5]) and op.args[5] is False
+def norm_rule(op: Op) -> Rule:
+    """Return the rule of a batch or instance norm: by which statistics it divides decides."""
+    stored = all(isinstance(a, Ref) for a in op.args[3:5])
+    if stored and op.args[5] is False:
+        return BATCH_NORM
+    if any(isinstance(a, Ref) for a in op.args[3:5]):
+        return UNKNOWN  # it changes the stored ones
+    return INSTANCE_NORM if op.kind == "instance_norm" else BATCH_STATISTICS

@@ -227,9 +227,13 @@ def known_outputs(op: Op, flow: Flow, count: int) -> Tensor:
 
 
 def conv_labels(op: Op, flow: Flow) -> Value:
-    """Input channels are the weight's columns, output channels its filters: new labels."""
+    """Input and output channels are those of the weight; outputs get new labels.
+
+    In a depthwise convolution, an input and the outputs that it alone gives go together.
+    """
     module, labels = flow.model.get_submodule(op.module), flow.slices[first(op)]
-    if not isinstance(module, CONVS) or not owns(op, flow, "weight", "bias"):
+    kinds = TRANSPOSED if op.kind.startswith("conv_transpose") else CONVS
+    if not isinstance(module, kinds) or not owns(op, flow, "weight", "bias"):
         return fix_all(op, flow)
     sizes = (module.in_channels, module.out_channels, module.groups)
     batched = len(op.shape) == spatial_dims(op) + 2
@@ -240,20 +244,6 @@ def conv_labels(op: Op, flow: Flow) -> Value:
     if module.groups == module.in_channels > 1:
         flow.labels.union(inputs.repeat_interleave(module.out_channels // module.groups), outputs)
     flow.add_site(op, inputs, outputs, groups=module.groups)
-    return spread(outputs, op.shape, 1)
-
-
-def transposed_labels(op: Op, flow: Flow) -> Value:
-    """Of a transposed convolution the weight's first dimension numbers the inputs."""
-    module, labels = flow.model.get_submodule(op.module), flow.slices[first(op)]
-    if not isinstance(module, TRANSPOSED) or not owns(op, flow, "weight", "bias"):
-        return fix_all(op, flow)
-    batched = len(op.shape) == spatial_dims(op) + 2
-    if module.groups != 1 or not batched or op.argument(6, "groups", 1) != 1:
-        return fix_all(op, flow)
-    inputs = flow.labels.per_index(labels, 1)
-    outputs = known_outputs(op, flow, module.out_channels)
-    flow.add_site(op, inputs, outputs)
     return spread(outputs, op.shape, 1)
 
 
@@ -271,32 +261,36 @@ def linear_labels(op: Op, flow: Flow) -> Value:
 
 
 def norm_labels(op: Op, flow: Flow) -> Value:
-    """A normalisation has one scale and shift per channel; channels stay themselves."""
+    """A normalisation of each channel alone; its numbers, one per channel, belong to it.
+
+    They are those of a layer that is told how many are left, or of any module.
+    """
     module = flow.model.get_submodule(op.module)
     names = ("weight", "bias", "running_mean", "running_var")
-    if not isinstance(module, NORMS) or not owns(op, flow, *names):
-        return fix_all(op, flow)
-    return same_channels(op, flow)
-
-
-def instance_norm_labels(op: Op, flow: Flow) -> Value:
-    """A normalisation of each channel alone; channels stay themselves."""
-    module = flow.model.get_submodule(op.module)
-    names = ("weight", "bias", "running_mean", "running_var")
-    if not isinstance(module, INSTANCE_NORMS) or not owns(op, flow, *names):
-        return fix_all(op, flow)
-    return same_channels(op, flow)
+    if isinstance(module, (*NORMS, *INSTANCE_NORMS)) and owns(op, flow, *names):
+        return same_channels(op, flow)
+    channels = flow.labels.per_index(flow.slices[first(op)], 1)
+    for given in op.args[1:5]:
+        if isinstance(given, Ref):
+            flow.labels.union(channels, flow.slices[given.name])
+    return spread(channels, op.shape, 1)
 
 
 def layer_norm_labels(op: Op, flow: Flow) -> Value:
     """Channels stay themselves; the module goes on dividing by the old number of them."""
+    labels, count = flow.slices[first(op)], len(op.args[1])
+    if not any(varies(labels, dim) for dim in range(labels.dim() - count, labels.dim())):
+        for name in op.inputs()[1:]:  # one number per position, for all channels
+            flow.labels.fix(flow.slices[name])
+        return labels
     module = flow.model.get_submodule(op.module)
+    names = ("weight",) if op.kind == "rms_norm" else ("weight", "bias")
     dim = input_dim(op, flow)
-    known = isinstance(module, nn.LayerNorm) and owns(op, flow, "weight", "bias", start=2)
-    if not known or dim is None or len(op.args[1]) != 1:
+    known = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and owns(op, flow, *names, start=2)
+    if not known or dim is None or count != 1:
         return fix_all(op, flow)
     last = len(op.shape) - 1
-    channels = flow.labels.per_index(flow.slices[first(op)], last)
+    channels = flow.labels.per_index(labels, last)
     flow.add_site(op, channels, channels, dim=-1, module_dim=dim)
     return spread(channels, op.shape, last)
 
@@ -353,6 +347,13 @@ def constant_layer_labels(op: Op, flow: Flow) -> Tensor:
 
 
 def prelu_labels(op: Op, flow: Flow) -> Value:
-    """One slope for all channels ties nothing; one for each is not sliced."""
-    shared = flow.alive[op.inputs()[1]].numel() == 1
-    return keep_labels(op, flow) if shared else fix_all(op, flow)
+    """One slope for all channels ties nothing; slopes of their own belong to their channels."""
+    labels, slopes = keep_labels(op, flow), flow.slices[op.inputs()[1]]
+    if slopes.numel() == 1:
+        return labels
+    module = flow.model.get_submodule(op.module)
+    if isinstance(module, nn.PReLU) and owns(op, flow, "weight"):
+        return same_channels(op, flow)
+    channels = flow.labels.per_index(labels, 1)
+    flow.labels.union(channels, flow.labels.per_index(slopes, 0))
+    return spread(channels, op.shape, 1)

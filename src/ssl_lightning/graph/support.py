@@ -92,10 +92,9 @@ def transposed_convolution(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """Zero in channels that read nothing: positions are not told apart."""
     x: Tensor = alive[first(op)].flatten(2).amax(-1)
     weight = alive[op.args[1].name].flatten(2).amax(-1)
-    if op.argument(6, "groups", 1) == 1:
-        found = x @ weight
-    else:
-        found = (x.sum(1, keepdim=True) * weight.sum()).expand(op.shape[:2])
+    groups = op.argument(6, "groups", 1)
+    parts = x.unflatten(1, (groups, -1)), weight.unflatten(0, (groups, -1))
+    found = torch.einsum("ngi,gio->ngo", *parts).flatten(1)
     if isinstance(op.argument(2, "bias"), Ref):
         found = found + alive[op.args[2].name]
     result: Tensor = found.view(*found.shape, *[1] * (len(op.shape) - 2)).expand(op.shape)
@@ -132,7 +131,24 @@ def batch_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
 
 def layer_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """Zero where scale and shift are: a zero channel is moved away from zero by the others."""
-    return affine(alive[first(op)].amax(-1, keepdim=True).expand(op.shape), op, 2, alive, -1)
+    dims = tuple(range(-len(op.args[1]), 0))
+    return numbered(alive[first(op)].amax(dims, keepdim=True).expand(op.shape), op, alive)
+
+
+def rms_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where the input or the scale is: nothing is subtracted."""
+    return numbered(alive[first(op)], op, alive)
+
+
+def numbered(found: Tensor, op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Return where scale times what was found, and the shift, are not zero.
+
+    They are the arguments from the third on, of the last dimensions' sizes.
+    """
+    given = [alive[a.name] if isinstance(a, Ref) else None for a in (*op.args, None)[2:4]]
+    scale, shift = (*given, None)[:2]
+    scaled = found if scale is None else found * scale
+    return scaled if shift is None else scaled + shift
 
 
 def group_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
@@ -154,6 +170,13 @@ def instance_norm(op: Op, alive: Mapping[str, Value]) -> Tensor:
         alive,
         1,
     )
+
+
+def batch_statistics(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where scale times a channel of any sample, and the shift, are."""
+    x: Tensor = alive[first(op)]
+    dims = tuple(d for d in range(x.dim()) if d != 1)
+    return affine(x.amax(dims, keepdim=True).expand(x.shape), op, 1, alive, 1)
 
 
 def affine(found: Tensor, op: Op, position: int, alive: Mapping[str, Value], dim: int) -> Tensor:

@@ -18,6 +18,8 @@ from ssl_lightning.graph import (
     norm_followers,
     residual_branches,
     trace,
+    weight_places,
+    written,
 )
 from ssl_lightning.groups.kinds import (
     COUPLED_KINDS,
@@ -304,20 +306,48 @@ def coupled_set(
     places: dict[str, list[tuple[int, ...]]] = {}
     for module, outputs in family.writers:
         places.setdefault(module, []).append(outputs)
+    named = dict(around.model.named_parameters(remove_duplicate=False))
     for module, rows in places.items():
-        for name in ("weight", "bias"):
-            parameter = getattr(around.modules[module], name, None)
-            if isinstance(parameter, nn.Parameter):
-                members = members_of(qualified(module, name), tuple(parameter.shape), rows)
-                (weights if parameter.dim() > 1 else extra).extend(members)
-    named = dict(around.model.named_parameters())
+        for name in written(around.modules[module]):
+            tensor = getattr(around.modules[module], name, None)
+            if isinstance(tensor, Tensor):
+                members = slices_of(around.modules[module], qualified(module, name), tensor, rows)
+                (weights if tensor.dim() > 1 else extra).extend(members)
     for name, dim, positions in family.parameters:
-        shape = tuple(named[name].shape)
+        shape = tuple(named_tensors(around.model)[name].shape)
         index = () if positions == tuple(range(shape[dim])) else positions
         extra.append(Member(name, shape, (dim,), index))
+    stored = tuple(member for member in extra if member.parameter not in named)
+    extra = [member for member in extra if member.parameter in named]
     if selector.members == "all" or not weights:
-        return GroupSet(layer, selector.kind, (*weights, *extra))
-    return GroupSet(layer, selector.kind, tuple(weights), tuple(extra))
+        return GroupSet(layer, selector.kind, (*weights, *extra), stored)
+    return GroupSet(layer, selector.kind, tuple(weights), (*extra, *stored))
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers, shared ones under each of their names.
+
+    Groups may touch buffers too: the shift of a frozen batch norm, say.
+    """
+    return {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+
+
+def slices_of(
+    module: nn.Module, name: str, tensor: Tensor, rows: Sequence[tuple[int, ...]]
+) -> list[Member]:
+    """Return the members that the outputs of a layer are in one of its tensors."""
+    shape, attribute = tuple(tensor.shape), name.rpartition(".")[2]
+    found = [weight_places(module, attribute, row) for row in rows]
+    if found[0][0] == 0 and [list(row) for row in rows] == [place for _, place in found]:
+        return members_of(name, shape, rows)
+    unique = {(dim, tuple(place)): None for dim, place in found}
+    return [
+        Member(name, shape, (dim,), () if place == tuple(range(shape[dim])) else place)
+        for dim, place in unique
+    ]
 
 
 def has_family_kind(around: Surroundings, family: CoupledFamily, kind: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -28,6 +28,7 @@ from ssl_lightning.groups import (
     nonzero_groups,
     zero_groups_,
 )
+from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.module.parts import (
     Origin,
@@ -346,8 +347,9 @@ class SSLLightningModule(pl.LightningModule):
         """
         parameters = dict(self.backbone.named_parameters())
         new = int((mask & nonzero_groups(group_set, parameters)).sum())
-        zero_groups_(group_set, mask, parameters)
-        return self.locks.lock(group_set, mask) if lock else new
+        zero_groups_(group_set, mask, named_tensors(self.backbone))
+        trained = tuple(m for m in group_set.companions if m.parameter in parameters)
+        return self.locks.lock(replace(group_set, companions=trained), mask) if lock else new
 
     def enforce_locks_(self) -> None:
         """Write zeros into all locked groups."""

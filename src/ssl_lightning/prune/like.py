@@ -17,7 +17,8 @@ from ssl_lightning.groups import (
     resolve_groups,
     zero_groups_,
 )
-from ssl_lightning.prune.one_shot import IMPORTANCES, named_parameters
+from ssl_lightning.groups.resolve import named_tensors
+from ssl_lightning.prune.one_shot import IMPORTANCES
 from ssl_lightning.suggest import pick
 
 Masks = list[tuple[GroupSet, Tensor]]
@@ -68,11 +69,11 @@ def prune_like_(
             f"prune_like_: expected a {type(like).__name__} of the same sizes as the model, "
             f"{type(model).__name__}, got another. Prune the backbone that it was made from."
         )
-    parameters, masks = named_parameters(model), Masks()
+    parameters, masks = named_tensors(model), Masks()
     for selector in groups:
         clear_dead_(model, example_input)
         group_sets = resolve_groups(model, [selector], example_input)
-        left = group_counts(group_sets, named_parameters(like))
+        left = group_counts(group_sets, named_tensors(like))
         for group_set in group_sets:
             keep = score(group_set, parameters).topk(left[group_set.name][0]).indices.cpu()
             mask = torch.ones(group_set.num_groups, dtype=torch.bool)

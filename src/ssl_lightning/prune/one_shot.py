@@ -24,7 +24,7 @@ from ssl_lightning.groups import (
     zero_groups_,
 )
 from ssl_lightning.groups.kinds import COUPLED_KINDS
-from ssl_lightning.groups.resolve import Surroundings, make_sets
+from ssl_lightning.groups.resolve import Surroundings, make_sets, named_tensors
 from ssl_lightning.groups.sets import norm_dtype
 from ssl_lightning.measure import count_macs
 from ssl_lightning.suggest import pick
@@ -179,7 +179,7 @@ def prune_(
     group_sets = resolve(model, example_input, groups, kind)
     if not group_sets:
         return nothing_to_prune(model, kind, macs)
-    parameters = named_parameters(model)
+    parameters = named_tensors(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
     order = ranking(group_sets, [n / n.mean().clamp_min(1e-30) for n in norms])
@@ -256,7 +256,7 @@ def resolve(
     found = {s.name: s for s in (*sets, *resolve_groups(model, selectors, example_input))}
     if not found:
         raise ValueError("prune_: expected `groups` to hold group sets or selectors, got none.")
-    parameters = named_parameters(model)
+    parameters = named_tensors(model)
     for group_set in found.values():
         for name in group_set.parameters():
             if name not in parameters:
@@ -265,11 +265,6 @@ def resolve(
                     f"{group_set.name} need. Resolve the groups on this model."
                 )
     return list(found.values())
-
-
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters, shared ones under each of their names."""
-    return dict(model.named_parameters(remove_duplicate=False))
 
 
 def ranking(group_sets: Sequence[GroupSet], scores: Sequence[Tensor]) -> Tensor:
@@ -349,7 +344,7 @@ def zero_(model: nn.Module, group_sets: Sequence[GroupSet], chosen: Tensor) -> l
     zero = torch.zeros(sum(sizes), dtype=torch.bool)
     zero[chosen] = True
     masks = list(zero.split(sizes))
-    parameters = named_parameters(model)
+    parameters = named_tensors(model)
     for group_set, mask in zip(group_sets, masks, strict=True):
         zero_groups_(group_set, mask, parameters)
     return masks
