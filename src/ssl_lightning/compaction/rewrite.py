@@ -52,7 +52,24 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             shrunk.train(module.training)
             for alias in [n for n, other in known.items() if other is module]:
                 model.set_submodule(alias, shrunk)
+            replace_in_attributes(model, module, shrunk)
     return model
+
+
+def replace_in_attributes(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in another's place in the plain lists, tuples and dicts that modules hold."""
+
+    def swapped(value: Any) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(swapped(item) for item in value)
+        if type(value) is dict:
+            return {key: swapped(item) for key, item in value.items()}
+        return new if value is old else value
+
+    for module in model.modules():
+        for key, value in list(vars(module).items()):
+            if type(value) in (list, tuple, dict) and not key.startswith("_"):
+                vars(module)[key] = swapped(value)
 
 
 def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:

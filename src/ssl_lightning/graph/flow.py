@@ -47,8 +47,8 @@ class Flow:
         values: value name -> what it is for one random input; empty if constants do not count.
         needed: value name -> where it is needed.
         slices: value name -> the label of every element.
-        parameters: qualified name of a parameter or buffer that no layer owns -> the dimension along
-            which it can be sliced, and its labels there.
+        parameters: qualified name of a parameter or buffer that no layer owns -> the dimension
+            along which it can be sliced, and its labels there.
         heads: module name -> the heads into which its code splits channels.
         read_by: operation name -> what it alone needs of the first value it reads.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
@@ -97,7 +97,7 @@ class Flow:
         other tensors; runs once; and shares no weights.
         """
         site = self.sites.get(op.module)
-        if site is None or len(site.ops) != 1 or site.ops[0] is not op:
+        if site is None or len(site.ops) != 1 or site.ops[0] is not op or op.outside:
             return False
         module = self.model.get_submodule(op.module)
         if type(module) not in LAYERS or has_hooks(module):

@@ -89,12 +89,13 @@ def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]
     """Return what is left of one module, given which label sets are kept and who is busy where."""
     inputs, outputs = (keep[flow.labels.find(side)] for side in (site.inputs, site.outputs))
     idle = outputs & ~busy[site.module]
+    replaceable = not any(op.outside for op in site.ops)  # else code reads its weight
     slices = SiteSlices(
         inputs=indices(inputs),
         outputs=indices(outputs),
         of=(len(site.inputs), len(site.outputs)),
-        zero=not bool(busy[site.module].any()),
-        constant=is_constant(site, flow),
+        zero=replaceable and not bool(busy[site.module].any()),
+        constant=replaceable and is_constant(site, flow),
         idle=int(idle.sum()),
         reason=reason_of(site, idle, busy, flow),
         dim=site.module_dim,

@@ -60,7 +60,8 @@ class Op:
     ``module`` is the qualified name of the innermost module that ran it and ``call`` identifies
     this call of it; ``kind`` is the operation's short name (``"conv2d"``, ``"add"``,
     ``"LocalResponseNorm"``), ``shape`` the shape of its result (a list of shapes if it returns
-    several tensors, None if it returns none).
+    several tensors, None if it returns none). ``outside`` marks a layer's operation that another
+    module called as a function.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Op:
     module: str
     call: str
     shape: Any
+    outside: bool = False
 
     def inputs(self) -> list[str]:
         """Names of all values read, in the order of the arguments."""

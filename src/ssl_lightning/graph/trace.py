@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ssl_lightning.graph.aliases import resolve_in_place
 from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace, has_hooks
+from ssl_lightning.graph.owners import by_parameters, call_types
 
 
 def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
@@ -50,7 +51,9 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
         tensors[value] = program.constants[name]
     leaves = zip(signature.user_inputs, pytree.tree_leaves(example), strict=True)
     inputs = {str(name): leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
-    ops = merge_leaves(list(read_ops(program.graph, first_names(model))), model, tensors)
+    read = read_ops(program.graph, first_names(model))
+    owned = by_parameters(read, call_types(program.graph), names, model)
+    ops = merge_leaves(list(owned), model, tensors)
     outputs = [str(name) for name in signature.user_outputs]
     return resolve_in_place(Trace(ops, inputs, tensors, names, outputs))
 
