@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
-from ssl_lightning.graph import SiteSlices
+from ssl_lightning.graph import SiteSlices, working_copy
 
 TOLERANCE = 1e-9  # of the output's scale, in float64
 
@@ -38,7 +37,7 @@ def difference(
         ValueError: if the slices do not fit the model's layers.
     """
     check_modules(model, modules)
-    network = copy.deepcopy(model).double().eval()
+    network = working_copy(model, torch.float64).eval()
     inputs = random_inputs(example)
     with torch.no_grad():
         expected = [t.clone() for t in tensors_of(network(*clones(inputs)))]

@@ -13,7 +13,16 @@ from ssl_lightning.compaction.equality import Problem, difference
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
 from ssl_lightning.compaction.sparse import replace_layers, with_dense_layers
-from ssl_lightning.graph import SIZED, LayerWrapper, Trace, analyse, trace
+from ssl_lightning.graph import (
+    SIZED,
+    LayerWrapper,
+    Trace,
+    analyse,
+    make_plain_,
+    trace,
+    with_plain_weights,
+    working_copy,
+)
 
 ATTEMPTS = 6
 
@@ -51,7 +60,7 @@ def make_plan(
     """
     example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     check_finite(model)
-    double = copy.deepcopy(model).double()
+    double = with_plain_weights(working_copy(model, torch.float64))
     traced = trace(double, tuple(x.double() if x.is_floating_point() else x for x in example))
     shapes = tuple(tuple(x.shape) for x in example)
     types = tuple(str(x.dtype).removeprefix("torch.") for x in example)
@@ -166,7 +175,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
-    small = apply_slices(copy.deepcopy(model), plan.modules)
+    small = apply_slices(working_copy(model), plan.modules)
     replace_layers(small, plan.sparse)
     return small
 
@@ -197,9 +206,11 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
         True
     """
     small = with_dense_layers(small)
-    masked = copy.deepcopy(backbone)
-    numbers = number_elements_(copy.deepcopy(backbone).double())
-    for plan in (plans,) if isinstance(plans, Plan) else plans:
+    plans = (plans,) if isinstance(plans, Plan) else plans
+    shrunk = {name for plan in plans for name in plan.removed()}
+    masked = make_plain_(working_copy(backbone), shrunk)
+    numbers = number_elements_(copy.deepcopy(masked).double())
+    for plan in plans:
         numbers = apply_slices(numbers, without_constants(plan).modules)
     places, values = numbers.state_dict(), small.state_dict()
     if {k: v.shape for k, v in places.items()} != {k: v.shape for k, v in values.items()}:

@@ -21,7 +21,7 @@ from ssl_lightning.compaction.modules import (
     ZeroLinear,
     zero_like_layer,
 )
-from ssl_lightning.graph import SiteSlices, has_equivalent_forward
+from ssl_lightning.graph import SiteSlices, has_equivalent_forward, make_plain_
 
 
 def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Module:
@@ -34,6 +34,8 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
         ValueError: if a module is missing or has other sizes; nothing is changed then.
     """
     check_modules(model, modules)
+    shrunk = {name for name, slices in modules.items() if slices.shrinks()}
+    make_plain_(model, shrunk | {name.rpartition(".")[0] for name in shrunk})
     known = dict(model.named_modules(remove_duplicate=False))
     for name, slices in modules.items():
         if name not in known:
@@ -79,10 +81,11 @@ def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
         ValueError: if a module is missing or has other sizes.
     """
     known = dict(model.named_modules(remove_duplicate=False))
-    parameters = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, slices in modules.items():
-        if name in parameters and slices.dim is not None:
-            check_parameter(model, name, parameters[name], slices)
+        owner, _, attribute = name.rpartition(".")
+        tensor = getattr(known.get(owner), attribute, None) if name not in known else None
+        if isinstance(tensor, Tensor) and slices.dim is not None:
+            check_parameter(model, name, tensor, slices)
         else:
             check_module(model, name, known.get(name), slices)
 

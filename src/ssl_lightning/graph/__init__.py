@@ -2,9 +2,24 @@
 
 from ssl_lightning.graph.analysis import analyse
 from ssl_lightning.graph.branches import ResidualBranch, norm_followers, residual_branches
-from ssl_lightning.graph.coupling import CoupledFamily, coupled_families, weight_places, written
+from ssl_lightning.graph.copies import same_random_state, working_copy
+from ssl_lightning.graph.coupling import (
+    CoupledFamily,
+    coupled_channels,
+    coupled_families,
+    weight_places,
+    written,
+)
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
+from ssl_lightning.graph.plain import (
+    computed_tensors,
+    computing_modules,
+    how_to_remove,
+    make_plain_,
+    scale_of_outputs,
+    with_plain_weights,
+)
 from ssl_lightning.graph.rules import SIZED
 from ssl_lightning.graph.trace import has_equivalent_forward, trace
 
@@ -17,12 +32,21 @@ __all__ = [
     "SiteSlices",
     "Trace",
     "analyse",
+    "computed_tensors",
+    "computing_modules",
+    "coupled_channels",
     "coupled_families",
     "has_equivalent_forward",
+    "how_to_remove",
     "layer_names",
+    "make_plain_",
     "norm_followers",
     "residual_branches",
+    "same_random_state",
+    "scale_of_outputs",
     "trace",
     "weight_places",
+    "with_plain_weights",
+    "working_copy",
     "written",
 ]

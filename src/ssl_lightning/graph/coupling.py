@@ -13,6 +13,7 @@ from ssl_lightning.graph.flow import Flow
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Trace
+from ssl_lightning.graph.reasons import why_retained
 from ssl_lightning.graph.slices import TRANSPOSED
 from ssl_lightning.graph.support import leaf
 
@@ -67,24 +68,39 @@ def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
         >>> coupled_families(net, trace(net, torch.zeros(1, 2)))[0].writers
         (('0', (0, 1, 2)),)
     """
+    return coupled_channels(model, traced)[0]
+
+
+def coupled_channels(model: nn.Module, traced: Trace) -> tuple[list[CoupledFamily], dict[str, str]]:
+    """Return :func:`coupled_families`, and why layers have outputs that are in none of them."""
     flow = propagate(model, with_weights(model, traced, {}))
     tie_padded_shortcuts(flow)
     tie_conv_groups(flow)
     families = without_idle_buffers(model, traced, list(families_of(flow)))
-    return removable(model, traced, families)
+    found, zeroed = removable(model, traced, families)
+    outputs: dict[str, set[int]] = {}
+    for family in found:
+        for name, places in family.writers:
+            outputs.setdefault(name, set()).update(places)
+    return found, why_retained(flow, outputs, zeroed)
 
 
 def removable(
     model: nn.Module, traced: Trace, families: Sequence[CoupledFamily]
-) -> list[CoupledFamily]:
-    """Return the families of which the channels go that are zero in all their places."""
+) -> tuple[list[CoupledFamily], Flow]:
+    """Return the families of which the channels go that are zero in all their places.
+
+    And the analysis in which they are.
+    """
     zeros: dict[str, list[int]] = {}
     dims = {name: dim for family in families for name, dim, _ in family.parameters}
     for family in families:
         for name, outputs in family.places():
             zeros.setdefault(name, []).extend(outputs[1::2])
-    kept = kept_slices(propagate(model, with_weights(model, traced, zeros, dims)))
-    return [family for family in families if all(goes(kept, *place) for place in family.places())]
+    flow = propagate(model, with_weights(model, traced, zeros, dims))
+    kept = kept_slices(flow)
+    found = [f for f in families if all(goes(kept, *place) for place in f.places())]
+    return found, flow
 
 
 def without_idle_buffers(
@@ -98,11 +114,11 @@ def without_idle_buffers(
     held = {n for family in families for n, _, _ in family.parameters if n in buffers}
     if not held:
         return families
-    count = len(removable(model, traced, families))
+    count = len(removable(model, traced, families)[0])
     last = ("bias", "weight")
     for attribute in sorted({n.rpartition(".")[2] for n in held}, key=lambda a: (a in last, a)):
         fewer = [without_buffers(f, buffers, attribute) for f in families]
-        if len(removable(model, traced, fewer)) == count:
+        if len(removable(model, traced, fewer)[0]) == count:
             families = fewer
     return families
 

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from ssl_lightning.graph.aliases import resolve_in_place
 from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace, has_hooks
 from ssl_lightning.graph.owners import by_parameters, call_types
+from ssl_lightning.graph.plain import with_plain_weights
 
 
 def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
@@ -39,6 +40,7 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
         ValueError: if the model cannot be captured; torch's reason is part of the message.
     """
     example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    model = with_plain_weights(model)
     with plain_eval(model):
         program = export(model, example)
     signature = program.graph_signature

@@ -14,11 +14,15 @@ from ssl_lightning.graph import (
     CoupledFamily,
     ResidualBranch,
     Trace,
-    coupled_families,
+    computed_tensors,
+    coupled_channels,
+    how_to_remove,
     norm_followers,
     residual_branches,
+    scale_of_outputs,
     trace,
     weight_places,
+    with_plain_weights,
     written,
 )
 from ssl_lightning.groups.kinds import (
@@ -84,9 +88,11 @@ class Surroundings:
         self.strict = strict
         self.example_input = example_input
         self.modules = dict(model.named_modules())
+        self.plain = with_plain_weights(model)
         self._traced: Trace | None = None
         self._found: tuple[dict[str, str], list[ResidualBranch]] | None = None
         self._families: list[CoupledFamily] | None = None
+        self.retained: dict[str, str] = {}
 
     def traced(self, reason: str) -> Trace:
         """Return the model's trace."""
@@ -96,7 +102,7 @@ class Surroundings:
                     f"resolve_groups: {reason}, which takes a run of the model to find out. Pass "
                     "`example_input` (SSLLightningModule: `input_shape`, such as [3, 32, 32])."
                 )
-            self._traced = trace(self.model, self.example_input)
+            self._traced = trace(self.plain, self.example_input)
         return self._traced
 
     def find(self, reason: str) -> tuple[dict[str, str], list[ResidualBranch]]:
@@ -110,7 +116,11 @@ class Surroundings:
         """Return the channels that can go, with all that writes them."""
         if self._families is None:
             traced = self.traced("coupled groups are what the layers have in common")
-            self._families = coupled_families(self.model, traced)
+            found, self.retained = coupled_channels(self.plain, traced)
+            self._families = [f for f in found if not unreachable(self.modules, f)]
+            for layer in filter(None, (unreachable(self.modules, f) for f in found)):
+                call = how_to_remove(layer, self.modules[layer])
+                self.retained[layer] = f"its weight is no parameter but computed; call {call} first"
         return self._families
 
     def has_kind(self, kind: str) -> bool:
@@ -173,6 +183,7 @@ def resolve_each(
     example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     strict: bool = True,
+    around: Surroundings | None = None,
 ) -> list[list[GroupSet]]:
     """Return the group sets of each selector, in the model's order; see :func:`resolve_groups`.
 
@@ -184,6 +195,7 @@ def resolve_each(
         example_input: as for :func:`resolve_groups`.
         strict: False passes over patterns that match no layer and depth groups without a shortcut,
             for a model that lost layers in compaction.
+        around: what is known of the model already, instead of ``example_input``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -191,7 +203,7 @@ def resolve_each(
         >>> [[s.name for s in group_sets] for group_sets in resolve_each(net, selectors)]
         [['0:neuron_in', '1:neuron_in'], ['1:neuron_in']]
     """
-    around = Surroundings(model, example_input, strict)
+    around = around or Surroundings(model, example_input, strict)
     known: dict[str, GroupSet] = {}
     result = []
     for selector in map(as_selector, selectors):
@@ -310,6 +322,9 @@ def coupled_set(
     for module, rows in places.items():
         for name in written(around.modules[module]):
             tensor = getattr(around.modules[module], name, None)
+            if name in computed_tensors(around.modules[module]):
+                name = str(scale_of_outputs(around.modules[module], name))
+                tensor = around.model.get_parameter(qualified(module, name))
             if isinstance(tensor, Tensor):
                 members = slices_of(around.modules[module], qualified(module, name), tensor, rows)
                 (weights if tensor.dim() > 1 else extra).extend(members)
@@ -322,6 +337,18 @@ def coupled_set(
     if selector.members == "all" or not weights:
         return GroupSet(layer, selector.kind, (*weights, *extra), stored)
     return GroupSet(layer, selector.kind, tuple(weights), (*extra, *stored))
+
+
+def unreachable(modules: Mapping[str, nn.Module], family: CoupledFamily) -> str:
+    """Return a layer of a family whose weight cannot be zeroed in slices, or "".
+
+    It is computed from other parameters in such a way that no slice of them is zero alone.
+    """
+    for name, _ in family.writers:
+        for tensor in computed_tensors(modules[name]):
+            if scale_of_outputs(modules[name], tensor) is None:
+                return name
+    return ""
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -397,8 +424,8 @@ def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:
     if not isinstance(dict(module.named_parameters(recurse=False)).get("weight"), nn.Parameter):
         raise ValueError(
             f"Groups of kind {selector.kind!r}: the weight of `{layer}` is not a parameter but "
-            "computed from others (a parametrization, such as weight norm). Remove that, or "
-            "exclude the layer by `layers`."
+            "computed from others (a parametrization, such as weight norm). "
+            f"{removal(layer, module)}, or exclude the layer by `layers`."
         )
     shape, axes = weight_axes(module)
     weight = Member(qualified(layer, "weight"), shape, index_dims(axes, selector.kind))
@@ -410,6 +437,12 @@ def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:
     if selector.members == "all":
         return GroupSet(layer, selector.kind, (weight, *extra))
     return GroupSet(layer, selector.kind, (weight,), extra)
+
+
+def removal(layer: str, module: nn.Module) -> str:
+    """Say how to make a layer's weight a parameter."""
+    known = computed_tensors(module)
+    return f"Call {how_to_remove(layer, module)} first" if known else "Make it one"
 
 
 def output_members(around: Surroundings, layer: str, *, whole: bool) -> list[Member]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
+from ssl_lightning.graph import working_copy
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
     group_norms,
     nonzero_groups,
-    resolve_groups,
+    resolve_each,
     zero_groups_,
 )
 from ssl_lightning.groups.kinds import COUPLED_KINDS
@@ -81,6 +81,7 @@ class PruneReport:
     Attributes:
         zeroed: group set name -> number of groups it zeroed, and of all groups.
         macs: multiply-adds before, and of the compact network after; None if not counted.
+        retained: layer -> why outputs of it are in no group (of coupled channels).
 
     Example:
         >>> print(PruneReport({"conv1:coupled": (3, 16), "conv2:coupled": (8, 8)}, (200, 100)))
@@ -93,6 +94,7 @@ class PruneReport:
 
     zeroed: dict[str, tuple[int, int]]
     macs: tuple[int, int] | None = None
+    retained: dict[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> tuple[int, int]:
@@ -109,7 +111,14 @@ class PruneReport:
         if self.macs is not None:
             before, after = self.macs
             lines.append(f"MACs {before:,} -> {after:,} ({100 * after / max(before, 1):.1f} %)")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.reasons()])
+
+    def reasons(self) -> list[str]:
+        """Return a line for each reason for which layers were not pruned."""
+        layers: dict[str, list[str]] = {}
+        for name, reason in self.retained.items():
+            layers.setdefault(reason, []).append(name or "the model")
+        return [f"not pruned: {', '.join(names)}: {why}" for why, names in layers.items()]
 
 
 def prune_(
@@ -165,6 +174,7 @@ def prune_(
         conv2:coupled    0/50
         fc1:coupled     0/500
         all             0/570
+        not pruned: fc2: the network's output
     """
     check_goal(fraction=fraction, macs=macs, threshold=threshold)
     if type(multiple) is not int or multiple < 1:
@@ -176,9 +186,11 @@ def prune_(
             f"threshold={threshold}. Give one of them, or importance='l2'."
         )
     check_finite(model)
-    group_sets = resolve(model, example_input, groups, kind)
+    around = Surroundings(model, example_input, strict=True)
+    group_sets = resolve(model, around, groups, kind)
+    retained = around.retained
     if not group_sets:
-        return nothing_to_prune(model, kind, macs)
+        return nothing_to_prune(model, kind, macs, retained)
     parameters = named_tensors(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
@@ -196,20 +208,24 @@ def prune_(
         chosen = in_multiples(group_sets, order, first, multiple)
     masks = zero_(model, group_sets, chosen)
     zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
-    return PruneReport(zeroed, counted)
+    return PruneReport(zeroed, counted, retained)
 
 
-def nothing_to_prune(model: nn.Module, kind: str, macs: float | None) -> PruneReport:
+def nothing_to_prune(
+    model: nn.Module, kind: str, macs: float | None, retained: dict[str, str]
+) -> PruneReport:
     """Return the report of a model that has no such groups, with a warning.
 
     Raises:
         ValueError: if a budget was given, which cannot be reached then.
     """
+    report = PruneReport({}, retained=retained)
     text = f"prune_: {type(model).__name__} has no {kind} groups that compaction could remove"
+    text = "; ".join([text, *report.reasons()])
     if macs is not None and macs < 1:
         raise ValueError(f"{text}, so macs={macs} cannot be reached. Give other groups.")
     warnings.warn(f"{text}; nothing is pruned.", stacklevel=3)
-    return PruneReport({})
+    return report
 
 
 def check_goal(**goals: float | None) -> None:
@@ -238,7 +254,7 @@ def check_goal(**goals: float | None) -> None:
 
 def resolve(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    around: Surroundings,
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None,
     kind: str,
 ) -> list[GroupSet]:
@@ -248,12 +264,12 @@ def resolve(
         ValueError: if there are none in ``groups``, or they are not of this model.
     """
     if groups is None and kind in COUPLED_KINDS:
-        around = Surroundings(model, example_input, strict=True)
         return make_sets(around, Selector(kind)) if around.has_kind(kind) else []
     given = [Selector(kind)] if groups is None else list(groups)
     sets = [g for g in given if isinstance(g, GroupSet)]
     selectors = [g for g in given if not isinstance(g, GroupSet)]
-    found = {s.name: s for s in (*sets, *resolve_groups(model, selectors, example_input))}
+    resolved = [s for part in resolve_each(model, selectors, around=around) for s in part]
+    found = {s.name: s for s in (*sets, *resolved)}
     if not found:
         raise ValueError("prune_: expected `groups` to hold group sets or selectors, got none.")
     parameters = named_tensors(model)
@@ -368,7 +384,7 @@ def within_budget(
     dense = count_macs(model, example_input)
 
     def macs_after(count: int) -> int:
-        small = copy.deepcopy(model)
+        small = working_copy(model)
         zero_(small, group_sets, rule(order[:count]))
         return count_macs(apply_plan(small, make_plan(small, example_input)), example_input)
 
