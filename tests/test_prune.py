@@ -422,7 +422,9 @@ def test_threshold_is_a_norm_and_the_best_group_stays() -> None:
     assert prune_(copy.deepcopy(model), example, threshold=0.51).total == (1, 3)
     assert prune_(copy.deepcopy(model), example, threshold=0.6, importance="l1").total == (0, 3)
     assert prune_(copy.deepcopy(model), example, threshold=0.71, importance="l1").total == (1, 3)
-    assert prune_(model, example, threshold=1e9) == PruneReport({"0:coupled": (2, 3)})
+    assert prune_(model, example, threshold=1e9) == PruneReport(
+        {"0:coupled": (2, 3)}, retained={"2": "the network's output"}
+    )
     assert model[0].weight.tolist() == [[0, 0], [0, 0], [30, 40]]
 
 
@@ -523,7 +525,8 @@ def test_errors_leave_the_model_unchanged(settings: dict[str, Any], message: str
 
 def test_a_network_without_channels_that_could_go() -> None:
     with pytest.warns(UserWarning, match=r"Linear has no coupled groups .* nothing is pruned"):
-        assert prune_(nn.Linear(2, 2), torch.zeros(1, 2), fraction=0.1) == PruneReport({})
+        report = prune_(nn.Linear(2, 2), torch.zeros(1, 2), fraction=0.1)
+    assert report == PruneReport({}, retained={"": "the network's output"})
     with pytest.raises(ValueError, match=r"so macs=0\.5 cannot be reached"):
         prune_(nn.Linear(2, 2), torch.zeros(1, 2), macs=0.5)
     with pytest.raises(ValueError, match="Layers that have: none"):

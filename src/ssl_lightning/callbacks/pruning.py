@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
+from ssl_lightning.graph import is_cut
 from ssl_lightning.groups import GroupSet, group_norms
 from ssl_lightning.penalties import Regularizer
 
@@ -117,18 +118,24 @@ class ThresholdPruning(EpochStartCallback):
         module = require_module(pl_module, self)
         parameters = dict(module.backbone.named_parameters())
         total, kept = 0, {}
+        emptied: list[str] = []
         for group_set in self.chosen(module.regularizer):
             norms = group_norms(group_set, parameters).detach()
             mask = self.to_zero(norms, group_set.layer)
             if bool(mask.all()) and group_set.kind != "depth":
-                rank_zero_warn(
-                    f"ThresholdPruning zeroes all groups of {group_set.name}: unless a shortcut "
-                    "leads around this layer, the network is cut. Lower the strength or the "
-                    "threshold."
-                )
+                emptied.append(group_set.name)
             total += module.prune_groups_(group_set, mask, lock=self.lock)
             if not bool(mask.all()):
                 kept[group_set.name] = float(norms[~mask].min()), self.limit(norms)
+        example = module.example_input()
+        if emptied and example is not None:
+            parameter = next(iter(parameters.values()))
+            if is_cut(module.backbone, example.to(parameter.device)):
+                rank_zero_warn(
+                    f"ThresholdPruning zeroes all groups of {', '.join(emptied)}: the network is "
+                    "cut, its output depends on its input no more. Lower the strength or the "
+                    "threshold."
+                )
         rank_zero_info(
             f"ThresholdPruning: {total} groups newly zeroed in epoch {trainer.current_epoch}."
             + self.next_group(kept)

@@ -19,6 +19,7 @@ from ssl_lightning.graph import (
     Trace,
     analyse,
     make_plain_,
+    retained_whole,
     trace,
     with_plain_weights,
     working_copy,
@@ -70,6 +71,7 @@ def make_plan(
         modules = analyse(double, traced, blocked, constants=constants)
         problem = difference(model, modules, example)
         if problem is None:
+            notes = (*notes, *retained_whole(double, traced, modules))
             return Plan(modules, shapes, types, notes)
         more = suspects(double, traced, problem, blocked)
         if constants and not (problem.modules and more):

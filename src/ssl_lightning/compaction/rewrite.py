@@ -34,8 +34,8 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
         ValueError: if a module is missing or has other sizes; nothing is changed then.
     """
     check_modules(model, modules)
-    shrunk = {name for name, slices in modules.items() if slices.shrinks()}
-    make_plain_(model, shrunk | {name.rpartition(".")[0] for name in shrunk})
+    less = {name for name, slices in modules.items() if slices.shrinks()}
+    make_plain_(model, less | {name.rpartition(".")[0] for name in less})
     known = dict(model.named_modules(remove_duplicate=False))
     for name, slices in modules.items():
         if name not in known:
@@ -347,8 +347,10 @@ def shrink_prelu(module: nn.PReLU, slices: SiteSlices) -> nn.Module:
 
 def shrink_layer_norm(module: nn.LayerNorm | nn.RMSNorm, slices: SiteSlices) -> nn.Module:
     """Keep the statistics of all channels."""
-    kind = WideLayerNorm if isinstance(module, nn.LayerNorm) else WideRMSNorm
-    wide = kind(module, slices.outputs, -1 if slices.dim is None else slices.dim)
+    dim = -1 if slices.dim is None else slices.dim
+    if isinstance(module, nn.RMSNorm):
+        return with_children(WideRMSNorm(module, slices.outputs, dim), module)
+    wide = WideLayerNorm(module, slices.outputs, dim)
     return with_children(wide, module)
 
 

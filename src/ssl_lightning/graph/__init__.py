@@ -1,6 +1,6 @@
 """Which tensor slices belong together and which of them are provably zero or never read."""
 
-from ssl_lightning.graph.analysis import analyse
+from ssl_lightning.graph.analysis import analyse, is_cut, retained_whole
 from ssl_lightning.graph.branches import ResidualBranch, norm_followers, residual_branches
 from ssl_lightning.graph.copies import same_random_state, working_copy
 from ssl_lightning.graph.coupling import (
@@ -38,10 +38,12 @@ __all__ = [
     "coupled_families",
     "has_equivalent_forward",
     "how_to_remove",
+    "is_cut",
     "layer_names",
     "make_plain_",
     "norm_followers",
     "residual_branches",
+    "retained_whole",
     "same_random_state",
     "scale_of_outputs",
     "trace",

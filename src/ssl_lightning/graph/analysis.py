@@ -14,6 +14,7 @@ each remaining operation has the operands it had.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
 from ssl_lightning.graph.needs import everything, transpose
 from ssl_lightning.graph.ops import Op, Trace
+from ssl_lightning.graph.plain import with_plain_weights
+from ssl_lightning.graph.reasons import LAYERS, left_whole
 from ssl_lightning.graph.rules import BINARY, UNKNOWN, rule_of
 from ssl_lightning.graph.slices import fix_all, fixed
 from ssl_lightning.graph.support import ones
@@ -92,6 +95,32 @@ def propagate(
         collect_parameters(flow)
         backpropagate(flow, blocked)
     return flow
+
+
+def retained_whole(model: nn.Module, traced: Trace, known: Mapping[str, SiteSlices]) -> list[str]:
+    """Return a sentence for each layer with zero slices, or that never ran, that is not known."""
+    names = [n for n, module in model.named_modules() if isinstance(module, LAYERS)]
+    if set(names) <= known.keys():
+        return []
+    return left_whole(known.keys(), model, propagate(model, traced))
+
+
+def is_cut(model: nn.Module, example_input: Any) -> bool:
+    """Whether some output of a network depends on none of its inputs any more.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> _ = nn.init.zeros_(net[0].weight)
+        >>> is_cut(net, torch.zeros(1, 2))
+        True
+    """
+    plain = with_plain_weights(model)
+    traced = trace(plain, example_input)
+    for output in traced.outputs:
+        flow = propagate(plain, replace(traced, outputs=[output], users={}))
+        if not any(bool(flow.needed[name].any()) for name in traced.inputs if name in flow.needed):
+            return True
+    return False
 
 
 def rule_in(flow: Flow, op: Op, blocked: frozenset[str]) -> Rule:

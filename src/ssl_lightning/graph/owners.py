@@ -114,8 +114,8 @@ def resolved(path: str, paths: Mapping[str, str], modules: Mapping[str, nn.Modul
         return path
     start, rest = path, ""
     while start:
-        name = f"{paths[start]}{rest}" if start in paths else None
-        if name in modules:
+        name = f"{paths[start]}{rest}" if start in paths else ""
+        if name and name in modules:
             return name
         if start in modules:
             return start

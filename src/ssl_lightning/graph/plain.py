@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,8 @@ def computed_tensors(module: nn.Module) -> dict[str, str]:
     if parametrize.is_parametrized(module):
         for name in module.parametrizations:  # type: ignore[union-attr]
             found[name] = f'torch.nn.utils.parametrize.remove_parametrizations(net, "{name}")'
-    for hook in module._forward_pre_hooks.values():
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    for hook in hooks:
         if isinstance(hook, prune.BasePruningMethod):
             found[hook._tensor_name] = f'torch.nn.utils.prune.remove(net, "{hook._tensor_name}")'
         for kind, function in OLD_STYLE.items():
@@ -115,11 +117,12 @@ def drop_parametrizations_(module: nn.Module) -> None:
 def remove_hooks_(module: nn.Module) -> None:
     """Make the tensors parameters that old-style norms and pruning masks compute."""
     kinds = (prune.BasePruningMethod, *OLD_STYLE)
-    for key, hook in list(module._forward_pre_hooks.items()):
+    hooks: list[tuple[int, Any]] = list(module._forward_pre_hooks.items())
+    for key, hook in hooks:
         if isinstance(hook, kinds):
             modes = module.training
             module.eval()
-            hook.remove(module)  # type: ignore[union-attr]
+            hook.remove(module)
             module.train(modes)
             del module._forward_pre_hooks[key]
 

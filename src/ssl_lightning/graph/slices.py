@@ -215,7 +215,9 @@ def owns(op: Op, flow: Flow, *names: str, start: int = 1) -> bool:
         given = op.args[position] if len(op.args) > position else None
         if given is None and getattr(module, name, None) is not None:
             return False
-        if given is not None and flow.trace.owner(op, position) != f"{op.module}.{name}":
+        if given is not None and flow.trace.owner(op, position) != f"{op.module}.{name}".lstrip(
+            "."
+        ):
             return False
     return True
 
