@@ -1,4 +1,4 @@
-"""Layers whose weight is computed from others: compacted exactly, zeroed only where that is right."""
+"""Layers whose weight is computed from others: compacted exactly, zeroed where that is right."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def computed_tensors(module: nn.Module) -> dict[str, str]:
         if isinstance(hook, prune.BasePruningMethod):
             found[hook._tensor_name] = f'torch.nn.utils.prune.remove(net, "{hook._tensor_name}")'
         for kind, function in OLD_STYLE.items():
-            if isinstance(hook, kind):
+            if type(hook) is kind:
                 found[hook.name] = f'torch.nn.utils.{function}(net, "{hook.name}")'
     return found
 
@@ -116,10 +116,9 @@ def drop_parametrizations_(module: nn.Module) -> None:
 
 def remove_hooks_(module: nn.Module) -> None:
     """Make the tensors parameters that old-style norms and pruning masks compute."""
-    kinds = (prune.BasePruningMethod, *OLD_STYLE)
     hooks: list[tuple[int, Any]] = list(module._forward_pre_hooks.items())
     for key, hook in hooks:
-        if isinstance(hook, kinds):
+        if type(hook) in OLD_STYLE or isinstance(hook, prune.BasePruningMethod):
             modes = module.training
             module.eval()
             hook.remove(module)
