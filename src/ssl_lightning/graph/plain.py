@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ssl_lightning.graph.copies import working_copy
 
-OLD_STYLE = {WeightNorm: "remove_weight_norm", SpectralNorm: "remove_spectral_norm"}
+OLD_STYLE: dict[Any, str] = {WeightNorm: "remove_weight_norm", SpectralNorm: "remove_spectral_norm"}
 """Hooks that compute a tensor before every call -> the function that removes them."""
 
 
@@ -32,9 +32,9 @@ def computed_tensors(module: nn.Module) -> dict[str, str]:
     if parametrize.is_parametrized(module):
         for name in module.parametrizations:  # type: ignore[union-attr]
             found[name] = f'torch.nn.utils.parametrize.remove_parametrizations(net, "{name}")'
-    hooks: list[Any] = list(module._forward_pre_hooks.values())
-    for hook in hooks:
-        if isinstance(hook, prune.BasePruningMethod):
+    hook: Any
+    for hook in module._forward_pre_hooks.values():
+        if issubclass(type(hook), prune.BasePruningMethod):
             found[hook._tensor_name] = f'torch.nn.utils.prune.remove(net, "{hook._tensor_name}")'
         for kind, function in OLD_STYLE.items():
             if type(hook) is kind:

@@ -205,7 +205,7 @@ def norm_rule(op: Op) -> Rule:
     """Return the rule of a batch or instance norm: by which statistics it divides decides."""
     stored = all(isinstance(a, Ref) for a in op.args[3:5])
     if stored and op.args[5] is False:
-        return BATCH_NORM
+        return RULES["batch_norm"]
     if any(isinstance(a, Ref) for a in op.args[3:5]):
         return UNKNOWN  # it changes the stored ones
-    return INSTANCE_NORM if op.kind == "instance_norm" else BATCH_STATISTICS
+    return RULES["instance_norm"] if op.kind == "instance_norm" else BATCH_STATISTICS
