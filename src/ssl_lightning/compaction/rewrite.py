@@ -51,6 +51,9 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             shrunk.train(module.training)
             for alias in [n for n, other in known.items() if other is module]:
                 model.set_submodule(alias, shrunk)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
     return model
 
 
@@ -71,8 +74,11 @@ def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
 
 def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: SiteSlices) -> None:
     """Compare a parameter with what the plan expects there."""
-    dim = slices.dim
-    if dim is None or not 0 <= dim < parameter.dim() or parameter.shape[dim] != slices.of[1]:
+    dim, known = slices.dim, parameter.dim()
+    fits = dim is not None and 0 <= dim < known and parameter.shape[dim] == slices.of[1]
+    if slices.of[0]:  # a matrix, of which both dimensions are cut
+        fits = fits and known == 2 and parameter.shape[1 - (dim or 0)] == slices.of[0]
+    if not fits:
         raise ValueError(
             f"The plan expects `{name}` with {slices.of[1]} elements in dimension {dim}, "
             f"{type(model).__name__} has it with the shape {tuple(parameter.shape)}. Use the plan "
@@ -81,9 +87,12 @@ def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: Site
 
 
 def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
-    """Cut a parameter that belongs to no layer, in all modules that have it."""
+    """Cut a parameter that belongs to no layer, in all modules that have it; a matrix both ways."""
     parameter = model.get_parameter(name)
-    part = replace_parameter(parameter, select(parameter, slices.outputs, dim=slices.dim or 0))
+    dim = slices.dim or 0
+    kept = select(parameter, slices.outputs, dim=dim)
+    kept = select(kept, slices.inputs, dim=1 - dim) if slices.of[0] else kept
+    part = replace_parameter(parameter, kept)
     for module in model.modules():
         for attribute, other in list(module._parameters.items()):
             if other is parameter:

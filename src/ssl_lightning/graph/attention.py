@@ -54,7 +54,7 @@ def split_labels(op: Op, flow: Flow) -> Value:
     if found is not None:
         rows = labels.movedim(found, 0).reshape(labels.shape[found], -1)[:, 0]
         width = moved.shape[split[-1]] if split[-1] != found else 1
-        flow.heads.setdefault(op.module, Heads(rows, width))
+        flow.heads.setdefault(op.module, []).append(Heads(rows, width))
     return labels
 
 

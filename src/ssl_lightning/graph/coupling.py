@@ -27,11 +27,14 @@ class CoupledFamily:
         parameters: (qualified name, dimension, positions) of parameters that no layer owns, such as
             a layer scale, a class token or a positional embedding.
         heads: whether the channels are attention heads.
+        owners: modules of which stored matrices (the weights of a recurrent layer, say) are among
+            the parameters.
     """
 
     writers: tuple[tuple[str, tuple[int, ...]], ...]
     parameters: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     heads: bool = False
+    owners: tuple[str, ...] = ()
 
     def places(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return (name, positions) of all writers and parameters."""
@@ -40,7 +43,7 @@ class CoupledFamily:
     @property
     def num_channels(self) -> int:
         """Number of channels."""
-        return len(self.writers[0][1])
+        return len(self.places()[0][1])
 
 
 def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
@@ -122,6 +125,8 @@ def tie_conv_groups(flow: Flow) -> None:
             for labels in (site.inputs, site.outputs):
                 rows = labels.view(site.groups, -1)
                 flow.labels.union(rows, rows[:1])
+    for rows in flow.balanced:
+        flow.labels.union(rows, rows[:1])
 
 
 def families_of(flow: Flow) -> Iterator[CoupledFamily]:
@@ -135,12 +140,17 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
     for name, labels in sides.items():
         for position, root in enumerate(flow.labels.find(labels).tolist()):
             channels.setdefault(root, []).append((name, position))
+    dims = {name: dim for name, (dim, _) in flow.parameters.items()}
+    for name, matrix in flow.matrices.items():
+        dims[name] = matrix.dim
+        for position, root in enumerate(flow.labels.find(matrix.outputs).tolist()):
+            channels.setdefault(root, []).append((name, position))
     for name, (_, labels) in flow.parameters.items():
         for position, root in enumerate(flow.labels.find(labels).tolist()):
             if root in channels:
                 channels[root].append((name, position))
     channels.pop(FIXED, None)
-    heads = {int(i) for found in flow.heads.values() for i in flow.labels.find(found.labels)}
+    heads = {int(i) for h in flow.heads.values() for f in h for i in flow.labels.find(f.labels)}
     alike: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
     for root, places in channels.items():
         key = ("heads" if root in heads else "", *(name for name, _ in places))
@@ -149,8 +159,9 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
         columns = [(name, tuple(row[i][1] for row in rows)) for i, name in enumerate(names)]
         writers = tuple(column for column in columns if column[0] in sides)
         others = [column for column in columns if column[0] not in sides]
-        parameters = tuple((name, flow.parameters[name][0], places) for name, places in others)
-        yield CoupledFamily(writers, parameters, kind == "heads")
+        parameters = tuple((name, dims[name], places) for name, places in others)
+        owned = (name.rpartition(".")[0] for name, _ in others if name in flow.matrices)
+        yield CoupledFamily(writers, parameters, kind == "heads", tuple(dict.fromkeys(owned)))
 
 
 def has_parameters(module: nn.Module) -> bool:

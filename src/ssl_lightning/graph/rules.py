@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ssl_lightning.graph import attention, constants, needs, slices, support
+from ssl_lightning.graph import attention, constants, matrices, needs, recurrent, slices, support
 from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.graph.ops import Op, Ref, refs
@@ -82,6 +82,17 @@ SOFTMAX = Rule(
     constants.as_alive,
     constants=False,
 )
+ADDMM = Rule(
+    matrices.addmm_support, matrices.addmm_labels, varies=constants.as_alive, constants=False
+)
+RECURRENT = Rule(
+    recurrent.recurrent_support,
+    recurrent.recurrent_labels,
+    recurrent.recurrent_needs,
+    constants.as_alive,
+    constants=False,
+)
+ZEROS = Rule(support.zeros, slices.untouched, needs.nothing, constants.nothing)
 CHECK = Rule(support.ones, slices.untouched, needs.nothing)
 
 
@@ -91,10 +102,13 @@ def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
 
 
 RULES: dict[str, Rule] = {
-    "linear": Rule(support.literal, slices.linear_labels, varies=constants.layer),
+    "linear": Rule(support.literal, matrices.any_linear_labels, varies=constants.layer),
     "batch_norm": Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised),
     "scaled_dot_product_attention": ATTENTION,
     "matmul": PRODUCT,
+    "addmm": ADDMM,
+    **dict(rows(RECURRENT, "lstm gru rnn_tanh rnn_relu")),
+    **dict(rows(ZEROS, "zeros zeros_like new_zeros")),
     "softmax": SOFTMAX,
     "log_softmax": SOFTMAX,
     "embedding": Rule(
@@ -186,7 +200,7 @@ def rule_of(op: Op) -> Rule:
         or (rule in BINARY and not binary_operands(op))
         or (rule in RUN_ON_MASKS and is_in_place(op))
         or (rule is RULES["batch_norm"] and not uses_statistics(op))
-        or (rule not in (SPLIT, RULES["getitem"], INDEX) and isinstance(op.shape, list))
+        or (rule not in (SPLIT, RULES["getitem"], INDEX, RECURRENT) and isinstance(op.shape, list))
         or (single and not op.inputs())
     )
     return UNKNOWN if doubtful else rule
