@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import spread
@@ -21,10 +21,13 @@ OUTPUTS = ("nf", "out_features", "output_dim", "out_dim", "n_out")
 
 def any_linear_labels(op: Op, flow: Flow) -> Value:
     """A linear layer's own weight, or a stored matrix."""
-    weight = op.args[1].name
-    if stored_matrix(flow, weight) is None or flow.trace.owner(op, 1) == f"{op.module}.weight":
+    module, weight = flow.model.get_submodule(op.module), op.args[1].name
+    if isinstance(module, nn.Linear) or stored_matrix(flow, weight) is None:
         return linear_labels(op, flow)
-    return matrix_labels(op, flow, weight, 0, first(op), -1, -1)
+    result = matrix_labels(op, flow, weight, 0, first(op), -1, -1)
+    if isinstance(op.argument(2, "bias"), Ref):
+        flow.labels.union(result, flow.slices[op.args[2].name])
+    return result
 
 
 def addmm_labels(op: Op, flow: Flow) -> Value:
@@ -98,8 +101,3 @@ def matrix_labels(
     owner = flow.trace.names[value].rpartition(".")[0]
     flow.sizes.setdefault(owner, []).extend([(OUTPUTS, outputs), (INPUTS, inputs)])
     return spread(outputs, op.shape, result_dim % len(op.shape))
-
-
-def is_matrix(flow: Flow, argument: object) -> bool:
-    """Whether an argument is a stored matrix, transposed or not."""
-    return isinstance(argument, Ref) and stored_matrix(flow, argument.name) is not None

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ssl_lightning.graph import attention, constants, matrices, needs, recurrent, slices, support
+from ssl_lightning.graph import attention, constants, matrices, needs, products, recurrent, slices, support
 from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.graph.ops import Op, Ref, refs
@@ -67,13 +67,20 @@ INSTANCE_NORM = Rule(
 )
 ATTENTION = Rule(
     attention.attention_support,
-    attention.product_labels,
+    attention.attention_labels,
     attention.attention_needs,
     constants.as_alive,
     constants=False,
 )
 PRODUCT = Rule(
-    support.literal, attention.product_labels, varies=constants.as_alive, constants=False
+    support.literal, products.product_labels, varies=constants.as_alive, constants=False
+)
+MASKED = Rule(
+    attention.masked_support,
+    attention.masked_labels,
+    attention.masked_needs,
+    constants.as_alive,
+    constants=False,
 )
 SOFTMAX = Rule(
     support.ones,
@@ -105,7 +112,8 @@ RULES: dict[str, Rule] = {
     "linear": Rule(support.literal, matrices.any_linear_labels, varies=constants.layer),
     "batch_norm": Rule(support.batch_norm, slices.norm_labels, varies=constants.normalised),
     "scaled_dot_product_attention": ATTENTION,
-    "matmul": PRODUCT,
+    **dict(rows(PRODUCT, "matmul bmm mm einsum")),
+    **dict(rows(MASKED, "masked_fill where")),
     "addmm": ADDMM,
     **dict(rows(RECURRENT, "lstm gru rnn_tanh rnn_relu")),
     **dict(rows(ZEROS, "zeros zeros_like new_zeros")),
@@ -174,7 +182,7 @@ RULES: dict[str, Rule] = {
         rows(
             MOVE,
             "flatten permute transpose t movedim swapaxes swapdims",
-            "squeeze unsqueeze stack expand flip pixel_unshuffle roll repeat tile",
+            "squeeze unsqueeze stack expand repeat_interleave numpy_T mT flip pixel_unshuffle roll repeat tile",
         )
     ),
 }
