@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.backbones import PadShortcut
+from ssl_lightning.compaction.attention import replace_attention
 from ssl_lightning.compaction.modules import (
     SparseResponseNorm,
     SubsetLayer,
@@ -51,6 +52,7 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             shrunk.train(module.training)
             for alias in [n for n, other in known.items() if other is module]:
                 model.set_submodule(alias, shrunk)
+    replace_attention(model, set(modules))
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()

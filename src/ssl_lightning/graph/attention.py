@@ -59,12 +59,13 @@ def split_labels(op: Op, flow: Flow) -> Value:
     """Labels move as the elements do; channels that are split into heads go by heads."""
     moved = op.run(flow.slices)
     split = [dim for dim in range(moved.dim()) if varies(moved, dim)]
-    found = next((d for d in split if becomes_heads(op, d, flow)), None) if len(split) > 1 else None
+    found = next((d for d in split if becomes_heads(op, moved, d, flow)), None) if len(split) > 1 else None
     labels = flow.labels.along_one_dim(moved, found)
     if found is not None:
         rows = labels.movedim(found, 0).reshape(labels.shape[found], -1)[:, 0]
         inner = [d for d in split if d > found]
         width = moved.shape[inner[-1]] if inner else 1
+        rows = torch.tensor(list(dict.fromkeys(rows.tolist())))  # once, not for each sample
         known = flow.heads.setdefault(op.module, [])
         known.append(Heads(rows, width))
         for dim in inner[:-1]:  # query heads of each key and value head
@@ -72,9 +73,13 @@ def split_labels(op: Op, flow: Flow) -> Value:
     return labels
 
 
-def becomes_heads(op: Op, dim: int, flow: Flow) -> bool:
-    """Whether a dimension of a result becomes the one that numbers heads in a product."""
-    marks = spread(torch.arange(op.shape[dim]), op.shape, dim)
+def becomes_heads(op: Op, labels: Tensor, dim: int, flow: Flow) -> bool:
+    """Whether a dimension of a result becomes the one that numbers heads in a product.
+
+    Where it numbers samples and heads at once, the samples have the same slices.
+    """
+    rows = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
+    marks = spread(rows.unique(dim=0, return_inverse=True)[1], op.shape, dim)
     paths: list[tuple[str, Any]] = [(op.name, marks)]
     for _ in range(DEPTH):
         paths = [path for name, marks in paths for path in steps(name, marks, flow)]

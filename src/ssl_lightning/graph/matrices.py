@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -48,25 +49,65 @@ def addmm_support(op: Op, alive: Mapping[str, Value]) -> Tensor:
     return bias + x @ weight
 
 
-def stored_matrix(flow: Flow, value: str) -> tuple[str, bool, list[str]] | None:
-    """Return the parameter that a value is, transposed or not, and the operations between.
+@dataclass(frozen=True)
+class Stored:
+    """What a value is of a stored matrix.
 
-    None if the value is no stored matrix.
+    Attributes:
+        value: the matrix's own name in the trace.
+        turned: whether the value is its transpose.
+        between: the operations from one to the other.
+        rows: the rows of the matrix that the value is; None for all.
     """
-    turned, between = False, []
+
+    value: str
+    turned: bool
+    between: tuple[str, ...]
+    rows: slice | None
+
+
+def stored_matrix(flow: Flow, value: str) -> Stored | None:
+    """Return which stored matrix, or part of its rows, a value is; None if it is none."""
+    turned, between, rows = False, [], None
     while value in flow.producers:
         op = flow.producers[value]
-        shape = flow.alive[value].shape if value in flow.alive else ()
-        if op.kind not in TURNS or len(op.inputs()) != 1 or len(shape) != 2:
-            return None
-        probe = op.run({first(op): torch.arange(6).view(2, 3)})
-        turned ^= tuple(probe.shape) == (3, 2)
         between.append(value)
+        if op.kind == "getitem" and rows is None:
+            split = flow.producers[first(op)]
+            rows = rows_of(split, op.args[1], flow)
+            if rows is None:
+                return None
+            between.append(split.name)
+            op = split
+        elif op.kind not in TURNS or len(op.inputs()) != 1 or len(op.shape) != 2 or rows:
+            return None
+        else:
+            probe = op.run({first(op): torch.arange(6).view(2, 3)})
+            turned ^= tuple(probe.shape) == (3, 2)
         value = first(op)
     name = flow.trace.names.get(value)
     if name not in flow.names_of_parameters or flow.alive[value].dim() != 2:
         return None
-    return value, turned, between
+    return Stored(value, turned, tuple(between), rows)
+
+
+def rows_of(split: Op, number: int, flow: Flow) -> slice | None:
+    """Return the rows of one part of a matrix that is split, None if it is not along its rows.
+
+    Code that names sizes can split into equal parts only; torch's attention is replaced anyway.
+    """
+    if split.kind not in ("split", "split_with_sizes", "chunk") or split.argument(2, "dim", 0):
+        return None
+    sizes = [shape[0] for shape in split.shape]
+    if len(set(sizes)) > 1 and not is_torch_attention(split, flow):
+        return None
+    start = sum(sizes[:number])
+    return slice(start, start + sizes[number])
+
+
+def is_torch_attention(op: Op, flow: Flow) -> bool:
+    """Whether an operation is part of torch's own multi-head attention."""
+    return type(flow.model.get_submodule(op.module)) is nn.MultiheadAttention
 
 
 def matrix_labels(
@@ -85,19 +126,35 @@ def matrix_labels(
     """
     found = stored_matrix(flow, weight)
     assert found is not None
-    value, turned, between = found
-    dim = out_dim ^ turned
+    value, dim = found.value, out_dim ^ found.turned
+    if found.rows is not None and dim:
+        return fix_all(op, flow)  # parts of the inputs
     inputs = flow.labels.per_index(flow.slices[x], x_dim % flow.slices[x].dim())
     known = flow.matrices.get(flow.trace.names[value])
-    size = op.shape[result_dim]
-    if known is not None and known.dim == dim:
-        outputs = known.outputs
-    else:
-        outputs = flow.labels.fresh(size)
+    size = flow.alive[value].shape[dim]
+    outputs = known.outputs if known and known.dim == dim else flow.labels.fresh(size)
     flow.add_matrix(op, value, outputs, inputs, dim)
     matrix = flow.matrices[flow.trace.names[value]]
-    matrix.ops.update(between)
-    matrix.values.update(between)
-    owner = flow.trace.names[value].rpartition(".")[0]
-    flow.sizes.setdefault(owner, []).extend([(OUTPUTS, outputs), (INPUTS, inputs)])
+    matrix.ops.update(found.between)
+    matrix.values.update(found.between)
+    add_sizes(flow, flow.trace.names[value].rpartition(".")[0], outputs, inputs)
+    if found.rows is not None:
+        if not is_torch_attention(op, flow):
+            tie_parts(flow, outputs, found.rows)
+        outputs = outputs[found.rows]
     return spread(outputs, op.shape, result_dim % len(op.shape))
+
+
+def add_sizes(flow: Flow, owner: str, outputs: Tensor, inputs: Tensor) -> None:
+    """Record the attributes in which a module holds the sizes of its matrix."""
+    held = flow.model.get_submodule(owner).__dict__
+    for names, labels in ((OUTPUTS, outputs), (INPUTS, inputs)):
+        keys = tuple(key for key in names if held.get(key) == len(labels))
+        if keys and not isinstance(flow.model.get_submodule(owner), nn.Linear):
+            flow.sizes.setdefault(owner, []).append((keys, labels))
+
+
+def tie_parts(flow: Flow, outputs: Tensor, rows: slice) -> None:
+    """Tie the outputs of equal parts of a matrix, so that code that splits goes on splitting."""
+    parts = outputs.view(-1, rows.stop - rows.start)
+    flow.labels.union(parts, parts[:1])
