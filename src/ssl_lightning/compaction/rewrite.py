@@ -41,6 +41,8 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             continue
         module = known[name]
         module.__dict__.update(slices.attributes)
+        if isinstance(module, nn.Unflatten):
+            shrink_unflatten(module, slices)
         if channels(module) is None:
             continue  # its code splits channels into heads; it has none itself
         if has_equivalent_forward(module):
@@ -104,6 +106,8 @@ def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
 def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
     """Compare a module with what the plan expects there."""
     if module is not None and channels(module) is None and not slices.of[0]:
+        if isinstance(module, nn.Unflatten):
+            check_unflatten(name, module, slices)
         check_attributes(name, module, slices)
         return
     sizes = None if module is None else channels(module)
@@ -116,6 +120,25 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
         )
     if isinstance(module, CONVS) and module.groups > 1:
         check_groups(name, module.groups, slices)
+
+
+def check_unflatten(name: str, module: nn.Unflatten, slices: SiteSlices) -> None:
+    """Make sure that a module makes the channels that the plan cuts."""
+    sizes: Any = module.unflattened_size
+    dim = slices.dim
+    if dim is None or not 0 <= dim < len(sizes) or sizes[dim] not in (-1, slices.of[1]):
+        raise ValueError(
+            f"The plan expects `{name}` to make {slices.of[1]} channels in dimension {dim}, it "
+            f"makes {sizes}. Use the plan with the backbone and arguments it was made for."
+        )
+
+
+def shrink_unflatten(module: nn.Unflatten, slices: SiteSlices) -> None:
+    """Let a module make only the channels that are left; -1 is any number of them."""
+    sizes: Any = list(module.unflattened_size)
+    if slices.dim is not None and sizes[slices.dim] != -1:
+        sizes[slices.dim] = len(slices.outputs)
+    module.unflattened_size = tuple(sizes)
 
 
 def check_attributes(name: str, module: nn.Module, slices: SiteSlices) -> None:

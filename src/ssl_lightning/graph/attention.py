@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, Value, binary
 from ssl_lightning.graph.labels import spread, varies
@@ -40,6 +40,16 @@ WIDTHS = (
     *("kv_dim", "q_dim", "q_size", "kv_size", "hidden_size", "d_model", "n_embd"),
 )
 """Attributes in which modules hold the number of heads times their width."""
+BY_CHANNEL = frozenset(
+    {f"{kind}{n}d" for kind in ("conv", "conv_transpose", "max_pool", "avg_pool") for n in (1, 2, 3)}
+    | {"batch_norm", "group_norm", "instance_norm", "upsample_nearest2d", "upsample_bilinear2d"}
+)
+"""Operations of which dimension 1 numbers the channels."""
+CHANNELS = (
+    *("channels", "num_channels", "n_channels", "hidden_channels", "base_channels", "in_channels"),
+    *("init_channels", "start_channels", "latent_channels", "c", "ch", "nf", "ngf"),
+)
+"""Attributes in which modules hold the number of channels of a view."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ def split_labels(op: Op, flow: Flow) -> Value:
     moved = op.run(flow.slices)
     split = [dim for dim in range(moved.dim()) if varies(moved, dim)]
     found = next((d for d in split if becomes_heads(op, moved, d, flow)), None) if len(split) > 1 else None
+    if found is None and len(split) > 1:
+        return channel_labels(op, moved, split, flow)
     labels = flow.labels.along_one_dim(moved, found)
     if found is not None:
         rows = labels.movedim(found, 0).reshape(labels.shape[found], -1)[:, 0]
@@ -73,6 +85,37 @@ def split_labels(op: Op, flow: Flow) -> Value:
     return labels
 
 
+def channel_labels(op: Op, moved: Tensor, split: list[int], flow: Flow) -> Tensor:
+    """Features that are viewed as maps go by the channels that a layer behind reads."""
+    found = next((d for d in split if becomes_channels(op, d, flow)), None)
+    labels = flow.labels.along_one_dim(moved, found)
+    if found is None:
+        return labels
+    rows = flow.labels.per_index(labels, found)
+    module = flow.model.get_submodule(op.module)
+    if type(module) is nn.Unflatten:
+        flow.views[op.module] = found - int(module.dim) % flow.slices[first(op)].dim(), rows
+    keys = tuple(key for key in CHANNELS if module.__dict__.get(key) == len(rows))
+    if keys:
+        flow.sizes.setdefault(op.module, []).append((keys, rows))
+    return labels
+
+
+def becomes_channels(op: Op, dim: int, flow: Flow) -> bool:
+    """Whether a dimension of a result becomes the one that numbers a layer's channels."""
+    marks = spread(torch.arange(op.shape[dim]), op.shape, dim)
+    return reaches(op.name, marks, flow, reads_channels)
+
+
+def reads_channels(user: Op, name: str, marks: Tensor) -> bool:
+    """Whether an operation has as its channels what marks number, one for each."""
+    if user.kind not in BY_CHANNEL or user.inputs()[0] != name or marks.dim() < 3:
+        return False
+    return [d for d in range(marks.dim()) if varies(marks, d)] == [1] and bool(
+        (marks.movedim(1, 0).reshape(marks.shape[1], -1)[:, 0].diff() == 1).all()
+    )
+
+
 def becomes_heads(op: Op, labels: Tensor, dim: int, flow: Flow) -> bool:
     """Whether a dimension of a result becomes the one that numbers heads in a product.
 
@@ -80,30 +123,40 @@ def becomes_heads(op: Op, labels: Tensor, dim: int, flow: Flow) -> bool:
     """
     rows = labels.movedim(dim, 0).reshape(labels.shape[dim], -1)
     marks = spread(rows.unique(dim=0, return_inverse=True)[1], op.shape, dim)
-    paths: list[tuple[str, Any]] = [(op.name, marks)]
+    return reaches(op.name, marks, flow, multiplies)
+
+
+def multiplies(user: Op, name: str, marks: Tensor) -> bool:
+    """Whether an operation is a product that leaves apart what marks number."""
+    if user.kind == "scaled_dot_product_attention":
+        return [d for d in range(marks.dim()) if varies(marks, d)] == [marks.dim() + HEADS]
+    return user.kind in PRODUCTS and leaves_apart(user, name, marks)
+
+
+def reaches(
+    name: str, marks: Tensor, flow: Flow, arrives: Callable[[Op, str, Tensor], bool]
+) -> bool:
+    """Follow marks from a value through moves until they are where a function wants them."""
+    paths: dict[str, Any] = {name: marks}
     for _ in range(DEPTH):
-        paths = [path for name, marks in paths for path in steps(name, marks, flow)]
-        for _, marks in paths:
-            if marks is True:
-                return True
+        found: dict[str, Any] = {}
+        for value, marks in paths.items():
+            for user in flow.trace.users.get(value, []):
+                if isinstance(marks, Tensor) and arrives(user, value, marks):
+                    return True
+                if (moved := after(user, value, marks)) is not None:
+                    found[user.name] = moved
+        paths = found
     return False
 
 
-def steps(name: str, marks: Any, flow: Flow) -> Iterator[tuple[str, Any]]:
-    """Yield where marks are after each operation that reads a value; True at a product."""
-    for user in flow.trace.users.get(name, []):
-        if not isinstance(marks, Tensor):
-            if user.kind == "getitem":
-                yield user.name, user.run({name: marks})
-        elif user.kind == "scaled_dot_product_attention":
-            if [d for d in range(marks.dim()) if varies(marks, d)] == [marks.dim() + HEADS]:
-                yield user.name, True
-        elif user.kind in PRODUCTS and leaves_apart(user, name, marks):
-            yield user.name, True
-        elif user.kind in MOVES and user.inputs() == [name]:
-            yield user.name, user.run({name: marks})
-        elif user.kind in SAME_SHAPE and user.shape == marks.shape:
-            yield user.name, marks
+def after(user: Op, name: str, marks: Any) -> Any:
+    """Return where marks are after an operation, None if it does not only move them."""
+    if user.kind in MOVES and user.inputs() == [name]:
+        return user.run({name: marks})
+    if not isinstance(marks, Tensor) or user.shape != tuple(marks.shape):
+        return None
+    return marks if user.kind in SAME_SHAPE or user.inputs() == [name] else None
 
 
 def attention_labels(op: Op, flow: Flow) -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.labels import Labels
 from ssl_lightning.graph.ops import Op, Trace, has_hooks, refs
 
@@ -71,6 +72,7 @@ class Flow:
         matrices: qualified name of a parameter -> its slices, of matrices that no layer owns.
         heads: module name -> the heads into which its code splits channels.
         sizes: module name -> (attributes, labels): numbers of slices that the module holds.
+        views: module name -> dimension and labels of the channels that an ``nn.Unflatten`` makes.
         balanced: rows of labels of which equally many must be kept.
         inner: operation name -> labels that no value has, and which of them are useful.
         read_by: operation name -> what it alone needs of the first value it reads.
@@ -90,6 +92,7 @@ class Flow:
     matrices: dict[str, Matrix] = field(default_factory=dict)
     heads: dict[str, list[Any]] = field(default_factory=dict)
     sizes: dict[str, list[tuple[tuple[str, ...], Tensor]]] = field(default_factory=dict)
+    views: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     balanced: list[Tensor] = field(default_factory=list)
     inner: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     read_by: dict[str, Value] = field(default_factory=dict)
@@ -120,6 +123,15 @@ class Flow:
     def producers(self) -> dict[str, Op]:
         """Value name -> the operation that returns it."""
         return {op.name: op for op in self.trace.ops}
+
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """Names of the operations that no output depends on and that write nothing."""
+        read = set(self.trace.outputs)
+        for op in reversed(self.trace.ops):
+            if op.name in read or is_in_place(op):
+                read.update(op.inputs())
+        return frozenset(op.name for op in self.trace.ops if op.name not in read)
 
     def add_matrix(self, op: Op, value: str, outputs: Tensor, inputs: Tensor, dim: int = 0) -> None:
         """Record the slices of a stored matrix; one that is read again ties both times."""

@@ -76,7 +76,8 @@ def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
     modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
     parameters = {**dict(parameter_slices(flow, keep)), **dict(matrix_slices(flow, keep))}
-    return {**modules, **parameters, **dict(size_slices(flow, keep))}
+    others = {**dict(view_slices(flow, keep)), **dict(size_slices(flow, keep))}
+    return {**modules, **parameters, **others}
 
 
 def parameter_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
@@ -112,6 +113,14 @@ def matrix_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
         of = (len(sides[0]), len(sides[1]))
         if (len(inputs), len(outputs)) != of:
             yield name, SiteSlices(inputs, outputs, of, zero=False, dim=matrix.dim)
+
+
+def view_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield the channels left of each ``nn.Unflatten``, if they are fewer."""
+    for name, (dim, labels) in flow.views.items():
+        kept = indices(keep[flow.labels.find(labels)])
+        if len(kept) < len(labels):
+            yield name, SiteSlices((), kept, (0, len(labels)), zero=False, dim=dim)
 
 
 def size_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
@@ -175,6 +184,7 @@ def keep_one(flow: Flow, keep: Tensor) -> None:
     sides += [labels for _, labels in flow.parameters.values()]
     sides += [heads.labels for found in flow.heads.values() for heads in found]
     sides += [labels for found in flow.sizes.values() for _, labels in found]
+    sides += [labels for _, labels in flow.views.values()]
     sides += [row for rows in flow.balanced for row in rows]
     for labels in sides:
         roots = flow.labels.find(labels)

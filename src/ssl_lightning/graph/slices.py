@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Flow, Value, as_list
 from ssl_lightning.graph.labels import FIXED, spread, varies
 from ssl_lightning.graph.ops import Op, Ref, has_hooks
@@ -31,7 +32,9 @@ def fixed(shape: Any) -> Value:
 
 
 def fix_all(op: Op, flow: Flow) -> Value:
-    """Nothing that this operation touches can be removed."""
+    """Nothing that this operation touches can be removed, if anything depends on its result."""
+    if op.name in flow.unread and not is_in_place(op):
+        return fixed(op.shape)
     for name in op.inputs():
         for labels in as_list(flow.slices[name]):
             flow.labels.fix(labels)
