@@ -31,6 +31,9 @@ class HeadsAttention(nn.Module):
 
     _qkv_same_embed_dim = False  # torch's encoder layer then calls this, not one fused operation
 
+    bias_k: Tensor | None
+    bias_v: Tensor
+
     def __init__(self, layer: nn.MultiheadAttention) -> None:
         super().__init__()
         self.num_heads = layer.num_heads
@@ -38,7 +41,7 @@ class HeadsAttention(nn.Module):
         self.add_zero_attn = layer.add_zero_attn
         for name in (*WEIGHTS, *VECTORS):
             self.register_parameter(name, getattr(layer, name))
-        self.out_proj = layer.out_proj
+        self.out_proj: nn.Linear = layer.out_proj
         self.out_proj.out_features, self.out_proj.in_features = layer.out_proj.weight.shape
 
     def forward(

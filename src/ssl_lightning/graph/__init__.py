@@ -2,7 +2,7 @@
 
 from ssl_lightning.graph.analysis import analyse
 from ssl_lightning.graph.branches import ResidualBranch, norm_followers, residual_branches
-from ssl_lightning.graph.coupling import CoupledFamily, coupled_families
+from ssl_lightning.graph.coupling import CoupledFamily, coupled_families, missing_heads
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
 from ssl_lightning.graph.rules import SIZED
@@ -20,6 +20,7 @@ __all__ = [
     "coupled_families",
     "has_equivalent_forward",
     "layer_names",
+    "missing_heads",
     "norm_followers",
     "residual_branches",
     "trace",

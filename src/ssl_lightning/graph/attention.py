@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, Value, binary
 from ssl_lightning.graph.labels import spread, varies
+from ssl_lightning.graph.matrices import is_torch_attention
 from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.products import PRODUCTS, leaves_apart
+from ssl_lightning.graph.products import PRODUCTS, leaves_apart, product_labels
 from ssl_lightning.graph.slices import fix_all
 from ssl_lightning.graph.support import first
 
@@ -41,7 +42,11 @@ WIDTHS = (
 )
 """Attributes in which modules hold the number of heads times their width."""
 BY_CHANNEL = frozenset(
-    {f"{kind}{n}d" for kind in ("conv", "conv_transpose", "max_pool", "avg_pool") for n in (1, 2, 3)}
+    {
+        f"{kind}{n}d"
+        for kind in ("conv", "conv_transpose", "max_pool", "avg_pool")
+        for n in (1, 2, 3)
+    }
     | {"batch_norm", "group_norm", "instance_norm", "upsample_nearest2d", "upsample_bilinear2d"}
 )
 """Operations of which dimension 1 numbers the channels."""
@@ -69,7 +74,11 @@ def split_labels(op: Op, flow: Flow) -> Value:
     """Labels move as the elements do; channels that are split into heads go by heads."""
     moved = op.run(flow.slices)
     split = [dim for dim in range(moved.dim()) if varies(moved, dim)]
-    found = next((d for d in split if becomes_heads(op, moved, d, flow)), None) if len(split) > 1 else None
+    found = (
+        next((d for d in split if becomes_heads(op, moved, d, flow)), None)
+        if len(split) > 1
+        else None
+    )
     if found is None and len(split) > 1:
         return channel_labels(op, moved, split, flow)
     labels = flow.labels.along_one_dim(moved, found)
@@ -111,9 +120,10 @@ def reads_channels(user: Op, name: str, marks: Tensor) -> bool:
     """Whether an operation has as its channels what marks number, one for each."""
     if user.kind not in BY_CHANNEL or user.inputs()[0] != name or marks.dim() < 3:
         return False
-    return [d for d in range(marks.dim()) if varies(marks, d)] == [1] and bool(
-        (marks.movedim(1, 0).reshape(marks.shape[1], -1)[:, 0].diff() == 1).all()
-    )
+    if [d for d in range(marks.dim()) if varies(marks, d)] != [1]:
+        return False
+    numbers = marks.movedim(1, 0).reshape(marks.shape[1], -1)[:, 0]
+    return bool((numbers.diff() == 1).all())
 
 
 def becomes_heads(op: Op, labels: Tensor, dim: int, flow: Flow) -> bool:
@@ -169,7 +179,7 @@ def attention_labels(op: Op, flow: Flow) -> Value:
     masks = [flow.slices[name] for name in names[3:]]
     batch = {tuple(labels.shape[:HEADS]) for labels in operands}
     alike = len(batch) == 1 and min(labels.dim() for labels in operands) >= 3
-    shared = all(mask.dim() < 3 or mask.shape[HEADS] == 1 for mask in masks)
+    shared = all(same_for_heads(op, name, flow) for name in names[3:])
     if not alike or not shared or not all(by_heads(labels) for labels in operands):
         return fix_all(op, flow)
     for mask in masks:
@@ -181,6 +191,38 @@ def attention_labels(op: Op, flow: Flow) -> Value:
         else:
             flow.labels.union(rows[0], row.repeat_interleave(len(rows[0]) // len(row)))
     return spread(rows[0], op.shape, len(op.shape) + HEADS)
+
+
+def same_for_heads(op: Op, mask: str, flow: Flow) -> bool:
+    """Whether a mask has one row for all heads.
+
+    torch's attention repeats its masks for every head, which what replaces it does not.
+    """
+    shape = flow.alive[mask].shape
+    if len(shape) < 3 or shape[HEADS] == 1:
+        return True
+    before = flow.producers.get(mask)
+    if not is_torch_attention(op, flow) or before is None or not before.inputs():
+        return False
+    if before.kind == "expand":
+        return bool(flow.alive[first(before)].shape[HEADS] == 1)
+    moved = before.kind in MOVES | SAME_SHAPE | {"zeros_like"}
+    return moved and all(same_for_heads(op, name, flow) for name in before.inputs())
+
+
+def added_product_labels(op: Op, flow: Flow) -> Value:
+    """A product of heads, and a mask that is added to it."""
+    labels, mask = product_labels(op, flow), op.args[0].name
+    if not same_for_heads(op, mask, flow):
+        flow.labels.union(labels, flow.slices[mask])
+    return labels
+
+
+def added_product_support(op: Op, alive: Any) -> Tensor:
+    """A sum can be non-zero where the mask or a product can."""
+    mask, a, b = (alive[arg.name] for arg in op.args[:3])
+    found: Tensor = mask + a @ b
+    return found
 
 
 def by_heads(labels: Tensor) -> bool:
@@ -205,7 +247,9 @@ def attention_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
         mask = heads
         if len(shape) > 2 and shape[HEADS] != heads.shape[HEADS]:
             mask = heads.unflatten(HEADS, (shape[HEADS], -1)).amax(HEADS)
-        mask = mask if len(shape) == mask.dim() and shape[:-2] == mask.shape[:-2] else torch.ones(())
+        mask = (
+            mask if len(shape) == mask.dim() and shape[:-2] == mask.shape[:-2] else torch.ones(())
+        )
         result[name] = torch.maximum(mask.expand(shape), result.get(name, torch.zeros(())))
     return result
 
@@ -213,10 +257,7 @@ def attention_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
 def masked_support(op: Op, alive: Any) -> Tensor:
     """Where a value is not zero, or a number or value that is not zero may replace it."""
     given = [arg for arg in op.args if isinstance(arg, (Ref, int, float))]
-    if op.kind == "where":
-        given = given[1:]
-    else:
-        given = [given[0], given[2]]
+    given = given[1:] if op.kind == "where" else [given[0], given[2]]
     masks = [alive[v.name] if isinstance(v, Ref) else torch.tensor(float(v != 0)) for v in given]
     found: Tensor = sum(masks, torch.zeros(()))
     return found.expand(op.shape)
@@ -226,7 +267,10 @@ def masked_labels(op: Op, flow: Flow) -> Value:
     """Slices of all operands go together; those that broadcast stay whole."""
     names = [name for name in dict.fromkeys(op.inputs()) if flow.slices[name].dim()]
     rank = len(op.shape)
-    wide = {n: flow.slices[n].view(*[1] * (rank - flow.slices[n].dim()), *flow.slices[n].shape) for n in names}
+    wide = {
+        n: flow.slices[n].view(*[1] * (rank - flow.slices[n].dim()), *flow.slices[n].shape)
+        for n in names
+    }
     dims = {d for labels in wide.values() for d in range(rank) if varies(labels, d)}
     if len(dims) != 1:
         return fix_all(op, flow)

@@ -13,6 +13,7 @@ from ssl_lightning.graph.flow import Flow
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Trace
+from ssl_lightning.graph.products import PRODUCTS
 from ssl_lightning.graph.support import leaf
 
 
@@ -107,6 +108,47 @@ def with_weights(
         elif attribute in ("weight", "bias") and module in zeros:
             tensors[value][zeros[module]] = 0.0
     return replace(traced, tensors=tensors, users={})
+
+
+def missing_heads(model: nn.Module, traced: Trace) -> str:
+    """Say why a network has no attention heads that could go.
+
+    Example:
+        >>> from ssl_lightning.graph import trace
+        >>> net = nn.Linear(2, 2)
+        >>> missing_heads(net, trace(net, torch.zeros(1, 2)))
+        'it has no product of two activations (scaled_dot_product_attention, matmul, bmm, einsum)'
+    """
+    flow = propagate(model, with_weights(traced, {}))
+    stored = {value for matrix in flow.matrices.values() for value in matrix.values}
+    products = [op for op in traced.ops if op.kind in (*PRODUCTS, "scaled_dot_product_attention")]
+    products = [op for op in products if stored.isdisjoint(op.inputs())]
+    if not products:
+        return (
+            "it has no product of two activations (scaled_dot_product_attention, matmul, bmm, "
+            "einsum)"
+        )
+    if not flow.heads:
+        return (
+            f"no view or reshape was found that splits channels into the heads of the "
+            f"`{products[0].kind}` in `{products[0].module or 'the model'}`"
+        )
+    causes = []
+    for name, found in flow.heads.items():
+        where = f"`{name or 'the model'}`"
+        labels = torch.cat([heads.labels for heads in found])
+        roots = flow.labels.find(labels)
+        if FIXED in roots:
+            why = flow.labels.why_fixed(int(labels[roots == FIXED][0]))
+            causes.append(f"the heads of {where} are fixed: {why}")
+        elif len(roots.unique()) == 1:
+            causes.append(f"{where} has one head, or one key and value head for all queries")
+        else:
+            causes.append(
+                f"zero weights do not make the heads of {where} zero (query heads that share keys "
+                "and values cannot go alone)"
+            )
+    return causes[0]
 
 
 def tie_padded_shortcuts(flow: Flow) -> None:

@@ -46,7 +46,8 @@ def addmm_labels(op: Op, flow: Flow) -> Value:
 def addmm_support(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """A sum can be non-zero where the bias or a product can."""
     bias, x, weight = (alive[arg.name] for arg in op.args[:3])
-    return bias + x @ weight
+    found: Tensor = bias + x @ weight
+    return found
 
 
 @dataclass(frozen=True)

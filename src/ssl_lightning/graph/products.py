@@ -14,7 +14,7 @@ from ssl_lightning.graph.matrices import matrix_labels, stored_matrix
 from ssl_lightning.graph.ops import Op, Ref
 from ssl_lightning.graph.slices import fix_all
 
-MATRIX_PRODUCTS = frozenset({"matmul", "bmm", "mm"})
+MATRIX_PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm"})
 PRODUCTS = MATRIX_PRODUCTS | {"einsum"}
 BATCH = "12345678"
 """Letters that no equation has: batch dimensions, and what the dots of an equation stand for."""
@@ -22,7 +22,8 @@ BATCH = "12345678"
 
 def operands_of(op: Op) -> list[Ref]:
     """Return the operands of a product."""
-    given = op.args[1] if op.kind == "einsum" else op.args[:2]
+    start = 1 if op.kind == "baddbmm" else 0
+    given = op.args[1] if op.kind == "einsum" else op.args[start : start + 2]
     return [arg for arg in given if isinstance(arg, Ref)]
 
 
@@ -31,10 +32,12 @@ def letters(op: Op, ranks: list[int]) -> tuple[list[str], str] | None:
     equation = str(op.args[0]).replace(" ", "") if op.kind == "einsum" else "...ik,...kj->...ij"
     left, _, right = equation.partition("->")
     terms = left.split(",")
-    dots = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=False)]
-    if not right or len(terms) != len(ranks) or min(dots) < 0:
+    if not right or len(terms) != len(ranks):
         return None
-    own = [n if "..." in term else 0 for term, n in zip(terms, dots, strict=True)]
+    pairs = zip(terms, ranks, strict=True)
+    own = [rank - len(term) + 3 if "..." in term else 0 for term, rank in pairs]
+    if min(own) < 0:
+        return None
     wide = [
         term.replace("...", BATCH[len(BATCH) - n :]) for term, n in zip(terms, own, strict=True)
     ]
@@ -111,13 +114,10 @@ def tie_letter(
 def leaves_apart(op: Op, name: str, marks: Tensor) -> bool:
     """Whether a product leaves apart what marks number in one of its operands."""
     names = [ref.name for ref in operands_of(op)]
-    if len(names) != 2 or name not in names:
+    found = letters(op, [marks.dim()] * 2) if len(names) == 2 and name in names else None
+    if found is None:
         return False
-    dims = [d for d in range(marks.dim()) if varies(marks, d)]
-    if op.kind in MATRIX_PRODUCTS:
-        return len(dims) == 1 and dims[0] < marks.dim() - 2
-    found = letters(op, [marks.dim()] * 2)
-    if found is None or len(dims) != 1:
-        return False
-    letter = found[0][names.index(name)][dims[0]]
-    return all(letter in term for term in (*found[0], found[1]))
+    terms, result = found
+    term = terms[names.index(name)]
+    along = [term[d] for d in range(marks.dim()) if varies(marks, d)]
+    return all(x in result for x in along) and any(all(x in t for t in terms) for x in along)

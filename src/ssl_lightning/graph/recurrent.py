@@ -172,7 +172,9 @@ def is_read(op: Op, number: int, flow: Flow) -> bool:
     outputs = set(flow.trace.outputs)
     for user in flow.trace.users.get(op.name, []):
         whole = user.kind != "getitem"
-        if whole or (user.args[1] == number and (flow.trace.users.get(user.name) or user.name in outputs)):
+        if whole or (
+            user.args[1] == number and (flow.trace.users.get(user.name) or user.name in outputs)
+        ):
             return True
     return op.name in outputs
 
@@ -200,7 +202,9 @@ def recurrent_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
             row = number * len(cells[0]) + direction
             wanted = torch.maximum(above[direction], final[0][row])
             cell_wanted = final[1][row] if len(final) > 1 else torch.zeros(())
-            units, wanted = read_units(flow, cell, gates, wanted, cell_wanted, alive[number][direction])
+            units, wanted = read_units(
+                flow, cell, gates, wanted, cell_wanted, alive[number][direction]
+            )
             rows = units.repeat(gates)
             below = torch.maximum(below, binary(rows @ flow.alive[cell.ih]))
             names = flow.trace.names

@@ -19,7 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ssl_lightning.graph import attention, constants, matrices, needs, products, recurrent, slices, support
+from ssl_lightning.graph import (
+    attention,
+    constants,
+    matrices,
+    needs,
+    products,
+    recurrent,
+    slices,
+    support,
+)
 from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.graph.ops import Op, Ref, refs
@@ -72,8 +81,9 @@ ATTENTION = Rule(
     constants.as_alive,
     constants=False,
 )
-PRODUCT = Rule(
-    support.literal, products.product_labels, varies=constants.as_alive, constants=False
+PRODUCT = Rule(support.literal, products.product_labels, varies=constants.as_alive, constants=False)
+ADDED_PRODUCT = replace(
+    PRODUCT, support=attention.added_product_support, labels=attention.added_product_labels
 )
 MASKED = Rule(
     attention.masked_support,
@@ -117,6 +127,7 @@ RULES: dict[str, Rule] = {
     "addmm": ADDMM,
     **dict(rows(RECURRENT, "lstm gru rnn_tanh rnn_relu")),
     **dict(rows(ZEROS, "zeros zeros_like new_zeros")),
+    "baddbmm": ADDED_PRODUCT,
     "softmax": SOFTMAX,
     "log_softmax": SOFTMAX,
     "embedding": Rule(
@@ -182,7 +193,8 @@ RULES: dict[str, Rule] = {
         rows(
             MOVE,
             "flatten permute transpose t movedim swapaxes swapdims",
-            "squeeze unsqueeze stack expand repeat_interleave numpy_T mT flip pixel_unshuffle roll repeat tile",
+            "squeeze unsqueeze stack expand repeat_interleave numpy_T mT",
+            "flip pixel_unshuffle roll repeat tile",
         )
     ),
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
+from ssl_lightning.graph import missing_heads, trace
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -23,7 +24,7 @@ from ssl_lightning.groups import (
     resolve_groups,
     zero_groups_,
 )
-from ssl_lightning.groups.kinds import COUPLED_KINDS
+from ssl_lightning.groups.kinds import COUPLED_KINDS, HEAD
 from ssl_lightning.groups.resolve import Surroundings, make_sets
 from ssl_lightning.groups.sets import norm_dtype
 from ssl_lightning.measure import count_macs
@@ -178,7 +179,7 @@ def prune_(
     check_finite(model)
     group_sets = resolve(model, example_input, groups, kind)
     if not group_sets:
-        return nothing_to_prune(model, kind, macs)
+        return nothing_to_prune(model, example_input, kind, macs)
     parameters = named_parameters(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
@@ -199,13 +200,17 @@ def prune_(
     return PruneReport(zeroed, counted)
 
 
-def nothing_to_prune(model: nn.Module, kind: str, macs: float | None) -> PruneReport:
+def nothing_to_prune(
+    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], kind: str, macs: float | None
+) -> PruneReport:
     """Return the report of a model that has no such groups, with a warning.
 
     Raises:
         ValueError: if a budget was given, which cannot be reached then.
     """
     text = f"prune_: {type(model).__name__} has no {kind} groups that compaction could remove"
+    if kind == HEAD:
+        text += f", for {missing_heads(model, trace(model, example_input))}"
     if macs is not None and macs < 1:
         raise ValueError(f"{text}, so macs={macs} cannot be reached. Give other groups.")
     warnings.warn(f"{text}; nothing is pruned.", stacklevel=3)
