@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.backbones import PadShortcut
+from ssl_lightning.compaction.attention import replace_attention
 from ssl_lightning.compaction.modules import (
     SparseResponseNorm,
     SubsetLayer,
@@ -20,6 +21,15 @@ from ssl_lightning.compaction.modules import (
     ZeroConv,
     ZeroLinear,
     zero_like_layer,
+)
+from ssl_lightning.compaction.stored import (
+    check_attributes,
+    check_parameter,
+    check_unflatten,
+    replace_parameter,
+    select,
+    shrink_unflatten,
+    slice_parameter,
 )
 from ssl_lightning.graph import SiteSlices, has_equivalent_forward, make_plain_
 
@@ -43,6 +53,8 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             continue
         module = known[name]
         module.__dict__.update(slices.attributes)
+        if isinstance(module, nn.Unflatten):
+            shrink_unflatten(module, slices)
         if channels(module) is None:
             continue  # its code splits channels into heads; it has none itself
         if has_equivalent_forward(module):
@@ -55,6 +67,10 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             for alias in [n for n, other in known.items() if other is module]:
                 model.set_submodule(alias, shrunk)
             replace_in_attributes(model, module, shrunk)
+    replace_attention(model, set(modules))
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
     return model
 
 
@@ -90,33 +106,11 @@ def check_modules(model: nn.Module, modules: Mapping[str, SiteSlices]) -> None:
             check_module(model, name, known.get(name), slices)
 
 
-def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: SiteSlices) -> None:
-    """Compare a parameter with what the plan expects there."""
-    dim = slices.dim
-    if dim is None or not 0 <= dim < parameter.dim() or parameter.shape[dim] != slices.of[1]:
-        raise ValueError(
-            f"The plan expects `{name}` with {slices.of[1]} elements in dimension {dim}, "
-            f"{type(model).__name__} has it with the shape {tuple(parameter.shape)}. Use the plan "
-            "with the backbone and arguments it was made for."
-        )
-
-
-def slice_parameter(model: nn.Module, name: str, slices: SiteSlices) -> None:
-    """Cut a parameter or buffer that belongs to no layer, in all modules that have it."""
-    path, _, attribute = name.rpartition(".")
-    whole = getattr(model.get_submodule(path), attribute)
-    part = select(whole, slices.outputs, dim=slices.dim or 0)
-    if isinstance(whole, nn.Parameter):
-        part = replace_parameter(whole, part)
-    for module in model.modules():
-        for key, other in [*module._parameters.items(), *module._buffers.items()]:
-            if other is whole:
-                setattr(module, key, part)
-
-
 def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: SiteSlices) -> None:
     """Compare a module with what the plan expects there."""
     if module is not None and channels(module) is None and not slices.of[0]:
+        if isinstance(module, nn.Unflatten):
+            check_unflatten(name, module, slices)
         check_attributes(name, module, slices)
         return
     sizes = None if module is None else channels(module)
@@ -129,16 +123,6 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
         )
     if isinstance(module, (*CONVS, *TRANSPOSED)) and module.groups > 1:
         check_groups(name, module.groups, slices)
-
-
-def check_attributes(name: str, module: nn.Module, slices: SiteSlices) -> None:
-    """Make sure that a module has the numbers that the plan changes."""
-    missing = [key for key in slices.attributes if type(module.__dict__.get(key)) is not int]
-    if missing:
-        raise ValueError(
-            f"The plan expects `{name}` to have a number `{missing[0]}`, {type(module).__name__} "
-            "has none. Use the plan with the backbone and arguments it was made for."
-        )
 
 
 def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
@@ -381,19 +365,6 @@ def shrink_shortcut(module: PadShortcut, slices: SiteSlices) -> nn.Module:
     module.in_channels = len(slices.inputs)
     module.source = tuple(source)
     return module
-
-
-def select(tensor: Tensor, kept: tuple[int, ...] | list[int], dim: int = 0) -> Tensor:
-    """Return a copy with only the kept indices along ``dim``."""
-    index = torch.tensor(kept, dtype=torch.long, device=tensor.device)
-    return tensor.detach().index_select(dim, index)
-
-
-def replace_parameter(old: Tensor | None, new: Tensor | None) -> Any:
-    """Return a parameter with new values that needs gradients if the old one did; None stays."""
-    if old is None or new is None:
-        return None
-    return nn.Parameter(new, requires_grad=old.requires_grad)
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

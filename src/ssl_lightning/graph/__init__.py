@@ -7,6 +7,7 @@ from ssl_lightning.graph.coupling import (
     CoupledFamily,
     coupled_channels,
     coupled_families,
+    missing_heads,
     weight_places,
     written,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "is_cut",
     "layer_names",
     "make_plain_",
+    "missing_heads",
     "norm_followers",
     "residual_branches",
     "retained_whole",

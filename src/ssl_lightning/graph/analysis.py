@@ -92,6 +92,7 @@ def propagate(
         for name in traced.tensors.keys() - flow.slices.keys():
             flow.slices[name] = fixed(tuple(traced.tensors[name].shape))
         fix_shared_parameters(flow)
+        fix_shared_matrices(flow)
         collect_parameters(flow)
         backpropagate(flow, blocked)
     return flow
@@ -191,6 +192,17 @@ def fix_shared_parameters(flow: Flow) -> None:
             flow.labels.fix(site.outputs)
 
 
+def fix_shared_matrices(flow: Flow) -> None:
+    """Keep whole every stored matrix that other operations read than those that know its slices."""
+    for name, matrix in flow.matrices.items():
+        users = {op.name: op for v in matrix.values for op in flow.trace.users.get(v, [])}
+        others = [op for key, op in users.items() if key not in matrix.ops]
+        if others:
+            flow.labels.cause = f"`{name}` is also read by `{others[0].kind}` elsewhere"
+            flow.labels.fix(matrix.inputs)
+            flow.labels.fix(matrix.outputs)
+
+
 def stored_labels(flow: Flow, value: str, op: Op) -> Tensor:
     """Return labels of a stored tensor that ``op`` is the first to read.
 
@@ -220,7 +232,7 @@ def partner_dims(flow: Flow, value: str, op: Op) -> list[int]:
 def collect_parameters(flow: Flow) -> None:
     """Fill ``flow.parameters`` with those that belong to no layer; fix the labels of the others."""
     for value, name in flow.trace.names.items():
-        if name not in flow.names_of_parameters:
+        if name not in flow.names_of_parameters or name in flow.matrices:
             continue
         labels = flow.slices[value]
         dims = [dim for dim in range(labels.dim()) if varies(labels, dim)]

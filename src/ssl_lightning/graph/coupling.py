@@ -13,6 +13,7 @@ from ssl_lightning.graph.flow import Flow
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Trace
+from ssl_lightning.graph.products import PRODUCTS
 from ssl_lightning.graph.reasons import why_retained
 from ssl_lightning.graph.slices import TRANSPOSED
 from ssl_lightning.graph.support import leaf
@@ -29,11 +30,14 @@ class CoupledFamily:
         parameters: (qualified name, dimension, positions) of parameters that no layer owns, such as
             a layer scale, a class token or a positional embedding.
         heads: whether the channels are attention heads.
+        owners: modules of which stored matrices (the weights of a recurrent layer, say) are among
+            the parameters.
     """
 
     writers: tuple[tuple[str, tuple[int, ...]], ...]
     parameters: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     heads: bool = False
+    owners: tuple[str, ...] = ()
 
     def places(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return (name, positions) of all writers and parameters."""
@@ -42,7 +46,7 @@ class CoupledFamily:
     @property
     def num_channels(self) -> int:
         """Number of channels."""
-        return len(self.writers[0][1])
+        return len(self.places()[0][1])
 
 
 def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
@@ -196,6 +200,47 @@ def weight_places(
     return 1, list(dict.fromkeys(o % per_group for o in outputs))
 
 
+def missing_heads(model: nn.Module, traced: Trace) -> str:
+    """Say why a network has no attention heads that could go.
+
+    Example:
+        >>> from ssl_lightning.graph import trace
+        >>> net = nn.Linear(2, 2)
+        >>> missing_heads(net, trace(net, torch.zeros(1, 2)))
+        'it has no product of two activations (scaled_dot_product_attention, matmul, bmm, einsum)'
+    """
+    flow = propagate(model, with_weights(model, traced, {}))
+    stored = {value for matrix in flow.matrices.values() for value in matrix.values}
+    products = [op for op in traced.ops if op.kind in (*PRODUCTS, "scaled_dot_product_attention")]
+    products = [op for op in products if stored.isdisjoint(op.inputs())]
+    if not products:
+        return (
+            "it has no product of two activations (scaled_dot_product_attention, matmul, bmm, "
+            "einsum)"
+        )
+    if not flow.heads:
+        return (
+            f"no view or reshape was found that splits channels into the heads of the "
+            f"`{products[0].kind}` in `{products[0].module or 'the model'}`"
+        )
+    causes = []
+    for name, found in flow.heads.items():
+        where = f"`{name or 'the model'}`"
+        labels = torch.cat([heads.labels for heads in found])
+        roots = flow.labels.find(labels)
+        if FIXED in roots:
+            why = flow.labels.why_fixed(int(labels[roots == FIXED][0]))
+            causes.append(f"the heads of {where} are fixed: {why}")
+        elif len(roots.unique()) == 1:
+            causes.append(f"{where} has one head, or one key and value head for all queries")
+        else:
+            causes.append(
+                f"zero weights do not make the heads of {where} zero (query heads that share keys "
+                "and values cannot go alone)"
+            )
+    return causes[0]
+
+
 def tie_padded_shortcuts(flow: Flow) -> None:
     """Tie each channel of a padded shortcut's result to the channel that it copies."""
     for op in flow.trace.ops:
@@ -212,6 +257,8 @@ def tie_conv_groups(flow: Flow) -> None:
             for labels in (site.inputs, site.outputs):
                 rows = labels.view(site.groups, -1)
                 flow.labels.union(rows, rows[:1])
+    for rows in flow.balanced:
+        flow.labels.union(rows, rows[:1])
 
 
 def families_of(flow: Flow) -> Iterator[CoupledFamily]:
@@ -225,12 +272,17 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
     for name, labels in sides.items():
         for position, root in enumerate(flow.labels.find(labels).tolist()):
             channels.setdefault(root, []).append((name, position))
+    dims = {name: dim for name, (dim, _) in flow.parameters.items()}
+    for name, matrix in flow.matrices.items():
+        dims[name] = matrix.dim
+        for position, root in enumerate(flow.labels.find(matrix.outputs).tolist()):
+            channels.setdefault(root, []).append((name, position))
     for name, (_, labels) in flow.parameters.items():
         for position, root in enumerate(flow.labels.find(labels).tolist()):
             if root in channels:
                 channels[root].append((name, position))
     channels.pop(FIXED, None)
-    heads = {int(i) for found in flow.heads.values() for i in flow.labels.find(found.labels)}
+    heads = {int(i) for h in flow.heads.values() for f in h for i in flow.labels.find(f.labels)}
     alike: dict[tuple[str, ...], list[list[tuple[str, int]]]] = {}
     for root, places in channels.items():
         key = ("heads" if root in heads else "", *(name for name, _ in places))
@@ -239,8 +291,9 @@ def families_of(flow: Flow) -> Iterator[CoupledFamily]:
         columns = [(name, tuple(row[i][1] for row in rows)) for i, name in enumerate(names)]
         writers = tuple(column for column in columns if column[0] in sides)
         others = [column for column in columns if column[0] not in sides]
-        parameters = tuple((name, flow.parameters[name][0], places) for name, places in others)
-        yield CoupledFamily(writers, parameters, kind == "heads")
+        parameters = tuple((name, dims[name], places) for name, places in others)
+        owned = (name.rpartition(".")[0] for name, _ in others if name in flow.matrices)
+        yield CoupledFamily(writers, parameters, kind == "heads", tuple(dict.fromkeys(owned)))
 
 
 def writes(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.labels import Labels
 from ssl_lightning.graph.ops import Op, Trace, has_hooks, refs
 
@@ -38,6 +39,25 @@ class Site:
 
 
 @dataclass
+class Matrix:
+    """A stored matrix that numbers slices along both dimensions, but is the weight of no layer.
+
+    Attributes:
+        dim: the dimension that numbers the outputs; the other one numbers the inputs.
+        outputs: one label per output.
+        inputs: one label per input.
+        ops: names of the operations that read it, or a transposed view of it.
+        values: its name in the trace, and those of its transposed views.
+    """
+
+    dim: int
+    outputs: Tensor
+    inputs: Tensor
+    ops: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+
+
+@dataclass
 class Flow:
     """Masks and labels of every value so far, and the sites.
 
@@ -49,7 +69,12 @@ class Flow:
         slices: value name -> the label of every element.
         parameters: qualified name of a parameter or buffer that no layer owns -> the dimension
             along which it can be sliced, and its labels there.
+        matrices: qualified name of a parameter -> its slices, of matrices that no layer owns.
         heads: module name -> the heads into which its code splits channels.
+        sizes: module name -> (attributes, labels): numbers of slices that the module holds.
+        views: module name -> dimension and labels of the channels that an ``nn.Unflatten`` makes.
+        balanced: rows of labels of which equally many must be kept.
+        inner: operation name -> labels that no value has, and which of them are useful.
         read_by: operation name -> what it alone needs of the first value it reads.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
     """
@@ -64,7 +89,12 @@ class Flow:
     labels: Labels = field(default_factory=Labels)
     sites: dict[str, Site] = field(default_factory=dict)
     parameters: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    heads: dict[str, Any] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    heads: dict[str, list[Any]] = field(default_factory=dict)
+    sizes: dict[str, list[tuple[tuple[str, ...], Tensor]]] = field(default_factory=dict)
+    views: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    balanced: list[Tensor] = field(default_factory=list)
+    inner: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     read_by: dict[str, Value] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -89,6 +119,31 @@ class Flow:
         site.ops.append(op)
         self.labels.union(site.inputs, inputs)
         self.labels.union(site.outputs, outputs)
+
+    @cached_property
+    def producers(self) -> dict[str, Op]:
+        """Value name -> the operation that returns it."""
+        return {op.name: op for op in self.trace.ops}
+
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """Names of the operations that no output depends on and that write nothing."""
+        read = set(self.trace.outputs)
+        for op in reversed(self.trace.ops):
+            if op.name in read or is_in_place(op):
+                read.update(op.inputs())
+        return frozenset(op.name for op in self.trace.ops if op.name not in read)
+
+    def add_matrix(self, op: Op, value: str, outputs: Tensor, inputs: Tensor, dim: int = 0) -> None:
+        """Record the slices of a stored matrix; one that is read again ties both times."""
+        name = self.trace.names[value]
+        matrix = self.matrices.setdefault(name, Matrix(dim, outputs, inputs))
+        if matrix.dim != dim:
+            outputs, inputs = inputs, outputs
+        self.labels.union(matrix.outputs, outputs)
+        self.labels.union(matrix.inputs, inputs)
+        matrix.ops.add(op.name)
+        matrix.values.add(value)
 
     def absorbs(self, op: Op) -> bool:
         """Whether an operation is a layer that can be given a bias, or skip channels.

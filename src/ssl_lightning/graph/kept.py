@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,9 @@ def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
     balance_groups(flow, keep)
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
     modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
-    return {**modules, **dict(parameter_slices(flow, keep)), **dict(head_slices(flow, keep))}
+    parameters = {**dict(parameter_slices(flow, keep)), **dict(matrix_slices(flow, keep))}
+    others = {**dict(view_slices(flow, keep)), **dict(size_slices(flow, keep))}
+    return {**modules, **parameters, **others}
 
 
 def parameter_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
@@ -103,13 +106,46 @@ def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]
     return slices if slices.zero or not is_layer(site) else fold(flow, site, slices)
 
 
-def head_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
-    """Yield the heads that are left of each module that loses some, and what it must know of it."""
-    for name, heads in flow.heads.items():
-        kept = indices(keep[flow.labels.find(heads.labels)])
-        if len(kept) < len(heads.labels):
-            attributes = new_attributes(flow.model.get_submodule(name), heads, len(kept))
-            yield name, SiteSlices((), kept, (0, len(heads.labels)), False, attributes=attributes)
+def matrix_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield what is left of each stored matrix that no layer owns, if it loses something."""
+    for name, matrix in flow.matrices.items():
+        sides = [matrix.inputs, matrix.outputs]
+        inputs, outputs = (indices(keep[flow.labels.find(side)]) for side in sides)
+        of = (len(sides[0]), len(sides[1]))
+        if (len(inputs), len(outputs)) != of:
+            yield name, SiteSlices(inputs, outputs, of, zero=False, dim=matrix.dim)
+
+
+def view_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield the channels left of each ``nn.Unflatten``, if they are fewer."""
+    for name, (dim, labels) in flow.views.items():
+        kept = indices(keep[flow.labels.find(labels)])
+        if len(kept) < len(labels):
+            yield name, SiteSlices((), kept, (0, len(labels)), zero=False, dim=dim)
+
+
+def size_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield the heads (or units) left of each module that loses some, and the numbers to change."""
+    for name in dict.fromkeys((*flow.heads, *flow.sizes)):
+        module = flow.model.get_submodule(name)
+        found = [heads.labels for heads in flow.heads.get(name, [])]
+        found += [labels for _, labels in flow.sizes.get(name, [])]
+        kept = [indices(keep[flow.labels.find(labels)]) for labels in found]
+        if all(len(left) == len(labels) for left, labels in zip(kept, found, strict=True)):
+            continue
+        attributes: dict[str, int] = {}
+        for heads, left in zip(flow.heads.get(name, []), kept, strict=False):
+            attributes |= new_attributes(module, heads, len(left))
+        for names, labels in flow.sizes.get(name, []):
+            count = int(keep[flow.labels.find(labels)].sum())
+            attributes |= {key: count for key in names if holds(module, key, len(labels))}
+        yield name, SiteSlices((), kept[0], (0, len(found[0])), False, attributes=attributes)
+
+
+def holds(module: Any, name: str, number: int) -> bool:
+    """Whether a module has an attribute that is that number."""
+    value = module.__dict__.get(name)
+    return type(value) is int and value == number
 
 
 def indices(mask: Tensor) -> tuple[int, ...]:
@@ -126,6 +162,7 @@ def useful_masks(flow: Flow, op: Op) -> Iterator[tuple[Tensor, Tensor]]:
         strict=True,
     ):
         yield labels, (varies > 0) & (needed > 0)
+    yield from flow.inner.get(op.name, [])
 
 
 def kept_labels(flow: Flow, useful: dict[str, list[tuple[Tensor, Tensor]]]) -> Tensor:
@@ -146,7 +183,10 @@ def keep_one(flow: Flow, keep: Tensor) -> None:
     """Keep one slice of every module and parameter: tensors without channels break poolings."""
     sides = [side for site in flow.sites.values() for side in (site.inputs, site.outputs)]
     sides += [labels for _, labels in flow.parameters.values()]
-    sides += [heads.labels for heads in flow.heads.values()]
+    sides += [heads.labels for found in flow.heads.values() for heads in found]
+    sides += [labels for found in flow.sizes.values() for _, labels in found]
+    sides += [labels for _, labels in flow.views.values()]
+    sides += [row for rows in flow.balanced for row in rows]
     for labels in sides:
         roots = flow.labels.find(labels)
         if len(roots) and not bool(keep[roots].any()):
@@ -166,6 +206,8 @@ def balance_groups(flow: Flow, keep: Tensor) -> None:
         for site in grouped:
             for rows in group_rows(flow, site, keep):
                 added |= balance(keep, rows)
+        for rows in flow.balanced:
+            added |= balance(keep, flow.labels.find(rows))
 
 
 def group_rows(flow: Flow, site: Site, keep: Tensor) -> list[Tensor]:

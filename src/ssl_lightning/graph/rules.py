@@ -19,7 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ssl_lightning.graph import attention, constants, needs, slices, support
+from ssl_lightning.graph import (
+    attention,
+    constants,
+    matrices,
+    needs,
+    products,
+    recurrent,
+    slices,
+    support,
+)
 from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.graph.ops import Op, Ref, refs
@@ -70,13 +79,21 @@ BATCH_NORM = Rule(support.batch_norm, slices.norm_labels, varies=constants.norma
 BATCH_STATISTICS = replace(INSTANCE_NORM, support=support.batch_statistics)
 ATTENTION = Rule(
     attention.attention_support,
-    attention.product_labels,
+    attention.attention_labels,
     attention.attention_needs,
     constants.as_alive,
     constants=False,
 )
-PRODUCT = Rule(
-    support.literal, attention.product_labels, varies=constants.as_alive, constants=False
+PRODUCT = Rule(support.literal, products.product_labels, varies=constants.as_alive, constants=False)
+ADDED_PRODUCT = replace(
+    PRODUCT, support=attention.added_product_support, labels=attention.added_product_labels
+)
+MASKED = Rule(
+    attention.masked_support,
+    attention.masked_labels,
+    attention.masked_needs,
+    constants.as_alive,
+    constants=False,
 )
 SOFTMAX = Rule(
     support.ones,
@@ -85,6 +102,17 @@ SOFTMAX = Rule(
     constants.as_alive,
     constants=False,
 )
+ADDMM = Rule(
+    matrices.addmm_support, matrices.addmm_labels, varies=constants.as_alive, constants=False
+)
+RECURRENT = Rule(
+    recurrent.recurrent_support,
+    recurrent.recurrent_labels,
+    recurrent.recurrent_needs,
+    constants.as_alive,
+    constants=False,
+)
+ZEROS = Rule(support.zeros, slices.untouched, needs.nothing, constants.nothing)
 CHECK = Rule(support.ones, slices.untouched, needs.nothing)
 
 
@@ -94,10 +122,15 @@ def rows(rule: Rule, *names: str) -> Iterable[tuple[str, Rule]]:
 
 
 RULES: dict[str, Rule] = {
-    "linear": Rule(support.literal, slices.linear_labels, varies=constants.layer),
+    "linear": Rule(support.literal, matrices.any_linear_labels, varies=constants.layer),
     "batch_norm": BATCH_NORM,
     "scaled_dot_product_attention": ATTENTION,
-    "matmul": PRODUCT,
+    **dict(rows(PRODUCT, "matmul bmm mm einsum")),
+    **dict(rows(MASKED, "masked_fill where")),
+    "addmm": ADDMM,
+    **dict(rows(RECURRENT, "lstm gru rnn_tanh rnn_relu")),
+    **dict(rows(ZEROS, "zeros zeros_like new_zeros")),
+    "baddbmm": ADDED_PRODUCT,
     "softmax": SOFTMAX,
     "log_softmax": SOFTMAX,
     "embedding": Rule(
@@ -164,7 +197,8 @@ RULES: dict[str, Rule] = {
         rows(
             MOVE,
             "flatten permute transpose t movedim swapaxes swapdims",
-            "squeeze unsqueeze stack expand flip pixel_unshuffle roll repeat tile",
+            "squeeze unsqueeze stack expand repeat_interleave numpy_T mT",
+            "flip pixel_unshuffle roll repeat tile",
         )
     ),
 }
@@ -190,7 +224,7 @@ def rule_of(op: Op) -> Rule:
         or (rule in (POINTWISE, IDENTITY) and len(op.inputs()) != 1)
         or (rule in BINARY and not binary_operands(op))
         or (rule in RUN_ON_MASKS and is_in_place(op))
-        or (rule not in (SPLIT, RULES["getitem"], INDEX) and isinstance(op.shape, list))
+        or (rule not in (SPLIT, RULES["getitem"], INDEX, RECURRENT) and isinstance(op.shape, list))
         or (single and not op.inputs())
     )
     return UNKNOWN if doubtful else rule

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Flow, Value, as_list
 from ssl_lightning.graph.labels import FIXED, spread, varies
 from ssl_lightning.graph.ops import Op, Ref, has_hooks
@@ -31,7 +32,9 @@ def fixed(shape: Any) -> Value:
 
 
 def fix_all(op: Op, flow: Flow) -> Value:
-    """Nothing that this operation touches can be removed."""
+    """Nothing that this operation touches can be removed, if anything depends on its result."""
+    if op.name in flow.unread and not is_in_place(op):
+        return fixed(op.shape)
     for name in op.inputs():
         for labels in as_list(flow.slices[name]):
             flow.labels.fix(labels)
@@ -95,6 +98,8 @@ def split_labels(op: Op, flow: Flow) -> Value:
     labels = flow.slices[first(op)]
     dim = op.argument(2, "dim", 0) % labels.dim()
     if varies(labels, dim) and len({shape[dim] for shape in op.shape}) > 1:
+        if type(flow.model.get_submodule(op.module)) is nn.MultiheadAttention:
+            return op.run(flow.slices)  # it is replaced by a layer that reads no sizes
         return fix_all(op, flow)
     parts = op.run(flow.slices)
     for part in parts[1:] if varies(labels, dim) else ():

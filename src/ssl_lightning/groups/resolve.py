@@ -36,6 +36,7 @@ from ssl_lightning.groups.kinds import (
     layer_type,
     weight_axes,
 )
+from ssl_lightning.groups.members import members_of
 from ssl_lightning.groups.sets import GroupSet, Member
 from ssl_lightning.suggest import check_keys, nearest, pick
 
@@ -295,18 +296,25 @@ def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
     """
     layers = [name for name, m in around.modules.items() if layer_type(m) is not None]
     families = [f for f in around.families() if has_family_kind(around, f, selector.kind)]
-    weighted = [[n for n, _ in f.writers if n in layers] for f in families]
+    owners = {name for family in families for name in family.owners}
+    layers = [name for name in around.modules if name in owners or name in layers]
+    weighted = [[n for n in layers_of(f) if n in layers] for f in families]
     able = [name for name in layers if any(name in names for names in weighted)]
     chosen = match(selector, able, layers, around.strict)
     seen: Counter[str] = Counter()
     sets = []
     for family, names in zip(families, weighted, strict=True):
-        first = names[0] if names else family.writers[0][0]
+        first = names[0] if names else layers_of(family)[0]
         seen[first] += 1
         if not set(names).isdisjoint(chosen):
             layer = first if seen[first] == 1 else f"{first}#{seen[first]}"
             sets.append(coupled_set(around, layer, family, selector))
     return sets
+
+
+def layers_of(family: CoupledFamily) -> list[str]:
+    """Return the modules whose weights write a family's channels."""
+    return list(dict.fromkeys((*(name for name, _ in family.writers), *family.owners)))
 
 
 def coupled_set(
@@ -328,10 +336,13 @@ def coupled_set(
             if isinstance(tensor, Tensor):
                 members = slices_of(around.modules[module], qualified(module, name), tensor, rows)
                 (weights if tensor.dim() > 1 else extra).extend(members)
+    columns: dict[tuple[str, int], list[tuple[int, ...]]] = {}
     for name, dim, positions in family.parameters:
+        columns.setdefault((name, dim), []).append(positions)
+    for (name, dim), rows in columns.items():
         shape = tuple(named_tensors(around.model)[name].shape)
-        index = () if positions == tuple(range(shape[dim])) else positions
-        extra.append(Member(name, shape, (dim,), index))
+        owned = name.rpartition(".")[0] in family.owners and len(shape) > 1
+        (weights if owned else extra).extend(members_of(name, shape, rows, dim))
     stored = tuple(member for member in extra if member.parameter not in named)
     extra = [member for member in extra if member.parameter in named]
     if selector.members == "all" or not weights:
@@ -381,41 +392,18 @@ def has_family_kind(around: Surroundings, family: CoupledFamily, kind: str) -> b
     """Whether the channels of a family are what a selector of that kind asks for."""
     if kind != FFN:
         return family.heads == (kind == HEAD)
-    writers = [(n, around.modules[n]) for n, _ in family.writers if layer_type(around.modules[n])]
+    found = [(n, around.modules[n]) for n in layers_of(family)]
+    writers = [(n, m) for n, m in found if n in family.owners or layer_type(m)]
     parents = {name.rpartition(".")[0] for name, _ in writers}
     return not family.heads and len(parents) == 1 and all(is_pointwise(m) for _, m in writers)
 
 
 def is_pointwise(module: nn.Module) -> bool:
     """Whether a layer is linear, or a 1x1 convolution."""
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return False
     sizes = getattr(module, "kernel_size", 1)
     return isinstance(module, nn.Linear) or sizes in (1, (1,), (1, 1), (1, 1, 1))
-
-
-def members_of(name: str, shape: tuple[int, ...], rows: Sequence[tuple[int, ...]]) -> list[Member]:
-    """Return the members that slices of a parameter are: one, if it can be viewed so, or one a row.
-
-    Args:
-        name: of the parameter.
-        shape: of the parameter.
-        rows: each with one position along the first dimension per group.
-
-    Example:
-        >>> members_of("qkv.weight", (12, 4), [(0, 2), (1, 3), (4, 6), (5, 7), (8, 10), (9, 11)])
-        [Member(parameter='qkv.weight', shape=(3, 2, 2, 4), index_dims=(1,), index=())]
-    """
-    count, parts = len(rows[0]), len(rows)
-    for inner in (n for n in range(1, parts + 1) if parts % n == 0):
-        expected = [
-            tuple(outer * count * inner + group * inner + i for group in range(count))
-            for outer in range(parts // inner)
-            for i in range(inner)
-        ]
-        if sorted(rows) == sorted(expected) and shape[0] == count * parts:
-            if parts == 1:
-                return [Member(name, shape, (0,))]
-            return [Member(name, (parts // inner, count, inner, *shape[1:]), (1,))]
-    return [Member(name, shape, (0,), row) for row in rows]
 
 
 def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:

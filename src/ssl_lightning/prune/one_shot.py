@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
-from ssl_lightning.graph import working_copy
+from ssl_lightning.graph import missing_heads, trace, working_copy
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -23,7 +23,7 @@ from ssl_lightning.groups import (
     resolve_each,
     zero_groups_,
 )
-from ssl_lightning.groups.kinds import COUPLED_KINDS
+from ssl_lightning.groups.kinds import COUPLED_KINDS, HEAD
 from ssl_lightning.groups.resolve import Surroundings, make_sets, named_tensors
 from ssl_lightning.groups.sets import norm_dtype
 from ssl_lightning.measure import count_macs
@@ -190,7 +190,7 @@ def prune_(
     group_sets = resolve(model, around, groups, kind)
     retained = around.retained
     if not group_sets:
-        return nothing_to_prune(model, kind, macs, retained)
+        return nothing_to_prune(model, example_input, kind, macs, retained)
     parameters = named_tensors(model)
     with torch.no_grad():
         norms = [norm(s, parameters).cpu() for s in group_sets]
@@ -212,7 +212,11 @@ def prune_(
 
 
 def nothing_to_prune(
-    model: nn.Module, kind: str, macs: float | None, retained: dict[str, str]
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    kind: str,
+    macs: float | None,
+    retained: dict[str, str],
 ) -> PruneReport:
     """Return the report of a model that has no such groups, with a warning.
 
@@ -221,6 +225,8 @@ def nothing_to_prune(
     """
     report = PruneReport({}, retained=retained)
     text = f"prune_: {type(model).__name__} has no {kind} groups that compaction could remove"
+    if kind == HEAD:
+        text += f", for {missing_heads(model, trace(model, example_input))}"
     text = "; ".join([text, *report.reasons()])
     if macs is not None and macs < 1:
         raise ValueError(f"{text}, so macs={macs} cannot be reached. Give other groups.")
