@@ -6,7 +6,6 @@ the very code that shrinks the weights, and the tensors are read back by name.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.optim import Adadelta, Adamax, NAdam, Optimizer, RAdam
 
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan
+from ssl_lightning.graph import working_copy
 from ssl_lightning.steps import STEP_SIZES
 
 SLICEABLE: tuple[type[Optimizer], ...] = (*STEP_SIZES, Adadelta, Adamax, NAdam, RAdam)
@@ -47,7 +47,7 @@ def slice_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -
                 [3., 5.]])}
     """
     check_pure(plan)
-    carrier = copy.deepcopy(model)
+    carrier = working_copy(model)
     parameters = dict(carrier.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:

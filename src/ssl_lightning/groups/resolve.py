@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_lightning.graph import (
     CoupledFamily,
+    ExampleInput,
     ResidualBranch,
     Trace,
     coupled_families,
@@ -75,9 +76,7 @@ class Selector:
 class Surroundings:
     """What a model's graph says about a layer; traced on first use, for it takes seconds."""
 
-    def __init__(
-        self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None, strict: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, example_input: ExampleInput, strict: bool) -> None:
         self.model = model
         self.strict = strict
         self.example_input = example_input
@@ -138,7 +137,7 @@ class Surroundings:
 def resolve_groups(
     model: nn.Module,
     selectors: Sequence[Selector | Mapping[str, Any]],
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: ExampleInput = None,
 ) -> list[GroupSet]:
     """Return the group sets that the selectors name, one per kind and layer (or coupled family).
 
@@ -168,7 +167,7 @@ def resolve_groups(
 def resolve_each(
     model: nn.Module,
     selectors: Sequence[Selector | Mapping[str, Any]],
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: ExampleInput = None,
     *,
     strict: bool = True,
 ) -> list[list[GroupSet]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
+from ssl_lightning.graph import ExampleInput, working_copy
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -114,7 +114,7 @@ class PruneReport:
 
 def prune_(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: ExampleInput,
     *,
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None = None,
     kind: str = "coupled",
@@ -238,7 +238,7 @@ def check_goal(**goals: float | None) -> None:
 
 def resolve(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: ExampleInput,
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None,
     kind: str,
 ) -> list[GroupSet]:
@@ -357,7 +357,7 @@ def zero_(model: nn.Module, group_sets: Sequence[GroupSet], chosen: Tensor) -> l
 
 def within_budget(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: ExampleInput,
     group_sets: Sequence[GroupSet],
     order: Tensor,
     budget: float,
@@ -373,7 +373,7 @@ def within_budget(
     dense = count_macs(model, example_input)
 
     def macs_after(count: int) -> int:
-        small = copy.deepcopy(model)
+        small = working_copy(model)
         zero_(small, group_sets, rule(order[:count]))
         return count_macs(apply_plan(small, make_plan(small, example_input)), example_input)
 
