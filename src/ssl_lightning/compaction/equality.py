@@ -86,7 +86,7 @@ class Precision(TorchDispatchMode):
     """Records the floating-point types of all results."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[torch.dtype] = set()
 
     def __torch_dispatch__(

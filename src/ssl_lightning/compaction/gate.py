@@ -24,7 +24,7 @@ from ssl_lightning.compaction.equality import (
     watched,
 )
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
-from ssl_lightning.compaction.sizes import further_sizes, possible_axes
+from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
 from ssl_lightning.graph import Inputs, SiteSlices, same_random_state, working_copy
 
 
@@ -89,8 +89,8 @@ class Gate:
                 with torch.no_grad(), same_random_state(), watched(network, running, []):
                     found = tensors_of(trial.inputs.run(network))
             except Exception as error:
-                text = f"{type(error).__name__}: {error}{where}"
-                return Problem(text, tuple(running), trial.train)
+                raised = f"{type(error).__name__}: {error}{where}"
+                return Problem(raised, tuple(running), trial.train)
             if trial.train:
                 text = compare_shapes(trial.expected, found)
             else:
@@ -176,45 +176,42 @@ def set_tolerance_(
 def try_further(gate: Gate, *, train: bool = True) -> None:
     """Run the dense network at further sizes that it accepts, and once in train mode."""
     network = working_copy(gate.model, gate.dtype).eval()
-    first = gate.inputs.tensors()
-    axes = possible_axes(gate.inputs)
     refused: dict[str, str] = {}
-    for axis in axes:
-        for choices in further_sizes(axis.sizes):
-            for batch, sizes in choices:
-                inputs = axis.resized(gate.inputs, batch, sizes)
-                if try_one(gate, network, inputs, refused):
-                    break
-        if any(sizes_of(t.inputs) != sizes_of(gate.inputs) for t in gate.trials):
-            break
-    else:
-        if axes:
-            tried = ", ".join(list(refused)[:4])
-            reason = next(iter(refused.values()), "")
-            gate.notes.append(
-                f"compared at the example's size only: the network itself refuses others ({tried}; "
-                f"{reason})"
-            )
+    axes = possible_axes(gate.inputs)
+    changed = any(try_sizes(gate, network, axis, refused) for axis in axes)
     counts = {t.inputs.tensors()[0].shape[:1] for t in gate.trials if t.inputs.tensors()}
-    if first and len(counts) < 2 and first[0].dim():
-        batches(gate, network, refused)
+    if len(counts) == 1 and counts != {()}:
+        try_batch(gate, network, refused)
+    if refused:
+        tried = "; ".join(list(refused)[:4])
+        what = "other sizes of the inputs" if axes and not changed else "some sizes"
+        gate.notes.append(
+            f"{what} could not be compared, since the network itself refuses them: {tried} "
+            f"({next(iter(refused.values()))})"
+        )
     if train:
         try_training(gate, network)
 
 
-def batches(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
-    """Try another batch size, if none was tried with other sizes."""
+def try_sizes(gate: Gate, network: nn.Module, axis: Axes, refused: dict[str, str]) -> bool:
+    """Run the dense network at other sizes; return whether it accepts any."""
+    changed = False
+    for choices in further_sizes(axis.sizes):
+        for batch, sizes in choices:
+            if try_one(gate, network, axis.resized(gate.inputs, batch, sizes), refused):
+                changed |= sizes != axis.sizes
+                break
+    return changed
+
+
+def try_batch(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
+    """Run the dense network on twice the batch."""
     count = len(gate.inputs.tensors()[0])
 
     def repeat(x: Tensor) -> Tensor:
         return torch.cat([x, x]) if x.dim() and len(x) == count else x
 
-    inputs = gate.inputs.map(repeat)
-    if not try_one(gate, network, inputs, refused):
-        gate.notes.append(
-            f"compared at the example's batch size only: the network itself refuses "
-            f"{shapes_of(inputs)}"
-        )
+    try_one(gate, network, gate.inputs.map(repeat), refused)
 
 
 def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, str]) -> bool:
@@ -250,9 +247,9 @@ def run(network: nn.Module, inputs: Inputs, *, train: bool = False) -> Trial:
     running: list[str] = []
     ran: list[str] = []
     network.train(train)
-    with torch.no_grad(), same_random_state(), watched(network, running, ran):
-        with Path(running) as path:
-            outputs = inputs.run(network)
+    path = Path(running)
+    with torch.no_grad(), same_random_state(), watched(network, running, ran), path:
+        outputs = inputs.run(network)
     expected = [t.clone() for t in tensors_of(outputs)]
     return Trial(inputs, expected, tuple(path.steps), frozenset(ran), train)
 

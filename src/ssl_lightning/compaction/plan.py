@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssl_lightning.compaction.structure import from_structure
 from ssl_lightning.graph import Inputs, SiteSlices
@@ -62,12 +63,15 @@ class Plan:
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def example_inputs(self, device: torch.device | None = None) -> Inputs:
-        """Return zeros of the shapes and types of the inputs the plan was made with."""
+    def example_inputs(self, device: torch.device | None = None) -> tuple[Tensor, ...]:
+        """Return zeros of the shapes and types of the tensors the plan was made with."""
         types = [getattr(torch, name) for name in self.input_types]
         pairs = zip(self.input_shapes, types, strict=True)
-        tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in pairs]
-        return from_structure(self.structure, tensors)
+        return tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in pairs)
+
+    def inputs(self, device: torch.device | None = None) -> Inputs:
+        """Return the whole inputs, nested as they were, with zeros for the tensors."""
+        return from_structure(self.structure, self.example_inputs(device))
 
     def to_json(self) -> str:
         """Return the plan as JSON; :meth:`from_json` reads it back."""
@@ -100,7 +104,7 @@ class Plan:
             notes = tuple(str(note) for note in data.get("notes", ()))
             sparse = tuple(str(name) for name in data.get("sparse", ()))
             plan = cls(modules, shapes, types, notes, sparse, data.get("structure"))
-            plan.example_inputs(torch.device("meta"))
+            plan.inputs(torch.device("meta"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
         return plan

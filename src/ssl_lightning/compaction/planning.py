@@ -232,7 +232,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
     problem = None
     check_modules(model, plan.modules)
     if plan.removed():
-        gate = open_gate(model, plan.example_inputs(device))
+        gate = open_gate(model, plan.inputs(device))
         try_further(gate)
         problem = gate.problem(plan.modules)
     if problem is not None:

@@ -71,7 +71,7 @@ def choose_layers(model: nn.Module, plan: Plan, *, compare: Compare = time_ratio
     device = next((p.device for p in small.parameters()), torch.device("cpu"))
     chosen = []
     with torch.inference_mode():
-        for name, x in layer_inputs(small, plan.example_inputs(device)).items():
+        for name, x in layer_inputs(small, plan.inputs(device)).items():
             dense = small.get_submodule(name)
             sparse = column_sparse(dense)
             if sparse is not None and compare(dense, sparse, x) <= WORTH_IT:

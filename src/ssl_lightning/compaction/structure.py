@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_lightning.graph import Inputs
 
-SEQUENCES: dict[str, type] = {"list": list, "tuple": tuple}
+SEQUENCES: dict[str, type[list[Any]] | type[tuple[Any, ...]]] = {"list": list, "tuple": tuple}
 
 
 def structure_of(inputs: Inputs) -> Any:

@@ -123,8 +123,10 @@ def joined(one: SiteSlices, other: SiteSlices) -> SiteSlices | None:
     values = [dict(zip(s.folded, s.constants, strict=True)) for s in (one, other)]
     folded = sorted((values[0].keys() | values[1].keys()) - read)
     for channel in folded:
-        pair = [table.get(channel) for table in values]
-        if None in pair or abs(pair[0] - pair[1]) > SAME * max(map(abs, pair)):
+        if any(channel not in table for table in values):
+            return None
+        a, b = (table[channel] for table in values)
+        if abs(a - b) > SAME * max(abs(a), abs(b)):
             return None
     least = min(one, other, key=lambda slices: slices.idle)
     return replace(

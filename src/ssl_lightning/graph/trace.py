@@ -1,9 +1,9 @@
 """From a model to a list of tensor operations that name the parameters they read.
 
-``torch.export`` (non-strict) runs a copy of the model once in eval mode and records its ATen operations. Two
-things are done on top of it, both so that the analysis need not know about them: operations that
-write in place are resolved (:mod:`ssl_lightning.graph.aliases`), and modules that the analysis
-treats as one operation (:data:`~ssl_lightning.graph.ops.LEAF_MODULES`) become one.
+``torch.export`` (non-strict) runs a copy of the model once in eval mode and records its ATen
+operations. Two things are done on top of it, both so that the analysis need not know about them:
+operations that write in place are resolved (:mod:`ssl_lightning.graph.aliases`), and modules that
+the analysis treats as one operation (:data:`~ssl_lightning.graph.ops.LEAF_MODULES`) become one.
 """
 
 from __future__ import annotations
