@@ -214,6 +214,16 @@ def test_the_model_is_not_touched(ran_before):
     assert_same(net.eval(), small.eval(), x, tolerance=1e-5)
 
 
+def test_hooks_of_the_compact_network_collect_where_the_models_do():
+    net, x, seen = Grid().eval(), torch.randn(1, 3, 8, 8), []
+    net.box.register_forward_hook(lambda *_: seen.append(1))
+    prune_(net, x, fraction=0.5)
+    small = compact(net, make_plan(net, x))
+    assert seen == []
+    small(x)
+    assert seen == [1]
+
+
 def test_a_failing_prune_changes_nothing():
     net = Grid()
     before = copy.deepcopy(net.state_dict())
@@ -320,4 +330,6 @@ def test_inputs_that_are_not_tensors(inputs):
 
 def test_a_plan_of_tensors_is_written_as_before():
     net = nn.Linear(3, 2)
-    assert "structure" not in make_plan(net, torch.zeros(1, 3)).to_json()
+    text = make_plan(net, torch.zeros(1, 3)).to_json()
+    assert "structure" not in text
+    assert "checks" not in text

@@ -152,8 +152,19 @@ def compare_shapes(expected: list[Tensor], found: list[Tensor]) -> str | None:
 
 
 def relative(expected: Tensor, found: Tensor) -> float:
-    """Return the largest difference of two tensors of one shape, of the scale of the first."""
+    """Return the largest difference of two tensors of one shape, of the scale of the first.
+
+    What is NaN or infinite in both (an empty mean, a mask) is no difference.
+
+    Example:
+        >>> relative(torch.tensor([2.0, torch.nan]), torch.tensor([1.5, torch.nan]))
+        0.25
+    """
     kind = torch.complex128 if expected.is_complex() else torch.float64
     a, b = expected.to(kind), found.to(kind)
-    scale = max(float(a.abs().max()), 1e-30) if a.numel() else 1.0
-    return float((a - b).abs().max()) / scale if a.numel() else 0.0
+    differ = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(differ.any()):
+        return 0.0
+    finite = a[a.isfinite()].abs()
+    scale = max(float(finite.max()), 1e-30) if finite.numel() else 1.0
+    return float((a - b)[differ].abs().max()) / scale

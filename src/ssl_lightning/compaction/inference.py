@@ -66,7 +66,7 @@ def for_inference(model: nn.Module, example_input: ExampleInput) -> nn.Module:
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    return working_copy(model).eval().requires_grad_(False)
+    return working_copy(model, apart=False).eval().requires_grad_(False)
 
 
 def _difference(model: nn.Module, example: Inputs) -> str | None:

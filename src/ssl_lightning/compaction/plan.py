@@ -33,6 +33,8 @@ class Plan:
         sparse: convolutions that become column-sparse; see :func:`choose_layers`.
         structure: how the network is called with these inputs, if not with each by position; see
             :func:`structure_of`.
+        checks: sentences about what was not compared, or only roughly: sizes of the inputs that the
+            network itself refuses, lower precision, train mode.
     """
 
     modules: dict[str, SiteSlices]
@@ -41,6 +43,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     sparse: tuple[str, ...] = field(default=())
     structure: Any = None
+    checks: tuple[str, ...] = field(default=())
 
     def removed(self) -> dict[str, SiteSlices]:
         """Return the modules that lose something."""
@@ -61,7 +64,7 @@ class Plan:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in (*self.notes, *self.checks))])
 
     def example_inputs(self, device: torch.device | None = None) -> tuple[Tensor, ...]:
         """Return zeros of the shapes and types of the tensors the plan was made with."""
@@ -76,8 +79,9 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON; :meth:`from_json` reads it back."""
         data = asdict(self)
-        if self.structure is None:
-            del data["structure"]
+        for name in ("structure", "checks"):  # younger than the schema; without them, as ever
+            if not data[name]:
+                del data[name]
         return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":"))
 
     @classmethod
@@ -103,7 +107,8 @@ class Plan:
             types = tuple(read_type(name) for name in data["input_types"])
             notes = tuple(str(note) for note in data.get("notes", ()))
             sparse = tuple(str(name) for name in data.get("sparse", ()))
-            plan = cls(modules, shapes, types, notes, sparse, data.get("structure"))
+            checks = tuple(str(check) for check in data.get("checks", ()))
+            plan = cls(modules, shapes, types, notes, sparse, data.get("structure"), checks)
             plan.inputs(torch.device("meta"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error

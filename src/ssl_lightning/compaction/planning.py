@@ -39,7 +39,7 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     that the network accepts, and in train mode, where outputs must have the same shapes. Where its
     code takes other paths there, those are captured and analysed too. If the copy fails, because
     code of the model holds sizes as fixed numbers, nothing is removed through the operations that
-    come into question. What could not be tried is in the plan's notes.
+    come into question. What could not be tried is in the plan's ``checks``.
 
     Args:
         model: any module that ``torch.export`` captures, with its zeros; it is not changed.
@@ -75,9 +75,9 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     if not any(slices.shrinks() for slices in modules.values()):
         return Plan(modules, shapes, types, structure=form)
     try_further(gate)
-    traces, constants = add_paths(double, gate, traces, constants)
-    modules, notes = search(double, gate, traces, constants)
-    return Plan(modules, shapes, types, (*gate.notes, *notes), structure=form)
+    traces, failed = add_paths(double, gate, traces)
+    modules, notes = search(double, gate, traces, constants and not failed)
+    return Plan(modules, shapes, types, (*failed, *notes), (), form, tuple(gate.notes))
 
 
 def search(
@@ -109,24 +109,23 @@ def search(
 
 
 def add_paths(
-    model: nn.Module, gate: Gate, traces: list[Trace], constants: bool
-) -> tuple[list[Trace], bool]:
-    """Add traces of the other paths that the network takes, and whether constants may be folded.
+    model: nn.Module, gate: Gate, traces: list[Trace]
+) -> tuple[list[Trace], tuple[str, ...]]:
+    """Add traces of the other paths that the network takes; say which cannot be captured.
 
-    A path that cannot be captured is only compared, and no constants are folded then.
+    Those are only compared, and no constants may be folded then.
     """
+    failed = []
     for trial in gate.other_paths()[:MOST_PATHS]:
         try:
             traces = [*traces, trace(model, trial.inputs)]
         except ValueError as error:
-            constants = False
-            gate.notes.append(f"constants were not folded: {first_sentence(error)}")
+            failed.append(f"constants were not folded: {first_sentence(error)}")
     if len(gate.other_paths()) > MOST_PATHS:
-        constants = False
-        gate.notes.append("constants were not folded: the code takes many paths at other sizes")
+        failed.append("constants were not folded: the code takes many paths at other sizes")
     if gate.only_in_training():
         traces = [*traces, *train_trace(model, gate)]
-    return traces, constants
+    return traces, tuple(failed)
 
 
 def train_trace(model: nn.Module, gate: Gate) -> list[Trace]:
@@ -240,7 +239,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
-    small = apply_slices(working_copy(model), plan.modules)
+    small = apply_slices(working_copy(model, apart=False), plan.modules)
     replace_layers(small, plan.sparse)
     return small
 
@@ -271,7 +270,7 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
         True
     """
     small = with_dense_layers(small)
-    masked = working_copy(backbone)
+    masked = working_copy(backbone, apart=False)
     numbers = number_elements_(working_copy(backbone).double())
     for plan in (plans,) if isinstance(plans, Plan) else plans:
         numbers = apply_slices(numbers, without_constants(plan).modules)
