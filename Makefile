@@ -31,7 +31,7 @@ test: environment lint types
 
 # All architectures of tests/zoo_matrix.py instead of a few: about half an hour.
 test-zoo-matrix: environment
-	SSL_ZOO_MATRIX=1 OMP_NUM_THREADS=2 $(RUN) -m pytest --quiet --durations=15 tests/test_zoo_matrix.py
+	SSL_ZOO_MATRIX=1 OMP_NUM_THREADS=2 $(RUN) -m pytest --quiet --durations=15 tests/test_zoo_matrix.py tests/test_compaction_sizes.py
 
 lint: environment
 	$(RUN) -m ruff check .

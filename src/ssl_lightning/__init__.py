@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         MNISTDataModule,
     )
     from ssl_lightning.export import ExportResult, export_model
+    from ssl_lightning.graph import Inputs
     from ssl_lightning.groups import (
         GroupSet,
         Member,
@@ -97,6 +98,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "MNISTDataModule",
     ),
     "export": ("ExportResult", "export_model"),
+    "graph": ("Inputs",),
     "groups": (
         "GroupSet",
         "Member",

@@ -1,18 +1,26 @@
-"""The last gate: both networks are run in float64 and compared."""
+"""How two networks' outputs are compared, in which precision, and how one fails."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ssl_lightning.compaction.rewrite import apply_slices, check_modules
-from ssl_lightning.graph import SiteSlices, working_copy
+from ssl_lightning.graph import Inputs
 
 TOLERANCE = 1e-9  # of the output's scale, in float64
+LOWER = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Least tolerance where something is computed in a lower precision."""
+
+LARGEST = 0.1  # no difference above is called rounding
+SPREADS = 10  # rounding within differs from rounding of the inputs by no more than this factor
 
 
 @dataclass(frozen=True)
@@ -22,64 +30,93 @@ class Problem:
     Attributes:
         text: what happened.
         modules: if it raised, names of the modules that were running, the innermost last.
+        train: whether it failed in train mode.
     """
 
     text: str
     modules: tuple[str, ...] = ()
+    train: bool = False
 
 
-def difference(
-    model: nn.Module, modules: Mapping[str, SiteSlices], example: tuple[Tensor, ...]
-) -> Problem | None:
-    """Carry slices out on a copy and say how its outputs differ, or None if they do not.
-
-    Raises:
-        ValueError: if the slices do not fit the model's layers.
-    """
-    check_modules(model, modules)
-    network = working_copy(model, torch.float64).eval()
-    inputs = random_inputs(example)
-    with torch.no_grad():
-        expected = [t.clone() for t in tensors_of(network(*clones(inputs)))]
-        network = apply_slices(network, modules)
-        running: list[str] = []
-        watch(network, running)
-        try:
-            found = tensors_of(network(*clones(inputs)))
-        except Exception as error:
-            return Problem(f"{type(error).__name__}: {error}", tuple(running))
-    text = compare(expected, found)
-    return None if text is None else Problem(text)
-
-
-def watch(network: nn.Module, running: list[str]) -> None:
-    """Keep in ``running`` the names of the modules whose ``forward`` is running."""
+@contextmanager
+def watched(network: nn.Module, running: list[str], ran: list[str]) -> Iterator[None]:
+    """Keep in ``running`` the modules whose ``forward`` is running, in ``ran`` all that did."""
 
     def enter(name: str) -> None:
         running.append(name)
+        ran.append(name)
 
     def leave(*_: object) -> None:
         running.pop()
 
+    handles = []
     for name, module in network.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: enter(name))
-        module.register_forward_hook(leave)
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+        handles.append(module.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def random_inputs(example: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return normal float64 inputs of the same shapes; integers stay what they are."""
+class Path(TorchFunctionMode):
+    """Records which functions a network calls in which modules: the path that its code takes.
+
+    Of padding also the amounts are recorded, since none and some are different paths.
+    """
+
+    def __init__(self, running: list[str]) -> None:
+        super().__init__()
+        self.running = running
+        self.steps: list[tuple[str, ...]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name not in ("__get__", "size", "dim", "__len__"):
+            where = self.running[-1] if self.running else ""
+            amounts = repr((args[1:], kwargs)) if "pad" in name else ""
+            self.steps.append((where, name, amounts))
+        return func(*args, **(kwargs or {}))
+
+
+class Precision(TorchDispatchMode):
+    """Records the floating-point types of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+                self.found.add(leaf.dtype.to_real() if leaf.is_complex() else leaf.dtype)
+        return out
+
+    @property
+    def lowest(self) -> torch.dtype | None:
+        """The lowest of those below float64."""
+        lower = [kind for kind in LOWER if kind in self.found]
+        return max(lower, key=lambda kind: torch.finfo(kind).eps) if lower else None
+
+
+def random_inputs(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
+    """Return normal inputs of the same shapes; integers stay what they are."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
-        if x.is_floating_point()
-        else x
-        for x in example
-    ]
 
+    def draw(x: Tensor) -> Tensor:
+        if x.is_complex():
+            return torch.randn(x.shape, generator=generator, dtype=dtype.to_complex()).to(x.device)
+        if not x.is_floating_point():
+            return x
+        return torch.randn(x.shape, generator=generator, dtype=dtype).to(x.device)
 
-def clones(tensors: list[Tensor]) -> list[Tensor]:
-    """Return copies, for networks that write into their inputs."""
-    return [t.clone() for t in tensors]
+    return inputs.map(draw)
 
 
 def tensors_of(outputs: object) -> list[Tensor]:
@@ -96,14 +133,38 @@ def compare(
         >>> compare([torch.ones(2)], [torch.tensor([1.0, 1.5])])
         'an output differs by 5.0e-01 of its scale'
     """
+    if (text := compare_shapes(expected, found)) is not None:
+        return text
+    for a, b in zip(expected, found, strict=True):
+        if not (error := relative(a, b)) <= tolerance:
+            return f"an output differs by {error:.1e} of its scale"
+    return None
+
+
+def compare_shapes(expected: list[Tensor], found: list[Tensor]) -> str | None:
+    """Say how two lists of outputs differ in number or shape, or None."""
     if len(expected) != len(found) or not expected:
         return f"it returns {len(found)} tensors instead of {len(expected)}"
     for a, b in zip(expected, found, strict=True):
         if a.shape != b.shape:
             return f"an output has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
-        a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
-        scale = max(float(a.abs().max()), 1e-30) if a.numel() else 1.0
-        error = float((a - b).abs().max()) / scale if a.numel() else 0.0
-        if not error <= tolerance:
-            return f"an output differs by {error:.1e} of its scale"
     return None
+
+
+def relative(expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference of two tensors of one shape, of the scale of the first.
+
+    What is NaN or infinite in both (an empty mean, a mask) is no difference.
+
+    Example:
+        >>> relative(torch.tensor([2.0, torch.nan]), torch.tensor([1.5, torch.nan]))
+        0.25
+    """
+    kind = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = expected.to(kind), found.to(kind)
+    differ = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(differ.any()):
+        return 0.0
+    finite = a[a.isfinite()].abs()
+    scale = max(float(finite.max()), 1e-30) if finite.numel() else 1.0
+    return float((a - b)[differ].abs().max()) / scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import sys
@@ -16,8 +15,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ssl_lightning.backbones.response_norm import ChannelResponseNorm
-from ssl_lightning.compaction.equality import clones, compare, random_inputs, tensors_of
+from ssl_lightning.compaction.equality import compare, random_inputs, tensors_of
 from ssl_lightning.compaction.modules import SparseResponseNorm
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs, working_copy
 from ssl_lightning.graph.ops import has_hooks
 from ssl_lightning.kernels import ColumnSparseConv2d, local_response_norm, max_pool2d
 
@@ -29,7 +29,7 @@ RELU = {F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"}
 POOL = {F.max_pool2d, torch.max_pool2d}
 
 
-def for_inference(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
+def for_inference(model: nn.Module, example_input: ExampleInput) -> nn.Module:
     """Return a copy that computes the same in eval mode and gives no gradients, faster.
 
     Batch norms (also timm's, which hold an activation) go into the convolutions before them, ReLU
@@ -51,8 +51,7 @@ def for_inference(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) 
             _0 = getattr(self, "0")(input_1);  input_1 = None
             ...
     """
-    example = example_input if isinstance(example_input, tuple) else (example_input,)
-    problem = _difference(model, example)
+    problem = _difference(model, as_inputs(example_input))
     if problem is not None:
         _warn(f"{type(model).__name__} stays as it is for inference: made faster, {problem}.")
         return _frozen(model)
@@ -67,17 +66,17 @@ def for_inference(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) 
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return working_copy(model, apart=False).eval().requires_grad_(False)
 
 
-def _difference(model: nn.Module, example: tuple[Tensor, ...]) -> str | None:
+def _difference(model: nn.Module, example: Inputs) -> str | None:
     """Rewrite a float64 copy and say how its outputs differ, or None if they do not."""
     plain = _frozen(model).double()
     inputs = random_inputs(example)
     with torch.no_grad():
-        expected = [t.clone() for t in tensors_of(plain(*clones(inputs)))]
+        expected = [t.clone() for t in tensors_of(inputs.run(plain))]
         try:
-            found = tensors_of(_rewrite(plain)[0](*clones(inputs)))
+            found = tensors_of(inputs.run(_rewrite(plain)[0]))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
     return compare(expected, found)

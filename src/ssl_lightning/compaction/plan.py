@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.graph import SiteSlices
+from ssl_lightning.compaction.structure import from_structure
+from ssl_lightning.graph import Inputs, SiteSlices
 from ssl_lightning.suggest import check_keys
 
 SCHEMA = 1
@@ -30,6 +31,10 @@ class Plan:
         input_types: their types, such as ``"float32"``.
         notes: sentences about what could not be removed and why.
         sparse: convolutions that become column-sparse; see :func:`choose_layers`.
+        structure: how the network is called with these inputs, if not with each by position; see
+            :func:`structure_of`.
+        checks: sentences about what was not compared, or only roughly: sizes of the inputs that the
+            network itself refuses, lower precision, train mode.
     """
 
     modules: dict[str, SiteSlices]
@@ -37,6 +42,8 @@ class Plan:
     input_types: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
     sparse: tuple[str, ...] = field(default=())
+    structure: Any = None
+    checks: tuple[str, ...] = field(default=())
 
     def removed(self) -> dict[str, SiteSlices]:
         """Return the modules that lose something."""
@@ -57,17 +64,25 @@ class Plan:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in (*self.notes, *self.checks))])
 
     def example_inputs(self, device: torch.device | None = None) -> tuple[Tensor, ...]:
-        """Return zeros of the shapes and types of the inputs the plan was made with."""
+        """Return zeros of the shapes and types of the tensors the plan was made with."""
         types = [getattr(torch, name) for name in self.input_types]
         pairs = zip(self.input_shapes, types, strict=True)
         return tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in pairs)
 
+    def inputs(self, device: torch.device | None = None) -> Inputs:
+        """Return the whole inputs, nested as they were, with zeros for the tensors."""
+        return from_structure(self.structure, self.example_inputs(device))
+
     def to_json(self) -> str:
         """Return the plan as JSON; :meth:`from_json` reads it back."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":"))
+        data = asdict(self)
+        for name in ("structure", "checks"):  # younger than the schema; without them, as ever
+            if not data[name]:
+                del data[name]
+        return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -92,9 +107,12 @@ class Plan:
             types = tuple(read_type(name) for name in data["input_types"])
             notes = tuple(str(note) for note in data.get("notes", ()))
             sparse = tuple(str(name) for name in data.get("sparse", ()))
+            checks = tuple(str(check) for check in data.get("checks", ()))
+            plan = cls(modules, shapes, types, notes, sparse, data.get("structure"), checks)
+            plan.inputs(torch.device("meta"))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
-        return cls(modules, shapes, types, notes, sparse)
+        return plan
 
 
 def explain_row(name: str, slices: SiteSlices) -> tuple[str, str, str, str]:

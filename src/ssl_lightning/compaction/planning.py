@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_lightning.compaction.equality import Problem, difference
+from ssl_lightning.compaction.equality import Problem
+from ssl_lightning.compaction.gate import Gate, open_gate, try_further
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.rewrite import apply_slices
+from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sparse import replace_layers, with_dense_layers
+from ssl_lightning.compaction.structure import structure_of
 from ssl_lightning.graph import (
     SIZED,
+    ExampleInput,
     LayerWrapper,
+    SiteSlices,
     Trace,
     analyse,
+    as_inputs,
     make_plain_,
     retained_whole,
     trace,
@@ -25,23 +29,26 @@ from ssl_lightning.graph import (
     working_copy,
 )
 
-ATTEMPTS = 6
+ATTEMPTS = 8
+MOST_PATHS = 2  # other paths than the example's that are captured
 
 
-def make_plan(
-    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, constants: bool = True
-) -> Plan:
+def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool = True) -> Plan:
     """Find what can be removed from ``model`` without changing the function it computes in eval.
 
-    The model is run with ``torch.export`` once and its operations are analysed; what the analysis
+    The model is captured with ``torch.export`` and its operations are analysed; what the analysis
     cannot prove removable stays. Before the plan is returned, it is carried out on a copy and both
-    networks are compared in float64. If the copy fails, because code of the model holds sizes as
-    fixed numbers, nothing is removed through the operations that come into question.
+    networks are compared in float64, also at other batch sizes, heights and widths (or lengths)
+    that the network accepts, and in train mode, where outputs must have the same shapes. Where its
+    code takes other paths there, those are captured and analysed too. If the copy fails, because
+    code of the model holds sizes as fixed numbers, nothing is removed through the operations that
+    come into question. What could not be tried is in the plan's ``checks``.
 
     Args:
         model: any module that ``torch.export`` captures, with its zeros; it is not changed.
         example_input: its inputs, shapes such as ``(1, C, H, W)``; the values do not matter, and
-            a batch of one is enough.
+            a batch of one is enough. A tensor, a tuple of all positional inputs, or
+            ``Inputs(x, mask=None)`` where some have names.
         constants: also remove what is constant for every input without being zero (the shift of a
             batch norm behind a zero filter), which becomes part of later biases. In train mode,
             where batch norms use other statistics, the smaller network is then another one.
@@ -59,43 +66,97 @@ def make_plan(
         >>> plan.modules["conv1"].outputs, len(plan.modules["conv2"].inputs)
         ((0, 1, 2), 3)
     """
-    example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    inputs = as_inputs(example_input)
     check_finite(model)
-    double = with_plain_weights(working_copy(model, torch.float64))
-    traced = trace(double, tuple(x.double() if x.is_floating_point() else x for x in example))
-    shapes = tuple(tuple(x.shape) for x in example)
-    types = tuple(str(x.dtype).removeprefix("torch.") for x in example)
+    shapes = tuple(tuple(x.shape) for x in inputs.tensors())
+    types = tuple(str(x.dtype).removeprefix("torch.") for x in inputs.tensors())
+    form = structure_of(inputs)
+    gate = open_gate(model, inputs)
+    double = with_plain_weights(working_copy(model, gate.dtype))
+    traces = [trace(double, gate.inputs)]
+    modules = analyse(double, traces, constants=constants)
+    if not any(slices.shrinks() for slices in modules.values()):
+        whole = tuple(retained_whole(double, traces[0], modules))
+        return Plan(modules, shapes, types, whole, structure=form)
+    try_further(gate)
+    traces, failed = add_paths(double, gate, traces)
+    modules, notes = search(double, gate, traces, constants and not failed)
+    notes = (*failed, *notes, *retained_whole(double, traces[0], modules))
+    return Plan(modules, shapes, types, notes, (), form, tuple(gate.notes))
+
+
+def search(
+    model: nn.Module, gate: Gate, traces: list[Trace], constants: bool
+) -> tuple[dict[str, SiteSlices], tuple[str, ...]]:
+    """Return what can be removed so that the gate finds no difference, and what was not for it."""
     blocked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    problem: Problem | None = None
     for _ in range(ATTEMPTS):
-        modules = analyse(double, traced, blocked, constants=constants)
-        problem = difference(model, modules, example)
+        modules = analyse(model, traces, blocked, constants=constants)
+        problem = gate.problem(modules)
         if problem is None:
-            notes = (*notes, *retained_whole(double, traced, modules))
-            return Plan(modules, shapes, types, notes)
-        more = suspects(double, traced, problem, blocked)
+            return modules, notes
+        if problem.train and len(traces) == 1 and (more_traces := train_trace(model, gate)):
+            traces = [*traces, *more_traces]
+            continue
+        more = suspects(model, traces, problem, blocked)
         if constants and not (problem.modules and more):
-            constants, more = False, frozenset()
+            constants = False
             notes = (*notes, f"constants were not folded: {problem.text}")
         elif not more:
             break
         else:
             blocked |= more
-            notes = (*notes, blocked_note(traced, more, problem))
+            notes = (*notes, blocked_note(traces, more, problem))
     assert problem is not None
-    note = f"nothing was removed: the compact network would not do ({problem.text})"
-    return Plan({}, shapes, types, (note,))
+    return {}, (f"nothing was removed: the compact network would not do ({problem.text})",)
+
+
+def add_paths(
+    model: nn.Module, gate: Gate, traces: list[Trace]
+) -> tuple[list[Trace], tuple[str, ...]]:
+    """Add traces of the other paths that the network takes; say which cannot be captured.
+
+    Those are only compared, and no constants may be folded then.
+    """
+    failed = []
+    for trial in gate.other_paths()[:MOST_PATHS]:
+        try:
+            traces = [*traces, trace(model, trial.inputs)]
+        except ValueError as error:
+            failed.append(f"constants were not folded: {first_sentence(error)}")
+    if len(gate.other_paths()) > MOST_PATHS:
+        failed.append("constants were not folded: the code takes many paths at other sizes")
+    if gate.only_in_training():
+        traces = [*traces, *train_trace(model, gate)]
+    return traces, tuple(failed)
+
+
+def train_trace(model: nn.Module, gate: Gate) -> list[Trace]:
+    """Return the trace of the paths for training, in a list; none if it cannot be captured."""
+    inputs = next((trial.inputs for trial in gate.trials if trial.train), gate.inputs)
+    try:
+        return [trace(model, inputs, train=True)]
+    except ValueError as error:
+        gate.notes.append(f"the paths for training were not analysed: {first_sentence(error)}")
+        return []
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the start of an error's message."""
+    return str(error).splitlines()[0][:200]
 
 
 def suspects(
-    model: nn.Module, traced: Trace, problem: Problem, blocked: frozenset[str]
+    model: nn.Module, traces: Sequence[Trace], problem: Problem, blocked: frozenset[str]
 ) -> frozenset[str]:
     """Return operations whose sizes may be the reason for a problem, the likeliest only.
 
     First those of all modules of the type that raised, then those of the types it was called
     from, then all.
     """
-    sized = {op.name: op.module for op in traced.ops if op.kind in SIZED}
+    sized = {op.name: op.module for t in traces for op in t.ops if op.kind in SIZED}
     types = {name: type(module) for name, module in model.named_modules()}
     running = [types.get(name) for name in problem.modules]
     for suspected in (set(running[-1:]), set(running), set(types.values())):
@@ -105,10 +166,11 @@ def suspects(
     return frozenset()
 
 
-def blocked_note(traced: Trace, blocked: frozenset[str], problem: Problem) -> str:
+def blocked_note(traces: Sequence[Trace], blocked: frozenset[str], problem: Problem) -> str:
     """Say through which operations nothing was removed, and why."""
-    kinds = dict.fromkeys(op.kind for op in traced.ops if op.name in blocked)
-    inside = dict.fromkeys(op.module or "the model" for op in traced.ops if op.name in blocked)
+    ops = [op for traced in traces for op in traced.ops if op.name in blocked]
+    kinds = dict.fromkeys(op.kind for op in ops)
+    inside = dict.fromkeys(op.module or "the model" for op in ops)
     named = ", ".join(list(inside)[:3]) + (", ..." if len(inside) > 3 else "")
     return (
         f"nothing was removed through {', '.join(kinds)} in {named}: sizes are fixed by the code "
@@ -171,13 +233,18 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
         Linear(in_features=100, out_features=300, bias=True)
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    problem = difference(model, plan.modules, plan.example_inputs(device))
+    problem = None
+    check_modules(model, plan.modules)
+    if plan.removed():
+        gate = open_gate(model, plan.inputs(device))
+        try_further(gate)
+        problem = gate.problem(plan.modules)
     if problem is not None:
         raise ValueError(
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
-    small = apply_slices(working_copy(model), plan.modules)
+    small = apply_slices(working_copy(model, apart=False), plan.modules)
     replace_layers(small, plan.sparse)
     return small
 
@@ -210,8 +277,8 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
     small = with_dense_layers(small)
     plans = (plans,) if isinstance(plans, Plan) else plans
     shrunk = {name for plan in plans for name in plan.removed()}
-    masked = make_plain_(working_copy(backbone), shrunk)
-    numbers = number_elements_(copy.deepcopy(masked).double())
+    masked = make_plain_(working_copy(backbone, apart=False), shrunk)
+    numbers = number_elements_(working_copy(masked).double())
     for plan in plans:
         numbers = apply_slices(numbers, without_constants(plan).modules)
     places, values = numbers.state_dict(), small.state_dict()

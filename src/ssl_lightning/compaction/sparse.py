@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch.utils.benchmark import Timer
 
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
+from ssl_lightning.graph import Inputs, working_copy
 from ssl_lightning.kernels import ColumnSparseConv2d
 
 WORTH_IT = 0.95  # of the dense time: less is not told from noise, and dense layers export anywhere
@@ -67,11 +67,11 @@ def choose_layers(model: nn.Module, plan: Plan, *, compare: Compare = time_ratio
         >>> compact(net, plan).conv2
         ColumnSparseConv2d(20, 50, kernel_size=(5, 5), stride=(1, 1), rows=50/50, columns=100/500)
     """
-    small = apply_slices(copy.deepcopy(model), plan.modules).eval()
+    small = apply_slices(working_copy(model), plan.modules).eval()
     device = next((p.device for p in small.parameters()), torch.device("cpu"))
     chosen = []
     with torch.inference_mode():
-        for name, x in layer_inputs(small, plan.example_inputs(device)).items():
+        for name, x in layer_inputs(small, plan.inputs(device)).items():
             dense = small.get_submodule(name)
             sparse = column_sparse(dense)
             if sparse is not None and compare(dense, sparse, x) <= WORTH_IT:
@@ -133,7 +133,7 @@ def with_dense_layers(model: nn.Module) -> nn.Module:
     known = dict(model.named_modules(remove_duplicate=False))
     if not any(isinstance(module, ColumnSparseConv2d) for module in known.values()):
         return model
-    dense = copy.deepcopy(model)
+    dense = working_copy(model)
     for layer in [m for m in dense.modules() if isinstance(m, ColumnSparseConv2d)]:
         conv = layer.to_conv()
         for name in [n for n in known if dense.get_submodule(n) is layer]:
@@ -141,7 +141,7 @@ def with_dense_layers(model: nn.Module) -> nn.Module:
     return dense
 
 
-def layer_inputs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def layer_inputs(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
     """Run the model once; return what reaches each convolution first, by its name."""
     inputs: dict[str, Tensor] = {}
 
@@ -154,7 +154,7 @@ def layer_inputs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Ten
         if isinstance(module, nn.Conv2d)
     ]
     try:
-        model(*example)
+        example.run(model)
     finally:
         for handle in handles:
             handle.remove()

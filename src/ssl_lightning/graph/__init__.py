@@ -11,6 +11,7 @@ from ssl_lightning.graph.coupling import (
     weight_places,
     written,
 )
+from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
 from ssl_lightning.graph.plain import (
@@ -27,12 +28,15 @@ from ssl_lightning.graph.trace import has_equivalent_forward, trace
 __all__ = [
     "SIZED",
     "CoupledFamily",
+    "ExampleInput",
+    "Inputs",
     "LayerWrapper",
     "LeafOperation",
     "ResidualBranch",
     "SiteSlices",
     "Trace",
     "analyse",
+    "as_inputs",
     "computed_tensors",
     "computing_modules",
     "coupled_channels",

@@ -13,7 +13,7 @@ each remaining operation has the operands it had.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.constants import NOT_RUN, not_zero, real_values
 from ssl_lightning.graph.flow import Flow, Rule, Value, as_list, binary, filled, like
+from ssl_lightning.graph.inputs import ExampleInput
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
 from ssl_lightning.graph.needs import everything, transpose
@@ -29,6 +30,7 @@ from ssl_lightning.graph.ops import Op, Trace
 from ssl_lightning.graph.plain import with_plain_weights
 from ssl_lightning.graph.reasons import LAYERS, left_whole
 from ssl_lightning.graph.rules import BINARY, UNKNOWN, rule_of
+from ssl_lightning.graph.several import joint_slices
 from ssl_lightning.graph.slices import fix_all, fixed
 from ssl_lightning.graph.support import ones
 from ssl_lightning.graph.trace import trace
@@ -36,12 +38,12 @@ from ssl_lightning.graph.trace import trace
 
 def analyse(
     model: nn.Module,
-    example_input: Tensor | tuple[Any, ...] | Trace,
+    example_input: ExampleInput | Trace | Sequence[Trace],
     blocked: frozenset[str] = frozenset(),
     *,
     constants: bool = True,
 ) -> dict[str, SiteSlices]:
-    """Find what can be removed from each module of ``model`` without changing its eval function.
+    """Find what can be removed from each module of ``model`` without changing its function.
 
     A slice goes if every element of every tensor it is part of is zero for all inputs, constant
     where it can be folded into the layers that read it, or never read with a non-zero weight; and
@@ -49,17 +51,33 @@ def analyse(
 
     Args:
         model: the network, with its zeros.
-        example_input: positional inputs, of which only the shapes matter, or the model's trace.
-        blocked: names of operations in the trace to treat as unknown.
+        example_input: its inputs, of which only the shapes matter, or the model's trace, or a list
+            of traces of all paths that the model takes; a slice goes if it can on all of them.
+        blocked: names of operations in the traces to treat as unknown.
         constants: whether slices that are constant but not zero may go.
 
     Returns:
         Module name -> what is left of it, for every convolution, linear and normalisation layer
         that the analysis understands.
     """
-    traced = example_input if isinstance(example_input, Trace) else trace(model, example_input)
-    values = real_values(traced) if constants else {}
-    return kept_slices(propagate(model, traced, blocked, values))
+    traces = as_traces(model, example_input)
+    flows = [propagate(model, t, blocked, real_values(t) if constants else {}) for t in traces]
+    if len(flows) == 1:
+        return kept_slices(flows[0])
+    found = joint_slices(flows)
+    if found is None:
+        found = joint_slices([propagate(model, traced, blocked) for traced in traces])
+    assert found is not None, "without constants there is nothing to disagree on"
+    return found
+
+
+def as_traces(model: nn.Module, given: Any) -> list[Trace]:
+    """Return the traces that are given, or the one on an example input."""
+    if isinstance(given, Trace):
+        return [given]
+    if isinstance(given, list) and given and all(isinstance(item, Trace) for item in given):
+        return given
+    return [trace(model, given)]
 
 
 def propagate(
@@ -234,6 +252,8 @@ def collect_parameters(flow: Flow) -> None:
     for value, name in flow.trace.names.items():
         if name not in flow.names_of_parameters or name in flow.matrices:
             continue
+        if not flow.trace.users.get(value):
+            continue  # what this path does not read may be read on others
         labels = flow.slices[value]
         dims = [dim for dim in range(labels.dim()) if varies(labels, dim)]
         if name.rpartition(".")[0] in flow.sites:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
-def working_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def working_copy(
+    model: nn.Module, dtype: torch.dtype | None = None, *, apart: bool = True
+) -> nn.Module:
     """Return a copy of a model that can be run, traced and changed and leave nothing behind in it.
 
     It is a deep copy with three differences. Tensors that are results of other computations (caches
@@ -28,6 +30,7 @@ def working_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     Args:
         model: any module; it is not changed.
         dtype: floating-point type to convert to; None: every tensor has the type it had.
+        apart: False for a copy that the user gets: its hooks collect where the model's do.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -43,7 +46,7 @@ def working_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     with CopyTensors(memo, dtype):
         copied = copy.deepcopy(model, memo)
         for function in functions:
-            fill_cells(memo[id(function)], function, memo)
+            fill_cells(memo[id(function)], function, memo, apart)
     return copied if dtype is None else copied.to(dtype)
 
 
@@ -96,7 +99,7 @@ def with_empty_cells(function: types.FunctionType) -> types.FunctionType:
 
 
 def fill_cells(
-    twin: types.FunctionType, function: types.FunctionType, memo: dict[int, Any]
+    twin: types.FunctionType, function: types.FunctionType, memo: dict[int, Any], apart: bool
 ) -> None:
     """Set the variables of a function's twin: copies of what the model or a collection is."""
     for new, old in zip(twin.__closure__ or (), function.__closure__ or (), strict=True):
@@ -104,7 +107,7 @@ def fill_cells(
             value = old.cell_contents
         except ValueError:  # not set yet either
             continue
-        if id(value) in memo or isinstance(value, (list, dict, set, Tensor)):
+        if id(value) in memo or (apart and isinstance(value, (list, dict, set, Tensor))):
             value = copy.deepcopy(value, memo)
         new.cell_contents = value
 

@@ -73,6 +73,11 @@ def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
     keep = kept_labels(flow, useful)
     keep_one(flow, keep)
     balance_groups(flow, keep)
+    return slices_of(flow, keep)
+
+
+def slices_of(flow: Flow, keep: Tensor) -> dict[str, SiteSlices]:
+    """Return what is left of every module, given which label sets are kept."""
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
     modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
     parameters = {**dict(parameter_slices(flow, keep)), **dict(matrix_slices(flow, keep))}

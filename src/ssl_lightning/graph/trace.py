@@ -1,9 +1,9 @@
 """From a model to a list of tensor operations that name the parameters they read.
 
-``torch.export`` (non-strict) runs the model once in eval mode and records its ATen operations. Two
-things are done on top of it, both so that the analysis need not know about them: operations that
-write in place are resolved (:mod:`ssl_lightning.graph.aliases`), and modules that the analysis
-treats as one operation (:data:`~ssl_lightning.graph.ops.LEAF_MODULES`) become one.
+``torch.export`` (non-strict) runs a copy of the model once in eval mode and records its ATen
+operations. Two things are done on top of it, both so that the analysis need not know about them:
+operations that write in place are resolved (:mod:`ssl_lightning.graph.aliases`), and modules that
+the analysis treats as one operation (:data:`~ssl_lightning.graph.ops.LEAF_MODULES`) become one.
 """
 
 from __future__ import annotations
@@ -11,38 +11,47 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ssl_lightning.graph.aliases import resolve_in_place
+from ssl_lightning.graph.copies import same_random_state, working_copy
+from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs
 from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace, has_hooks
 from ssl_lightning.graph.owners import by_parameters, call_types
 from ssl_lightning.graph.plain import with_plain_weights
 
+NEUTRAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+"""Modules that do in training what no analysis of zeros needs to know."""
 
-def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
-    """Record the operations of ``model`` in eval mode on ``example_input``; the model is unchanged.
 
-    A module may carry a ``forward`` of its own that computes the same function by a shorter way
-    and says so with an attribute ``equivalent = True`` (a collapsed layer); then it is the class's
-    ``forward`` that is recorded.
+def trace(model: nn.Module, example_input: ExampleInput, *, train: bool = False) -> Trace:
+    """Record the operations of ``model`` on ``example_input``; the model is unchanged.
+
+    What is run is a copy, so that caches that ``forward`` fills are not the model's. A module may
+    carry a ``forward`` of its own that computes the same function by a shorter way and says so with
+    an attribute ``equivalent = True`` (a collapsed layer); then it is the class's ``forward`` that
+    is recorded.
 
     Args:
         model: any module that ``torch.export`` captures.
-        example_input: its positional inputs, with their batch dimension; one sample is enough.
+        example_input: its inputs, with their batch dimension; one sample is enough. A tensor, a
+            tuple of all positional inputs, or :class:`Inputs` where some have names.
+        train: take the paths that are for training only; norms and dropouts do what they do in
+            eval, as they are no paths.
 
     Raises:
         ValueError: if the model cannot be captured; torch's reason is part of the message.
     """
-    example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    inputs = as_inputs(example_input)
     model = with_plain_weights(model)
-    with plain_eval(model):
-        program = export(model, example)
+    copied = working_copy(model)
+    set_paths_(copied, train)
+    with same_random_state():
+        program = export(copied, inputs)
     signature = program.graph_signature
     names = canonical_names(
         model, {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -51,29 +60,22 @@ def trace(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Trace:
     tensors = {value: state[name] for value, name in names.items()}
     for value, name in signature.inputs_to_lifted_tensor_constants.items():
         tensors[value] = program.constants[name]
-    leaves = zip(signature.user_inputs, pytree.tree_leaves(example), strict=True)
-    inputs = {str(name): leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
+    leaves = zip(signature.user_inputs, inputs.leaves(), strict=True)
+    given = {str(name): leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
     read = read_ops(program.graph, first_names(model))
     owned = by_parameters(read, call_types(program.graph), names, model)
-    ops = merge_leaves(list(owned), model, tensors)
+    ops = merge_leaves(list(owned), copied, tensors)
     outputs = [str(name) for name in signature.user_outputs]
-    return resolve_in_place(Trace(ops, inputs, tensors, names, outputs))
+    return resolve_in_place(Trace(ops, given, tensors, names, outputs))
 
 
-@contextmanager
-def plain_eval(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode and let it run its class's ``forward``; undo at the end."""
-    modes = {module: module.training for module in model.modules()}
-    shortcuts = {m: m.__dict__.pop("forward") for m in modes if has_equivalent_forward(m)}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for module, forward in shortcuts.items():
-            module.__dict__["forward"] = forward
+def set_paths_(model: nn.Module, train: bool) -> None:
+    """Let every module run its class's ``forward`` in eval, or on the paths for training."""
+    for module in model.modules():
+        if has_equivalent_forward(module):
+            del module.forward
+        path = module is model or any(True for _ in module.children())
+        module.training = train and path and not isinstance(module, NEUTRAL)
 
 
 def has_equivalent_forward(module: nn.Module) -> bool:
@@ -81,7 +83,7 @@ def has_equivalent_forward(module: nn.Module) -> bool:
     return bool(getattr(module.__dict__.get("forward"), "equivalent", False))
 
 
-def export(model: nn.Module, example: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """Run ``torch.export``.
 
     Raises:
@@ -90,13 +92,13 @@ def export(model: nn.Module, example: tuple[Any, ...]) -> torch.export.ExportedP
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, example, strict=False)
+            return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as error:
-        shapes = [tuple(x.shape) for x in pytree.tree_leaves(example) if isinstance(x, Tensor)]
+        shapes = [tuple(x.shape) for x in inputs.tensors()]
         raise ValueError(
             f"Cannot capture {type(model).__name__} with torch.export on inputs of shapes "
-            f"{shapes}: {error}. Check the input shape, and that forward() takes tensors only and "
-            "has no control flow that depends on their values."
+            f"{shapes}: {error}. Check the input shape, and that forward() has no control "
+            "flow that depends on the tensors' values."
         ) from error
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph import (
     CoupledFamily,
+    ExampleInput,
     ResidualBranch,
     Trace,
     computed_tensors,
@@ -82,9 +83,7 @@ class Selector:
 class Surroundings:
     """What a model's graph says about a layer; traced on first use, for it takes seconds."""
 
-    def __init__(
-        self, model: nn.Module, example_input: Tensor | tuple[Tensor, ...] | None, strict: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, example_input: ExampleInput, strict: bool) -> None:
         self.model = model
         self.strict = strict
         self.example_input = example_input
@@ -151,7 +150,7 @@ class Surroundings:
 def resolve_groups(
     model: nn.Module,
     selectors: Sequence[Selector | Mapping[str, Any]],
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: ExampleInput = None,
 ) -> list[GroupSet]:
     """Return the group sets that the selectors name, one per kind and layer (or coupled family).
 
@@ -181,7 +180,7 @@ def resolve_groups(
 def resolve_each(
     model: nn.Module,
     selectors: Sequence[Selector | Mapping[str, Any]],
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: ExampleInput = None,
     *,
     strict: bool = True,
     around: Surroundings | None = None,

@@ -5,23 +5,24 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
+from ssl_lightning.graph import ExampleInput, as_inputs, same_random_state, working_copy
+
 
 @overload
 def count_macs(
-    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], per_layer: Literal[False] = False
+    model: nn.Module, example_input: ExampleInput, per_layer: Literal[False] = False
 ) -> int: ...
 @overload
 def count_macs(
-    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], per_layer: Literal[True]
+    model: nn.Module, example_input: ExampleInput, per_layer: Literal[True]
 ) -> dict[str, int]: ...
 def count_macs(
-    model: nn.Module, example_input: Tensor | tuple[Tensor, ...], per_layer: bool = False
+    model: nn.Module, example_input: ExampleInput, per_layer: bool = False
 ) -> int | dict[str, int]:
     """Count the multiply-adds of one forward pass in evaluation mode.
 
@@ -31,7 +32,7 @@ def count_macs(
     twice this number. An operator that torch does not know counts nothing either, unless its
     formula was registered with :func:`torch.utils.flop_counter.register_flop_formula`.
 
-    The model is left as it was: mode, gradients and buffers.
+    The model is left as it was: a copy is run.
 
     Args:
         model: any module.
@@ -50,13 +51,14 @@ def count_macs(
         {'0': 72, '2': 80}
     """
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _product_flops})
+    copied = working_copy(model).requires_grad_(False).eval()  # hooks fail on views that need them
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(same_random_state())
         stack.enter_context(_countable_attention())
         stack.enter_context(torch.no_grad())
-        own = stack.enter_context(_own_flops(model, counter)) if per_layer else {}
+        own = stack.enter_context(_own_flops(copied, counter)) if per_layer else {}
         stack.enter_context(counter)
-        functional_call(model, own_copies(model), example_input, tie_weights=False)
+        as_inputs(example_input).run(copied)
     if per_layer:
         return {name: int(flops // 2) for name, flops in own.items() if flops}
     return int(counter.get_total_flops() // 2)
@@ -69,23 +71,6 @@ def _product_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
 
 
 _product_flops._get_raw = True  # type: ignore[attr-defined]  # given tensors, not their shapes
-
-
-def own_copies(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters without gradients, and copies of buffers, for one call of the model.
-
-    Without gradients, since the counter's hooks fail on views of parameters that modules pass each
-    other. Each module's own tensors are named once: ``functional_call`` would not put back what it
-    has replaced twice.
-    """
-    found = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for name, parameter in module.named_parameters(recurse=False):
-            found[prefix + name] = parameter.detach()
-        for name, buffer in module.named_buffers(recurse=False):
-            found[prefix + name] = buffer.detach().clone()
-    return found
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.compaction import for_inference
 from ssl_lightning.compaction.sparse import layer_inputs, replace_layers
+from ssl_lightning.graph import Inputs
 from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
 from ssl_lightning.measure.csr import CsrConv2d
 from ssl_lightning.measure.engines import (
@@ -187,7 +188,7 @@ def _measure(case: Case, x: Tensor, dense: Mapping[str, Call], repeats: int) -> 
     timings = interleave(final, repeats=repeats, warmup=1, min_run_time=shortest)
     mine = timings.pop("sparse")
     fastest = min(timings, key=lambda engine: timings[engine].ratio)
-    inputs = layer_inputs(masked, (x,))
+    inputs = layer_inputs(masked, Inputs(x))
     layers = [(sparse.get_submodule(name), image) for name, image in inputs.items()]
     return SparseRow(
         configuration=case.configuration,
@@ -240,7 +241,7 @@ def sparse_form(masked: nn.Module, case: Case, x: Tensor) -> nn.Module:
 def limit(case: Case, model: nn.Module, x: Tensor) -> float:
     """Return what the arithmetic allows: dense over remaining multiply-adds."""
     cases = table4_cases([case.configuration], list(LAYERS)) if case.layer == CONV_PART else [case]
-    inputs = layer_inputs(model, (x,))
+    inputs = layer_inputs(model, Inputs(x))
     dense = [count_macs(model.get_submodule(name), image) for name, image in inputs.items()]
     shares = [(1 - case.row_sparsity) * (1 - case.column_sparsity) for case in cases]
     return sum(dense) / sum(macs * share for macs, share in zip(dense, shares, strict=True))

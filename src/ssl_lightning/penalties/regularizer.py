@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ssl_lightning.graph import ExampleInput
 from ssl_lightning.groups import GroupSet, Member, group_norms, resolve_each
 from ssl_lightning.penalties.functional import (
     inverse_norms,
@@ -85,7 +86,7 @@ class Regularizer:
         self,
         model: nn.Module,
         penalties: Sequence[Penalty | Mapping[str, Any]],
-        example_input: Tensor | tuple[Tensor, ...] | None = None,
+        example_input: ExampleInput = None,
         full_sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction import apply_plan, make_plan
 from ssl_lightning.compaction.planning import check_finite
-from ssl_lightning.graph import missing_heads, trace, working_copy
+from ssl_lightning.graph import ExampleInput, missing_heads, trace, working_copy
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -123,7 +123,7 @@ class PruneReport:
 
 def prune_(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: ExampleInput,
     *,
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None = None,
     kind: str = "coupled",
@@ -374,7 +374,7 @@ def zero_(model: nn.Module, group_sets: Sequence[GroupSet], chosen: Tensor) -> l
 
 def within_budget(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: ExampleInput,
     group_sets: Sequence[GroupSet],
     order: Tensor,
     budget: float,

@@ -1,0 +1,264 @@
+"""The last gate: the dense and the compact network are run and compared, at several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.compaction.equality import (
+    LARGEST,
+    LOWER,
+    SPREADS,
+    TOLERANCE,
+    Path,
+    Precision,
+    Problem,
+    compare,
+    compare_shapes,
+    random_inputs,
+    relative,
+    tensors_of,
+    watched,
+)
+from ssl_lightning.compaction.rewrite import apply_slices, check_modules
+from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
+from ssl_lightning.graph import Inputs, SiteSlices, same_random_state, working_copy
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the dense network.
+
+    Attributes:
+        inputs: what it was run on.
+        expected: its outputs.
+        path: the functions that its code called.
+        modules: those that ran.
+        train: whether it was in train mode; then only the outputs' shapes count.
+    """
+
+    inputs: Inputs
+    expected: list[Tensor]
+    path: tuple[tuple[str, ...], ...]
+    modules: frozenset[str]
+    train: bool = False
+
+    def where(self, first: bool) -> str:
+        """Say which run this is, if it is not the plain one on the example."""
+        if self.train:
+            return " in train mode"
+        return "" if first else f" on inputs of shapes {shapes_of(self.inputs)}"
+
+
+@dataclass
+class Gate:
+    """The dense network's outputs on the example, at further sizes and in train mode.
+
+    Attributes:
+        model: the network; what is run are copies.
+        inputs: random ones, of the shapes and structure of the example.
+        dtype: the type that both networks are run in: float64 if the network's code allows it.
+        tolerance: largest difference, of an output's scale, that counts as rounding.
+        trials: runs of the dense network, that on ``inputs`` first.
+        notes: what could not be tried, and any lower precision.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    dtype: torch.dtype = torch.float64
+    tolerance: float = TOLERANCE
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, modules: Mapping[str, SiteSlices]) -> Problem | None:
+        """Carry slices out on a copy and say how its outputs differ, or None if they do not.
+
+        Raises:
+            ValueError: if the slices do not fit the model's layers.
+        """
+        check_modules(self.model, modules)
+        network = apply_slices(working_copy(self.model, self.dtype).eval(), modules)
+        for trial in self.trials:
+            running: list[str] = []
+            where = trial.where(trial is self.trials[0])
+            network.train(trial.train)
+            try:
+                with torch.no_grad(), same_random_state(), watched(network, running, []):
+                    found = tensors_of(trial.inputs.run(network))
+            except Exception as error:
+                raised = f"{type(error).__name__}: {error}{where}"
+                return Problem(raised, tuple(running), trial.train)
+            if trial.train:
+                text = compare_shapes(trial.expected, found)
+            else:
+                text = compare(trial.expected, found, self.tolerance)
+            if text is not None:
+                return Problem(text + where, train=trial.train)
+        return None
+
+    def other_paths(self) -> list[Trial]:
+        """Return one run in eval for each other path than the example's that was taken."""
+        first = self.trials[0]
+        paths = {trial.path: trial for trial in self.trials[::-1] if not trial.train}
+        return [trial for path, trial in paths.items() if path != first.path]
+
+    def only_in_training(self) -> list[str]:
+        """Return the modules with parameters that only ran in train mode."""
+        ran = {train: frozenset().union(*(t.modules for t in self.trials if t.train is train))
+               for train in (False, True)}  # fmt: skip
+        own = dict(self.model.named_modules())
+        return [
+            name
+            for name in sorted(ran[True] - ran[False])
+            if next(own[name].parameters(recurse=False), None) is not None
+        ]
+
+
+def open_gate(model: nn.Module, example: Inputs) -> Gate:
+    """Run a copy of the dense network on random inputs, in float64 if its code allows it.
+
+    Raises:
+        ValueError: if the network cannot be run on these inputs.
+    """
+    reasons = []
+    for dtype in (torch.float64, torch.float32):
+        inputs = random_inputs(example, dtype)
+        network = working_copy(model, dtype).eval()
+        try:
+            with Precision() as precision:
+                first = run(network, inputs)
+        except Exception as error:
+            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        gate = Gate(model, inputs, dtype, trials=[first])
+        set_tolerance_(gate, network, precision, reasons)
+        return gate
+    raise ValueError(
+        f"Cannot run {type(model).__name__} on inputs of shapes {shapes_of(example)}: "
+        f"{reasons[-1]}. Check the input shape."
+    )
+
+
+def set_tolerance_(
+    gate: Gate, network: nn.Module, precision: Precision, reasons: list[str]
+) -> None:
+    """Set the tolerance of a network that computes in lower precision than float64, and say so.
+
+    It is ten times what the dense network's outputs differ by if its inputs are rounded so.
+    """
+    lowest = precision.lowest
+    if lowest is None:
+        return
+    eps = torch.finfo(lowest).eps
+    generator = torch.Generator().manual_seed(2)
+
+    def rounded(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return x * (1 + eps * torch.randn(x.shape, generator=generator).to(x))
+
+    other = run(network, gate.inputs.map(rounded)).expected
+    own = max(
+        (relative(a, b) for a, b in zip(gate.trials[0].expected, other, strict=True)), default=0.0
+    )
+    gate.tolerance = min(max(LOWER[lowest], SPREADS * own), LARGEST)
+    kind = str(lowest).removeprefix("torch.")
+    why = f"float64 fails ({reasons[0]})" if reasons else f"its code computes in {kind} in places"
+    gate.notes.append(
+        f"both networks were compared to {gate.tolerance:.0e} of the outputs' scale only, in "
+        f"{str(gate.dtype).removeprefix('torch.')}: {why}"
+    )
+
+
+def try_further(gate: Gate, *, train: bool = True) -> None:
+    """Run the dense network at further sizes that it accepts, and once in train mode."""
+    network = working_copy(gate.model, gate.dtype).eval()
+    refused: dict[str, str] = {}
+    axes = possible_axes(gate.inputs)
+    changed = any(try_sizes(gate, network, axis, refused) for axis in axes)
+    counts = {t.inputs.tensors()[0].shape[:1] for t in gate.trials if t.inputs.tensors()}
+    if len(counts) == 1 and counts != {()}:
+        try_batch(gate, network, refused)
+    if refused:
+        tried = "; ".join(list(refused)[:4])
+        what = "other sizes of the inputs" if axes and not changed else "some sizes"
+        gate.notes.append(
+            f"{what} could not be compared, since the network itself refuses them: {tried} "
+            f"({next(iter(refused.values()))})"
+        )
+    if train:
+        try_training(gate, network)
+
+
+def try_sizes(gate: Gate, network: nn.Module, axis: Axes, refused: dict[str, str]) -> bool:
+    """Run the dense network at other sizes; return whether it accepts any."""
+    changed = False
+    for choices in further_sizes(axis.sizes):
+        for batch, sizes in choices:
+            if try_one(gate, network, axis.resized(gate.inputs, batch, sizes), refused):
+                changed |= sizes != axis.sizes
+                break
+    return changed
+
+
+def try_batch(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
+    """Run the dense network on twice the batch."""
+    count = len(gate.inputs.tensors()[0])
+
+    def repeat(x: Tensor) -> Tensor:
+        return torch.cat([x, x]) if x.dim() and len(x) == count else x
+
+    try_one(gate, network, gate.inputs.map(repeat), refused)
+
+
+def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, str]) -> bool:
+    """Run the dense network on other inputs; return whether it accepts them."""
+    inputs = random_inputs(inputs, gate.dtype)
+    if any(sizes_of(inputs) == sizes_of(trial.inputs) for trial in gate.trials):
+        return True
+    try:
+        gate.trials.append(run(network, inputs))
+    except Exception as error:
+        refused[shapes_of(inputs)] = f"{type(error).__name__}: {str(error)[:80]}"
+        return False
+    return True
+
+
+def try_training(gate: Gate, network: nn.Module) -> None:
+    """Run the dense network in train mode, on two samples at least."""
+    inputs = gate.inputs
+    count = len(inputs.tensors()[0]) if inputs.tensors() and inputs.tensors()[0].dim() else 0
+    if count == 1:
+        inputs = inputs.map(lambda x: torch.cat([x, x]) if x.dim() and len(x) == 1 else x)
+    try:
+        gate.trials.append(run(network, inputs, train=True))
+    except Exception as error:
+        gate.notes.append(
+            "train mode was not tried, since the network itself fails there "
+            f"({type(error).__name__}: {str(error)[:80]})"
+        )
+
+
+def run(network: nn.Module, inputs: Inputs, *, train: bool = False) -> Trial:
+    """Run the dense network."""
+    running: list[str] = []
+    ran: list[str] = []
+    network.train(train)
+    path = Path(running)
+    with torch.no_grad(), same_random_state(), watched(network, running, ran), path:
+        outputs = inputs.run(network)
+    expected = [t.clone() for t in tensors_of(outputs)]
+    return Trial(inputs, expected, tuple(path.steps), frozenset(ran), train)
+
+
+def sizes_of(inputs: Inputs) -> list[tuple[int, ...]]:
+    """Return the shapes of all tensors."""
+    return [tuple(tensor.shape) for tensor in inputs.tensors()]
+
+
+def shapes_of(inputs: Inputs) -> str:
+    """Return the shapes of all tensors, to be read."""
+    return ", ".join(str(shape) for shape in sizes_of(inputs))

@@ -1,0 +1,70 @@
+"""What a network is called with: positional and keyword inputs, tensors or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class Inputs:
+    """The inputs of one call of a network: ``net(*inputs.args, **inputs.kwargs)``.
+
+    Everything that takes an ``example_input`` takes one of these too. What is not a tensor (None, a
+    number, a string) is taken as part of the network: what is found holds for that value.
+
+    Args:
+        args: positional inputs: tensors, other values, and nested lists, tuples and dicts of them.
+        kwargs: inputs by name.
+
+    Example:
+        >>> import torch
+        >>> inputs = Inputs(torch.zeros(1, 3), mask=None)
+        >>> inputs.args[0].shape, inputs.kwargs
+        (torch.Size([1, 3]), {'mask': None})
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+    def __repr__(self) -> str:
+        shown = [f"{value!r}" for value in self.args]
+        return f"Inputs({', '.join([*shown, *(f'{k}={v!r}' for k, v in self.kwargs.items())])})"
+
+    def run(self, network: Callable[..., Any]) -> Any:
+        """Call a network with copies of the tensors: it may write into its inputs."""
+        copies = self.map(lambda tensor: tensor.clone())
+        return network(*copies.args, **copies.kwargs)
+
+    def leaves(self) -> list[Any]:
+        """Return all tensors and other values in the nested structure, in order."""
+        return pytree.tree_leaves((self.args, self.kwargs))
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors in the nested structure, in order."""
+        return [leaf for leaf in self.leaves() if isinstance(leaf, Tensor)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """Return inputs of the same structure with another tensor for each."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
+        return Inputs(*args, **kwargs)
+
+
+ExampleInput: TypeAlias = Any
+"""A tensor (or list, or dict) that is the only input, a tuple of all positional inputs, or
+:class:`Inputs`."""
+
+
+def as_inputs(given: ExampleInput) -> Inputs:
+    """Return inputs given in any of the forms of :data:`ExampleInput`.
+
+    Example:
+        >>> as_inputs((1, None)), as_inputs([1, 2]), as_inputs(Inputs(x=1))
+        (Inputs(1, None), Inputs([1, 2]), Inputs(x=1))
+    """
+    if isinstance(given, Inputs):
+        return given
+    return Inputs(*given) if type(given) is tuple else Inputs(given)
