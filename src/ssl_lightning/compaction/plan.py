@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.files import parse_json
 from ssl_lightning.graph import SiteSlices
 from ssl_lightning.suggest import check_keys
 
@@ -76,10 +77,7 @@ class Plan:
         Raises:
             ValueError: if the text is no plan, or one of an unknown schema version.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Plan: expected JSON, got {text[:40]!r}...: {error}.") from error
+        data = parse_json(text, f"Plan {text[:40]!r}...")
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
             raise ValueError(
                 f"Plan: expected an object with schema {SCHEMA}. It was written by another version "
@@ -92,7 +90,7 @@ class Plan:
             types = tuple(read_type(name) for name in data["input_types"])
             notes = tuple(str(note) for note in data.get("notes", ()))
             sparse = tuple(str(name) for name in data.get("sparse", ()))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
         return cls(modules, shapes, types, notes, sparse)
 

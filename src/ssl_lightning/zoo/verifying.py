@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load as parse_tensors
 from torch import nn
 
-from ssl_lightning.backbones import create_backbone
+from ssl_lightning.backbones import create_stored
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.zoo.cards import CONFIG, GOLDEN, MODEL, Card
+from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, MODEL, Card
 from ssl_lightning.zoo.entries import checked_entry
 from ssl_lightning.zoo.loading import build, not_stored, read_recipe
 from ssl_lightning.zoo.measuring import (
@@ -126,7 +126,7 @@ def check_outputs(card: Card, model: nn.Module, files: dict[str, bytes]) -> list
     """Measure again what depends on the weights."""
     stored = {t.dtype for t in parse_tensors(files[MODEL]).values() if t.is_floating_point()}
     found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
-    left = groups_left(create_backbone(card.backbone, **card.arguments), model)
+    left = groups_left(create_stored(card.backbone, card.arguments, CARD), model)
     return [
         Check("groups left", json.dumps(card.groups), json.dumps(left)),
         Check("type of the weights", card.weights.dtype, found),
@@ -183,7 +183,7 @@ def check_error(card: Card, model: nn.Module) -> list[Check]:
 
 def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
     """Time the dense, masked and compact network again and compare the ratios, never the times."""
-    dense = create_backbone(card.backbone, **card.arguments).eval()
+    dense = create_stored(card.backbone, card.arguments, CARD).eval()
     masked = expand(model, dense, read_recipe(files).plans)
     models = {"dense": dense, "masked": masked, "compact": model}
     return [check for record in card.latency for check in compare_ratios(record, models)]
@@ -228,7 +228,7 @@ def check_settings(card: Card, files: dict[str, bytes]) -> list[Check]:
 
 def check_size(card: Card, model: nn.Module) -> list[Check]:
     """Count multiply-adds and parameters again, of the dense network too."""
-    backbone = create_backbone(card.backbone, **card.arguments)
+    backbone = create_stored(card.backbone, card.arguments, CARD)
     dense, compact = measure_size(backbone), measure_size(model)
     return [
         Check(
