@@ -52,6 +52,32 @@ def parse_json(text: str | bytes, where: str) -> Any:
         ) from error
 
 
+def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
+    """Return the mapping that a YAML text from a file holds; tags of Python are refused.
+
+    Raises:
+        ValueError: if it is no YAML of plain values, or no mapping.
+
+    Example:
+        >>> parse_yaml("a: 1", "config.yaml")
+        {'a': 1}
+        >>> parse_yaml("!!python/name:os.system", "config.yaml")
+        Traceback (most recent call last):
+        ...
+        ValueError: config.yaml is damaged: expected YAML of plain values, ...
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        found = shortened(str(error), 120)
+        raise ValueError(f"{where} is damaged: expected YAML of plain values, {found}.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is damaged: expected a mapping, got {shortened(data)}.")
+    return data
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside ``path``; rename it to ``path`` once the block succeeded.

@@ -49,11 +49,11 @@ def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> No
 
 
 def shortened(value: object, most: int = 60) -> str:
-    """Write a value that came from a file on one line: escaped, and at most so many characters.
+    r"""Write a value that came from a file on one line: escaped, and at most so many characters.
 
     Example:
-        >>> shortened("lenet"), shortened("a" * 100)[:12], shortened("x\\ny")
-        ("'lenet'", "'aaaaaaaaaaa", "'x\\\\ny'")
+        >>> shortened("lenet"), shortened("a" * 100)[:12], shortened("x\ny")
+        ("'lenet'", "'aaaaaaaaaaa", "'x\\ny'")
         >>> len(shortened(list(range(1000))))
         60
     """

@@ -43,10 +43,9 @@ def timm_builder(name: str) -> tuple[Callable[..., Any] | None, list[Callable[..
     import timm
     from timm.models import _builder
 
-    around = [timm.create_model, _builder.build_model_with_cfg]
-    return (
-        timm.models.model_entrypoint(name.partition(".")[0]) if has_timm(name) else None
-    ), around
+    around: list[Callable[..., Any]] = [timm.create_model, _builder.build_model_with_cfg]
+    known = has_timm(name)
+    return (timm.models.model_entrypoint(name.partition(".")[0]) if known else None), around
 
 
 def torchvision_builder(name: str) -> tuple[Callable[..., Any] | None, list[Callable[..., Any]]]:

@@ -53,6 +53,10 @@ ONLY_WEIGHTS = {
     "torchvision": ("weights", "progress"),
 }
 """Arguments that say where weights come from, and nothing of the architecture."""
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "timm": {"pretrained": False},
+    "torchvision": {"weights": None},
+}
 LARGEST = 2**20
 LONGEST, DEEPEST = 256, 3
 WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
@@ -81,8 +85,7 @@ def create_stored(name: Any, arguments: Any, where: str) -> nn.Module:
         network's own (it would name where weights come from), so it is not taken from a file...
     """
     admitted = admit(name, arguments, where)
-    without = {"timm:": {"pretrained": False}, "torchvision:": {"weights": None}}
-    untrained = without.get(name[: name.find(":") + 1], {})
+    untrained = UNTRAINED.get(name.partition(":")[0], {})
     try:
         return create_backbone(name, **admitted, **untrained)
     except Exception as error:  # the arguments are a file's, so whatever they break is its fault

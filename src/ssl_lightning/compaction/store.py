@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
@@ -119,6 +120,7 @@ def carry_out_(model: nn.Module, plans: Sequence[Plan], where: str) -> nn.Module
         ValueError: if one does not fit, whatever it breaks.
     """
     for plan in plans:
+        check_attributes(model, plan, where)
         try:
             apply_plan(model, plan)
         except Exception as error:  # the plan is a file's, so whatever it breaks is its fault
@@ -164,6 +166,26 @@ def save_compact(
         save_model(model, str(weights))
         text.write_text(recipe.to_json())
     return folder
+
+
+def check_attributes(model: nn.Module, plan: Plan, where: str) -> None:
+    """Make sure that the attributes of a plan are counts of the network's own, none larger.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    modules = dict(model.named_modules())
+    for name, slices in plan.modules.items():
+        for key, value in slices.attributes.items():
+            module = modules.get(name)
+            old = getattr(module, "__dict__", {}).get(key)
+            layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+            if type(old) is not int or not 0 <= value <= old or layer:
+                raise ValueError(
+                    f"{where}: the plan sets {shortened(key)} of `{shortened(name)}` to "
+                    f"{shortened(value)}, expected a number of heads or channels that the module "
+                    f"holds, up to {shortened(old)}. Make the plan again."
+                )
 
 
 def check_loadable(recipe: Recipe, model: nn.Module) -> None:
@@ -239,9 +261,21 @@ def check_state(state: Mapping[str, Any], where: str) -> None:
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
-                f"{shortened(name)} in {where} holds NaN or infinite values: that training "
+                f"`{shortened(name)[1:-1]}` in {where} holds NaN or infinite values: that training "
                 "diverged. Take an earlier checkpoint, or train again with a lower learning rate."
             )
+
+
+def read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
+    """Return the tensors in the content of a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return parse_tensors(content)
+    except Exception as error:  # unknown types and shapes raise what torch makes of them
+        raise ValueError(f"{where} is damaged: {shortened(str(error), 200)}") from error
 
 
 def plans_to_data(plans: Sequence[Plan]) -> Any:

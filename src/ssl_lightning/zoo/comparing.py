@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
-from ssl_lightning.files import in_turn
+from ssl_lightning.files import in_turn, parse_yaml
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
@@ -56,7 +54,7 @@ def add_in_turn(
 ) -> Path:
     """Do what :func:`add_controls` does, while no other process writes to the zoo."""
     target, card = entry_folder(name, root), read_card(name, root)
-    config = yaml.safe_load(checked_file(target / CONFIG, card.files[CONFIG]))
+    config = parse_yaml(checked_file(target / CONFIG, card.files[CONFIG]), CONFIG)
     rows = tuple(
         measure_control(kind, folders, config["data"], name) for kind, folders in controls.items()
     )
