@@ -496,12 +496,14 @@ class SSLLightningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store locks, seed and plans; what is stored has zeros in all locked groups."""
         self.locks.enforce_(checkpoint["state_dict"], prefix="backbone.")
+        data = getattr(self._trainer, "datamodule", None)
         checkpoint["ssl_lightning"] = {
             "locks": self.locks.state_dict(),
             "run_seed": self.run_seed,
             "plans": plans_to_data(self.plans),
             "origin": None if self.origin is None else asdict(self.origin),
             "initialised_from": self.initialised_from,
+            "data": type(data).__name__ if data is not None else None,
         }
         if self.started_from is not None:  # so that the checkpoint can be read without the zoo
             checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
