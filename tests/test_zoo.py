@@ -405,6 +405,22 @@ def test_unfinished_and_foreign_runs_are_refused(spoilt, run, tmp_path):
     edit_config(spoilt, "MNISTDataModule", "OtherDataModule")
     refused(ValueError, "Cannot publish a run on .*OtherDataModule")
     edit_config(spoilt, "OtherDataModule", "MNISTDataModule")
+    for old, new in (
+        ("strength: 0.001", "strength: 0.002"),
+        ("seed_everything: 0", "seed_everything: 5"),
+        ("label_smoothing: 0.0", "label_smoothing: 0.1"),
+        ("backbone: lenet", "backbone: mlp"),
+    ):
+        edit_config(spoilt, old, new)
+        refused(ValueError, rf"are of different runs: .* differ in .* {new.split(': ')[1]}\)")
+        edit_config(spoilt, new, old)
+    log = next(spoilt.rglob("metrics.csv"))
+    whole = log.read_text()
+    columns = whole.splitlines()[0].split(",")
+    longer = ",".join("99" if name == "step" else "" for name in columns)
+    log.write_text(f"{whole}{longer}\n")
+    refused(ValueError, "are of different runs: .* has figures of step 99")
+    log.write_text(whole)
     shutil.copy(ZOO / NAME / "model.safetensors", spoilt / "compact")
     shutil.copy(ZOO / NAME / "plan.json", spoilt / "compact")
     refused(ValueError, "does not compute what checkpoints/last.ckpt does")
@@ -753,6 +769,7 @@ def seeded(run: Path, folder: Path, seed: int) -> Path:
     path = folder / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     content["state_dict"]["backbone.fc2.weight"] *= 1 - 0.6 * seed
+    content["ssl_lightning"]["run_seed"] = seed
     torch.save(content, path)
     assert main(["compact", str(path)]) == 0
     return folder

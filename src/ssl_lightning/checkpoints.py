@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_lightning.backbones import create_backbone
-from ssl_lightning.compaction import Plan, apply_plan
-from ssl_lightning.compaction.store import Recipe, plans_from_data
+from ssl_lightning.backbones import storable
+from ssl_lightning.compaction import Plan
+from ssl_lightning.compaction.store import Recipe, carry_out_, check_state, plans_from_data
+from ssl_lightning.suggest import shortened
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class TrainedBackbone:
 
     def original(self) -> nn.Module:
         """Return what training started with, untrained."""
-        if self.started_from is not None:
-            return self.started_from.create()
-        return create_backbone(self.name, **self.arguments)
+        return (self.started_from or Recipe(self.name, self.arguments)).create()
 
     def recipe(self, plan: Plan) -> Recipe:
         """Return how the network that ``plan`` leaves of the model is made again."""
@@ -61,29 +59,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged archives raise whatever the unpickler stumbles over
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged, or no checkpoint "
             "of tensors and plain values. Take another one, or train again."
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
         raise ValueError(f"{path} is no Lightning checkpoint: it holds no `state_dict`.")
+    for part in ("hyper_parameters", "ssl_lightning", "callbacks"):
+        if not isinstance(content.get(part, {}), Mapping):
+            raise ValueError(f"{path} is damaged: its `{part}` is no mapping.")
     check_state(content["state_dict"], str(path))
     return content
-
-
-def check_state(state: Mapping[str, Any], where: str) -> None:
-    """Reject weights that are NaN or infinite.
-
-    Raises:
-        ValueError: naming the first such tensor.
-    """
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"`{name}` in {where} holds NaN or infinite values: that training diverged. Take "
-                "an earlier checkpoint, or train again with a lower learning rate."
-            )
 
 
 def load_backbone(path: str | Path) -> TrainedBackbone:
@@ -102,23 +89,31 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
             "Load it with SSLLightningModule.load_from_checkpoint(path, backbone=...) and call "
             "make_plan and compact yourself."
         )
-    arguments = dict(settings.get("backbone_args") or {})
+    arguments = settings.get("backbone_args") or {}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path}: `backbone_args` are no mapping: {shortened(arguments)}.")
     start = read_start(content, str(path))
-    if start is None and settings.get("num_classes") is not None:
-        arguments.setdefault("num_classes", settings["num_classes"])
-    model = create_backbone(name, **arguments) if start is None else start.create()
-    plans = plans_from_data(content.get("ssl_lightning", {}).get("plans", []))
+    if start is None:
+        arguments = storable(name, arguments)
+        if settings.get("num_classes") is not None:
+            arguments.setdefault("num_classes", settings["num_classes"])
+    model = (start or Recipe(name, arguments, where=str(path))).create()
+    plans = read_plans(content, str(path))
     prefix = "backbone."
     state = {
-        k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
+        str(k).removeprefix(prefix): v
+        for k, v in content["state_dict"].items()
+        if str(k).startswith(prefix)
     }
     try:
-        for plan in plans:
-            apply_plan(model, plan)
-        model.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} does not fit the backbone {name!r}: {error}") from error
-    epoch = int(content.get("epoch", 0))
+        carry_out_(model, plans, str(path)).load_state_dict(state)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not fit the backbone {shortened(name)}: {shortened(str(error), 300)}"
+        ) from error
+    epoch = content.get("epoch", 0)
+    if type(epoch) is not int:
+        raise ValueError(f"{path} is damaged: `epoch` is {shortened(epoch)}, no number.")
     return TrainedBackbone(model.eval(), name, arguments, epoch, plans, start)
 
 
@@ -129,4 +124,18 @@ def read_start(content: Mapping[str, Any], where: str) -> Recipe | None:
         ValueError: if it is damaged.
     """
     text = content.get("ssl_lightning", {}).get("started_from")
+    if text is not None and not isinstance(text, (str, bytes)):
+        raise ValueError(f"`started_from` in {where} is damaged: {shortened(text)}.")
     return None if text is None else Recipe.from_json(text, f"`started_from` in {where}")
+
+
+def read_plans(content: Mapping[str, Any], where: str) -> tuple[Plan, ...]:
+    """Return the plans that were carried out in the training that a checkpoint is of.
+
+    Raises:
+        ValueError: if one is damaged.
+    """
+    try:
+        return plans_from_data(content.get("ssl_lightning", {}).get("plans", []))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"`plans` in {where}: {error}") from error

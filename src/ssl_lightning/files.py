@@ -2,19 +2,93 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from safetensors import SafetensorError
+
+from ssl_lightning.suggest import shortened
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """There was no space for a file; what was there before is still there."""
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Return the values of a JSON text from a file.
+
+    Raises:
+        ValueError: if it is no JSON, nested too deeply, or holds NaN or endless numbers.
+
+    Example:
+        >>> parse_json("[1]", "card.json")
+        [1]
+        >>> parse_json("[" * 100_000, "card.json")
+        Traceback (most recent call last):
+        ...
+        ValueError: card.json is damaged: expected JSON, ...
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where} is damaged: expected JSON, {shortened(str(error), 120)}."
+        ) from error
+
+
+def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
+    """Return the mapping that a YAML text from a file holds; tags of Python are refused.
+
+    Raises:
+        ValueError: if it is no YAML of plain values, or no mapping.
+
+    Example:
+        >>> parse_yaml("a: 1", "config.yaml")
+        {'a': 1}
+        >>> parse_yaml("!!python/name:os.system", "config.yaml")
+        Traceback (most recent call last):
+        ...
+        ValueError: config.yaml is damaged: expected YAML of plain values, ...
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        found = shortened(str(error), 120)
+        raise ValueError(f"{where} is damaged: expected YAML of plain values, {found}.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is damaged: expected a mapping, got {shortened(data)}.")
+    return data
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside ``path``; rename it to ``path`` once the block succeeded.
 
-    If the block raises, the temporary file is removed and what was at ``path`` before is untouched.
-    Missing parent folders are created.
+    What was written is on the disk before the name changes, so that even a crash leaves the old
+    file or the whole new one. If the block raises, the temporary file is removed and what was at
+    ``path`` before is untouched; those of processes that were killed are removed by the next that
+    writes there. Missing parent folders are created.
+
+    Raises:
+        DiskFullError: if there is no space for the file.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -26,12 +100,150 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    sweep(target.parent)
+    temporary = target.with_name(
+        f"{mark(os.getpid())}-{crc32(target.name.encode())}{target.suffix}"
+    )
     try:
-        yield temporary
-        temporary.replace(target)
+        with naming_full_disks(target):
+            yield temporary
+            flush(temporary)
+            temporary.replace(target)
+            flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def mark(process: int | str) -> str:
+    """Return how the names of a process's temporary files begin."""
+    return f".tmp-{socket.gethostname()}-{process}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine left in a folder."""
+    pattern = re.compile(re.escape(mark("")) + r"(\d+)-\d+")
+    for file in folder.iterdir():
+        found = pattern.match(file.name)
+        if found and not is_alive(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def flush(path: Path) -> None:
+    """Write what the system holds of a file, or of the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def naming_full_disks(target: Path) -> Iterator[None]:
+    """Turn what writers raise when there is no space into one sentence.
+
+    Raises:
+        DiskFullError: instead.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(target.parent).free
+        full = getattr(error, "errno", None) in FULL or is_full(error) or free < SMALL
+        if not full or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(
+            f"Cannot write {target}: no space ({free / 1e6:.1f} MB are free there, or a quota or "
+            "limit is reached). What was there before is unchanged. Free some space, or write "
+            "elsewhere, and go on from the last checkpoint."
+        ) from error
+
+
+SMALL = 2**16
+"""Bytes that are free on a disk which a failed write has filled."""
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, as writers in other languages tell it."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or "No space left" in str(error):
+            return True
+        error = error.__context__
+    return False
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for the same folder, made if missing.
+
+    The kernel ends the lock with the process, even if it is killed. On network file systems that
+    do not lock across machines, only processes of one machine wait for each other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+class FolderLock:
+    """That one process works in a folder; the second is refused.
+
+    As :func:`in_turn`, the lock ends with the process.
+
+    Args:
+        folder: made if missing; it gets a file ``.lock`` that names the process.
+
+    Raises:
+        ValueError: if another process works in it.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     lock = FolderLock(Path(folder))
+        ...     try:
+        ...         FolderLock(Path(folder))
+        ...     except ValueError as error:
+        ...         print(str(error).partition(": ")[2][:8])
+        ...     lock.release()
+        ...     FolderLock(Path(folder)).release()
+        process
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / ".lock"
+        self.handle: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = shortened(os.read(self.handle, 200).decode(errors="replace").strip(), 100)
+            self.release()
+            raise ValueError(
+                f"Cannot use the folder {folder}: process {holder.strip(chr(39))} works in it. Two "
+                "runs in one folder would mix their files. Give this run a folder of its own "
+                "(--trainer.default_root_dir), or wait for the other."
+            ) from error
+        os.ftruncate(self.handle, 0)
+        os.write(self.handle, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Let others work in the folder."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
 
 
 @contextmanager
@@ -55,9 +267,12 @@ def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     folder.mkdir()
     try:
-        yield folder / target.name
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
-            file.replace(target.with_name(file.name))
+        with naming_full_disks(target):
+            yield folder / target.name
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+                flush(file)
+                file.replace(target.with_name(file.name))
+            flush(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -84,10 +299,14 @@ def appearing(target: Path, replace: bool = False) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     old = temporary.with_suffix(".old")
     try:
-        yield temporary
-        if replace:
-            target.rename(old)
-        temporary.rename(target)
+        with naming_full_disks(target):
+            yield temporary
+            for file in [*temporary.iterdir(), temporary]:
+                flush(file)
+            if replace:
+                target.rename(old)
+            temporary.rename(target)
+            flush(target.parent)
     finally:
         if old.exists() and not target.exists():
             old.rename(target)

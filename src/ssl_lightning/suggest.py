@@ -46,3 +46,19 @@ def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> No
     for key in given:
         if key not in known:
             raise ValueError(f"{where} has no argument {key!r}. {nearest(key, known)}")
+
+
+def shortened(value: object, most: int = 60) -> str:
+    r"""Write a value that came from a file on one line: escaped, and at most so many characters.
+
+    Example:
+        >>> shortened("lenet"), shortened("a" * 100)[:12], shortened("x\ny")
+        ("'lenet'", "'aaaaaaaaaaa", "'x\\ny'")
+        >>> len(shortened(list(range(1000))))
+        60
+    """
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -38,6 +38,24 @@ def has_timm(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
+def timm_builder(name: str) -> tuple[Callable[..., Any] | None, list[Callable[..., Any]]]:
+    """Return what builds a model of timm, and the functions around it that look for weights."""
+    import timm
+    from timm.models import _builder
+
+    around: list[Callable[..., Any]] = [timm.create_model, _builder.build_model_with_cfg]
+    known = has_timm(name)
+    return (timm.models.model_entrypoint(name.partition(".")[0]) if known else None), around
+
+
+def torchvision_builder(name: str) -> tuple[Callable[..., Any] | None, list[Callable[..., Any]]]:
+    """Return what builds a classifier of torchvision; it looks for weights itself."""
+    import torchvision
+
+    known = name in torchvision_names()
+    return (inspect.unwrap(torchvision.models.get_model_builder(name)) if known else None), []
+
+
 def create_timm(name: str, **kwargs: Any) -> nn.Module:
     """Create a timm model (untrained unless ``pretrained=True``) and give it ``input_shape``."""
     import timm

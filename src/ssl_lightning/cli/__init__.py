@@ -96,7 +96,7 @@ def is_users(error: BaseException) -> bool:
         NotADirectoryError,
         PermissionError,
     )
-    names = ("MisconfigurationException", "ConnectError", "ConnectTimeout")
+    names = ("MisconfigurationException", "ConnectError", "ConnectTimeout", "DiskFullError")
     return isinstance(error, kinds) or type(error).__name__ in names
 
 

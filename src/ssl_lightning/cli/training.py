@@ -19,7 +19,7 @@ import ssl_lightning.callbacks
 import ssl_lightning.data.datamodule
 import ssl_lightning.schedules  # noqa: F401
 from ssl_lightning.checkpoints import read_checkpoint
-from ssl_lightning.files import replacing
+from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.module import SSLLightningModule
 
 DEFAULT_FOLDER = "runs/default"
@@ -31,6 +31,25 @@ class RunFolderConfig(SaveConfigCallback):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{**settings, "save_to_log_dir": False})
+        self.lock: FolderLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the folder for this run, or refuse to mix its files with another's."""
+        if stage == "fit" and trainer.is_global_zero and self.lock is None:
+            self.lock = FolderLock(Path(trainer.default_root_dir))
+        super().setup(trainer, pl_module, stage)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let other runs use the folder."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let other runs use the folder."""
+        self.teardown(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file (whole or not at all) and tell Weights & Biases."""

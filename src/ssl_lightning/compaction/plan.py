@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.compaction.structure import from_structure
+from ssl_lightning.files import parse_json
 from ssl_lightning.graph import Inputs, SiteSlices
 from ssl_lightning.suggest import check_keys
 
@@ -91,10 +92,7 @@ class Plan:
         Raises:
             ValueError: if the text is no plan, or one of an unknown schema version.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"Plan: expected JSON, got {text[:40]!r}...: {error}.") from error
+        data = parse_json(text, f"Plan {text[:40]!r}...")
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
             raise ValueError(
                 f"Plan: expected an object with schema {SCHEMA}. It was written by another version "
@@ -110,7 +108,7 @@ class Plan:
             checks = tuple(str(check) for check in data.get("checks", ()))
             plan = cls(modules, shapes, types, notes, sparse, data.get("structure"), checks)
             plan.inputs(torch.device("meta"))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
         return plan
 

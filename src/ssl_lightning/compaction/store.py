@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
-from ssl_lightning.backbones import create_backbone
+from ssl_lightning.backbones import create_stored, storable
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan
-from ssl_lightning.files import replacing
+from ssl_lightning.files import parse_json, replacing
+from ssl_lightning.suggest import shortened
 
 WEIGHTS = "model.safetensors"
 RECIPE = "plan.json"
-OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
-"""Arguments of a backbone that load weights, which the stored ones would replace."""
+MOST_PLANS = 1000
+OwnNetwork = nn.Module | Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Recipe:
         backbone: name of the backbone it was made from.
         arguments: of that backbone.
         plans: what is kept of it, one after the other; usually one.
+        where: it was found, for messages.
 
     Example:
         >>> recipe = Recipe("mlp", {"widths": [4]}, (Plan({}, (), ()),))
@@ -41,28 +47,32 @@ class Recipe:
     backbone: str
     arguments: dict[str, Any]
     plans: tuple[Plan, ...] = ()
+    where: str = field(default=RECIPE, compare=False)
 
-    def create(self) -> nn.Module:
+    def create(self, model: OwnNetwork | None = None) -> nn.Module:
         """Return the architecture, with fresh weights.
 
+        Args:
+            model: the dense network, or what makes it, for a recipe of the user's own network.
+
         Raises:
-            ValueError: if the plan does not fit the backbone.
+            ValueError: if the plan does not fit the backbone, or as :meth:`create_dense`.
         """
-        model = self.create_dense()
-        for plan in self.plans:
-            apply_plan(model, plan)
-        return model
+        dense = self.create_dense() if model is None else made(model)
+        return carry_out_(dense, self.plans, self.where)
 
     def create_dense(self) -> nn.Module:
-        """Return the backbone that it was made from, with fresh weights."""
-        return create_backbone(self.backbone, **self._without_weights())
+        """Return the backbone that it was made from, with fresh weights.
 
-    def _without_weights(self) -> dict[str, Any]:
-        return {k: v for k, v in self.arguments.items() if k not in OTHER_WEIGHTS}
+        Raises:
+            ValueError: if it is none of the library's, timm's or torchvision's, or an argument is
+                not admitted (see :mod:`ssl_lightning.backbones.stored`).
+        """
+        return create_stored(self.backbone, self.arguments, self.where)
 
     def then(self, *plans: Plan) -> Recipe:
         """Return the recipe of what further plans leave of this network."""
-        return Recipe(self.backbone, self.arguments, (*self.plans, *plans))
+        return replace(self, plans=(*self.plans, *plans))
 
     def to_json(self) -> str:
         """Return the content of ``plan.json``."""
@@ -84,18 +94,41 @@ class Recipe:
         Raises:
             ValueError: if it is damaged.
         """
+        recipe = parse_json(text, where)
         try:
-            recipe = json.loads(text)
+            name, arguments = recipe["backbone"], recipe["arguments"]
             plans = plans_from_data(recipe["plan"])
-            return cls(str(recipe["backbone"]), dict(recipe["arguments"]), plans)
-        except (
-            json.JSONDecodeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            UnicodeDecodeError,
-        ) as error:
-            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError(
+                f"{where} is damaged: expected the name and the arguments of a backbone, got "
+                f"{shortened(name)} and {shortened(arguments)}."
+            )
+        return cls(name, arguments, plans, where)
+
+
+def made(model: OwnNetwork) -> nn.Module:
+    """Return a copy of a network, or what a class or function makes."""
+    return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+
+
+def carry_out_(model: nn.Module, plans: Sequence[Plan], where: str) -> nn.Module:
+    """Shrink a network as stored plans say, in place.
+
+    Raises:
+        ValueError: if one does not fit, whatever it breaks.
+    """
+    for plan in plans:
+        check_attributes(model, plan, where)
+        try:
+            apply_plan(model, plan)
+        except Exception as error:  # the plan is a file's, so whatever it breaks is its fault
+            raise ValueError(
+                f"{where}: a plan does not fit {type(model).__name__}: {type(error).__name__}: "
+                f"{shortened(str(error), 200)}"
+            ) from error
+    return model
 
 
 def save_compact(
@@ -114,42 +147,135 @@ def save_compact(
         plan: the plan it was made with, or several in the order in which they were carried out on
             the backbone.
         backbone: name of the backbone it was made from.
-        arguments: arguments of that backbone.
+        arguments: arguments of that backbone; those that only say where weights come from, such
+            as ``pretrained``, are not stored, since the weights are. Of the user's own network
+            (any other name, such as ``"my_package.MyNetwork"``) none are needed:
+            ``load_compact(folder, model=...)`` is given the dense network.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: if :func:`load_compact` could not make the network again; nothing is written.
     """
     folder = Path(folder)
-    recipe = Recipe(backbone, dict(arguments), (plan,) if isinstance(plan, Plan) else tuple(plan))
+    plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
+    recipe = Recipe(backbone, storable(backbone, arguments), plans, "save_compact")
+    check_loadable(recipe, model)
     with replacing(folder / WEIGHTS) as weights, replacing(folder / RECIPE) as text:
         save_model(model, str(weights))
         text.write_text(recipe.to_json())
     return folder
 
 
-def load_compact(folder: str | Path) -> nn.Module:
+def check_attributes(model: nn.Module, plan: Plan, where: str) -> None:
+    """Make sure that the attributes of a plan are counts of the network's own, none larger.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    modules = dict(model.named_modules())
+    for name, slices in plan.modules.items():
+        for key, value in slices.attributes.items():
+            module = modules.get(name)
+            old = getattr(module, "__dict__", {}).get(key)
+            layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+            if type(old) is not int or not 0 <= value <= old or layer:
+                raise ValueError(
+                    f"{where}: the plan sets {shortened(key)} of `{shortened(name)}` to "
+                    f"{shortened(value)}, expected a number of heads or channels that the module "
+                    f"holds, up to {shortened(old)}. Make the plan again."
+                )
+
+
+def check_loadable(recipe: Recipe, model: nn.Module) -> None:
+    """Make sure that a recipe makes the layers of a compact network.
+
+    Raises:
+        ValueError: if it does not, or names no backbone.
+    """
+    if is_own_class(recipe.backbone):
+        return  # the reader gives the network
+    again = Recipe.from_json(recipe.to_json(), recipe.where).create()
+    wanted, found = (
+        {n: tuple(t.shape) for n, t in net.state_dict().items()} for net in (model, again)
+    )
+    if wrong := [n for n in {**wanted, **found} if wanted.get(n) != found.get(n)]:
+        raise ValueError(
+            f"save_compact: {shortened(recipe.backbone)} with {shortened(recipe.arguments)} and "
+            f"the plan is not the given network: `{wrong[0]}` is {found.get(wrong[0], 'absent')} "
+            f"instead of {wanted.get(wrong[0], 'absent')}. Give the backbone and the arguments "
+            "that it was compacted from."
+        )
+
+
+def is_own_class(name: str) -> bool:
+    """Whether a name is the import path of a class, as of the user's own networks.
+
+    Example:
+        >>> is_own_class("my_package.MyNetwork"), is_own_class("lenet")
+        (True, False)
+    """
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name) is not None
+
+
+def load_compact(folder: str | Path, model: OwnNetwork | None = None) -> nn.Module:
     """Return the compact network that :func:`save_compact` wrote, in eval mode.
 
     The backbone is created, shrunk by the plan, and then gets the stored tensors: the weights it
-    was compacted from are not needed, and nothing is unpickled.
+    was compacted from are not needed, and nothing is unpickled. A file never says what to import:
+    of the user's own network the caller gives ``model``.
+
+    Args:
+        folder: that was written.
+        model: the dense network that was compacted, with any weights, or its class or a function
+            that makes it; only needed if it is the user's own.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is damaged, or tensors and plan do not fit each other.
+        ValueError: if a file is damaged, holds NaN, or tensors and plan do not fit each other; or
+            if the network is the user's own and ``model`` was not given.
     """
     folder = Path(folder)
-    model = create_small(folder)
+    small = create_small(folder, model)
     try:
-        stored = load_file(folder / WEIGHTS).values()
-        types = {tensor.dtype for tensor in stored if tensor.is_floating_point()}
+        stored = load_file(folder / WEIGHTS)
+        check_state(stored, str(folder / WEIGHTS))
+        types = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
         if len(types) == 1:
-            model.to(types.pop())
-        load_model(model, folder / WEIGHTS)
+            small.to(types.pop())
+        load_model(small, folder / WEIGHTS)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"{folder / WEIGHTS} is damaged or does not belong to {RECIPE}: {error}"
         ) from error
-    return model.eval()
+    return small.eval()
+
+
+def check_state(state: Mapping[str, Any], where: str) -> None:
+    """Reject weights that are NaN or infinite.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"`{shortened(name)[1:-1]}` in {where} holds NaN or infinite values: that training "
+                "diverged. Take an earlier checkpoint, or train again with a lower learning rate."
+            )
+
+
+def read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
+    """Return the tensors in the content of a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return parse_tensors(content)
+    except Exception as error:  # unknown types and shapes raise what torch makes of them
+        raise ValueError(f"{where} is damaged: {shortened(str(error), 200)}") from error
 
 
 def plans_to_data(plans: Sequence[Plan]) -> Any:
@@ -170,15 +296,18 @@ def plans_from_data(data: Any) -> tuple[Plan, ...]:
         True
     """
     given = data if isinstance(data, list) else [data]
+    if len(given) > MOST_PLANS:
+        raise ValueError(f"expected at most {MOST_PLANS} plans, got {len(given)}.")
     return tuple(Plan.from_json(json.dumps(each)) for each in given)
 
 
-def create_small(folder: str | Path) -> nn.Module:
+def create_small(folder: str | Path, model: OwnNetwork | None = None) -> nn.Module:
     """Return the architecture that :func:`save_compact` stored, with fresh weights.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the plan is damaged, or does not fit the backbone.
+        ValueError: if the plan is damaged, or does not fit the backbone; or if the network is the
+            user's own and ``model`` was not given.
     """
     folder = Path(folder)
     for name in (WEIGHTS, RECIPE):
@@ -187,4 +316,11 @@ def create_small(folder: str | Path) -> nn.Module:
                 f"No {name} in {folder}: a compact network is a folder with {WEIGHTS} and "
                 f"{RECIPE}. Write one with `ssl-lightning compact CHECKPOINT`."
             )
-    return Recipe.from_json((folder / RECIPE).read_bytes(), str(folder / RECIPE)).create()
+    recipe = Recipe.from_json((folder / RECIPE).read_bytes(), str(folder / RECIPE))
+    if model is None and is_own_class(recipe.backbone):
+        raise ValueError(
+            f"{folder / RECIPE} is of the network {shortened(recipe.backbone)}, and no code is "
+            "imported because a file names it. Give that network, its class or a function that "
+            "makes it: load_compact(folder, model=...)."
+        )
+    return recipe.create(model)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,25 @@ __all__ = [
 
 UInt8Array = npt.NDArray[np.uint8]
 KEYS = ("blob", "offsets", "labels", "classes")
-READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    SyntaxError,  # Pillow, of broken PNG chunks
+    OverflowError,
+    MemoryError,
+    NotImplementedError,  # zipfile, of unknown compressions
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+MOST_PIXELS = 2**26
+"""Of one encoded piece, a strip of images included; a larger one is a bomb."""
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -89,6 +108,8 @@ def read_packed(path: str | Path, channels: int = 3, square: int | None = None) 
     path = _existing(Path(path))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is one array, an .npy")
             blob, offsets, labels, classes = (archive[key] for key in KEYS)
     except READ_ERRORS as error:
         raise _damaged(path, f"a packed .npz with the keys {', '.join(KEYS)}", error) from error
@@ -109,6 +130,11 @@ def read_packed(path: str | Path, channels: int = 3, square: int | None = None) 
 def decode_image(encoded: bytes | Path, channels: int, square: int | None = None) -> UInt8Array:
     """Decode one image file or its bytes to uint8 ``(C, H, W)``; see :func:`read_packed`."""
     with Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded)) as opened:
+        if opened.width * opened.height > MOST_PIXELS:
+            raise ValueError(
+                f"an image of {opened.width} x {opened.height} pixels came, more than "
+                f"{MOST_PIXELS:,}"
+            )
         image = opened.convert("L" if channels == 1 else "RGB")
     if square is not None and image.size != (square, square):
         image = _center_square(image, square)
@@ -218,6 +244,9 @@ def _check_index(
     labels: npt.NDArray[np.generic],
     classes: npt.NDArray[np.generic],
 ) -> None:
+    flat = {"blob": blob, "offsets": offsets, "labels": labels, "classes": classes}
+    if wrong := [f"`{name}` {array.shape}" for name, array in flat.items() if array.ndim != 1]:
+        raise _damaged(path, "one dimension in every array", f"{', '.join(wrong)} came")
     kinds = blob.dtype.kind + offsets.dtype.kind + labels.dtype.kind
     if blob.dtype != np.uint8 or kinds[1] not in "iu" or kinds[2] not in "iu":
         dtypes = f"{blob.dtype}, {offsets.dtype} and {labels.dtype} came"
@@ -235,6 +264,11 @@ def _check_index(
     if len(values) == 0 or values.min() < 0 or values.max() >= len(classes):
         found = f"{len(values)} labels came that do not all lie in 0..{len(classes) - 1}"
         raise _damaged(path, f"labels of {len(classes)} classes", found)
+    names = [str(name) for name in classes]
+    if len(set(names)) < len(names):
+        raise _damaged(path, "different names of the classes", "a name came twice")
+    if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
+        raise _damaged(path, "numbered classes in ascending order", f"{names[:3]}... came")
 
 
 def _pieces(blob: npt.NDArray[np.generic], offsets: npt.NDArray[np.generic]) -> Iterator[bytes]:
@@ -244,6 +278,8 @@ def _pieces(blob: npt.NDArray[np.generic], offsets: npt.NDArray[np.generic]) -> 
 
 def _split_strip(strip: UInt8Array) -> UInt8Array:
     channels, height, width = strip.shape
+    if height % width:
+        raise ValueError(f"a strip of {height} x {width} pixels came, no square images")
     return strip.reshape(channels, height // width, width, width).transpose(1, 0, 2, 3)
 
 

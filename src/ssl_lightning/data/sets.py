@@ -87,12 +87,24 @@ class ImageSet:
             and data.images.shape[1:] == self.shape
             and classes <= len(self.class_names)
         ):
+            self._check_order(data, where)
             return
         raise DataFileError(
             f"Cannot use `{where}` as {self.title}: expected images {self.shape} of "
             f"{len(self.class_names)} classes, but {len(data.labels)} images "
             f"{data.images.shape[1:]} of {classes} classes came. Point `root` to the right files."
         )
+
+    def _check_order(self, data: LabelledImages, where: Path) -> None:
+        """Refuse class names in another order than this set's: labels would mean others."""
+        found, wanted = data.classes, self.class_names[: len(data.classes)]
+        wrong = [i for i, name in enumerate(found) if name != wanted[i]]
+        if wrong and sorted(found) == sorted(wanted):
+            raise DataFileError(
+                f"Cannot use `{where}` as {self.title}: expected the classes in the order of the "
+                f"set, but class {wrong[0]} is {found[wrong[0]]!r} instead of "
+                f"{wanted[wrong[0]]!r}, so that labels would mean others. Pack the data again."
+            )
 
     def download(self, root: Path) -> None:
         """Fetch and unpack the set with torchvision, unless it is under ``root`` already.

@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from ssl_lightning.checkpoints import check_state
+from ssl_lightning.backbones import storable
+from ssl_lightning.checkpoints import read_plans
 from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
-from ssl_lightning.compaction.store import Recipe, plans_from_data, plans_to_data
+from ssl_lightning.compaction.store import Recipe, check_state, plans_to_data
 from ssl_lightning.groups import (
     GroupSet,
     group_counts,
@@ -42,6 +43,7 @@ from ssl_lightning.module.parts import (
     start_from_,
     warn_of_untrained,
 )
+from ssl_lightning.module.saving import save_whole_files_
 from ssl_lightning.penalties import (
     GroupLasso,
     Penalty,
@@ -126,7 +128,7 @@ class SSLLightningModule(pl.LightningModule):
         self.save_hyperparameters(
             {
                 **({"backbone": backbone} if isinstance(backbone, str) else {}),
-                "backbone_args": dict(backbone_args or {}),
+                "backbone_args": storable(backbone, backbone_args or {}),
                 "penalties": [penalty_to_dict(p) for p in self.penalties],
                 "lr_interval": lr_interval,
                 "parameter_groups": parameter_groups,
@@ -294,6 +296,7 @@ class SSLLightningModule(pl.LightningModule):
         """Bind the penalties before training starts, so that mistakes show early."""
         if stage == "fit":
             refuse_sharding(self.trainer.strategy)
+            save_whole_files_(self.trainer.strategy)
             assert self.regularizer is not None
 
     def configure_optimizers(self) -> Any:
@@ -433,7 +436,9 @@ class SSLLightningModule(pl.LightningModule):
                 "SSLLightningModule: the backbone was given as an object, so that nobody could "
                 "create it again. Give its name."
             )
-        return Recipe(self.hparams["backbone"], self.backbone_arguments)
+        return Recipe(
+            self.hparams["backbone"], storable(self.hparams["backbone"], self.backbone_arguments)
+        )
 
     def recipe(self, plan: Plan) -> Recipe:
         """Return how the network that ``plan`` leaves of the backbone is made again.
@@ -493,12 +498,14 @@ class SSLLightningModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store locks, seed and plans; what is stored has zeros in all locked groups."""
         self.locks.enforce_(checkpoint["state_dict"], prefix="backbone.")
+        data = getattr(self._trainer, "datamodule", None)
         checkpoint["ssl_lightning"] = {
             "locks": self.locks.state_dict(),
             "run_seed": self.run_seed,
             "plans": plans_to_data(self.plans),
             "origin": None if self.origin is None else asdict(self.origin),
             "initialised_from": self.initialised_from,
+            "data": type(data).__name__ if data is not None else None,
         }
         if self.started_from is not None:  # so that the checkpoint can be read without the zoo
             checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
@@ -507,7 +514,7 @@ class SSLLightningModule(pl.LightningModule):
         """Restore plans, locks and seed, after checking that the weights are numbers."""
         check_state(checkpoint["state_dict"], "the checkpoint")
         stored = checkpoint.get("ssl_lightning", {})
-        plans = plans_from_data(stored.get("plans", []))
+        plans = read_plans(checkpoint, "the checkpoint")
         origin = Origin(**stored["origin"]) if stored.get("origin") else None
         for module in (self, *averaged_copies(self._trainer)):
             module._restore_plans(plans, origin)

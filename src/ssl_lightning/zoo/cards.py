@@ -13,6 +13,7 @@ from typing import Any
 from ssl_lightning.measure.serial import decode
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.report.run_report import check_counts
+from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.records import (
     Control,
     DataSet,
@@ -266,9 +267,9 @@ def check_name(name: str) -> str:
         ...
         ValueError: Cannot be the name of a zoo entry: '../secret'...
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == PAGE:
         raise ValueError(
-            f"Cannot be the name of a zoo entry: {name!r}. Expected letters, digits, `_`, `-` and "
-            "`.`, no path; `root` says where entries are."
+            f"Cannot be the name of a zoo entry: {shortened(name)}. Expected letters, "
+            f"digits, `_`, `-` and `.`, no path, and not {PAGE}; `root` says where entries are."
         )
     return name

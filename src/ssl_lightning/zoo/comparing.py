@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
+from ssl_lightning.files import in_turn, parse_yaml
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.entries import card as read_card
-from ssl_lightning.zoo.entries import checked_file, entry_folder
+from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
 from ssl_lightning.zoo.listing import write_table
 from ssl_lightning.zoo.publishing import Place, measure_control, rewrite
 
@@ -46,8 +45,16 @@ def add_controls(
     """
     if not controls:
         raise ValueError(f"add_controls: expected runs of controls for {name}, got none.")
+    with in_turn(zoo_root(root)):  # another such call would read the card before this one wrote it
+        return add_in_turn(name, controls, root)
+
+
+def add_in_turn(
+    name: str, controls: Mapping[str, Sequence[Place]], root: str | Path | None
+) -> Path:
+    """Do what :func:`add_controls` does, while no other process writes to the zoo."""
     target, card = entry_folder(name, root), read_card(name, root)
-    config = yaml.safe_load(checked_file(target / CONFIG, card.files[CONFIG]))
+    config = parse_yaml(checked_file(target / CONFIG, card.files[CONFIG]), CONFIG)
     rows = tuple(
         measure_control(kind, folders, config["data"], name) for kind, folders in controls.items()
     )

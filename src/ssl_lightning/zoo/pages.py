@@ -12,7 +12,7 @@ from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import CONFIG, CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
-from ssl_lightning.zoo.wording import left_of, paper_groups, share, table
+from ssl_lightning.zoo.wording import escaped, left_of, paper_groups, share, table
 
 TAGS = ("structured-sparsity", "group-lasso", "pruning", "model-compression")
 SHOWN = 12  # layers in an entry's page; of deeper networks those that lost most multiply-adds
@@ -114,7 +114,7 @@ def figures(card: Card) -> str:
     ]
     row = paper.get("row", "no published row")
     text = table(("figure", "here", f"the paper ({row})"), rows)
-    return f"{text}\n\nThe paper: {paper['reference']}." if "reference" in paper else text
+    return f"{text}\n\nThe paper: {escaped(paper['reference'])}." if "reference" in paper else text
 
 
 def macs_per_layer(card: Card, flop_percent: Any) -> list[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ from ssl_lightning.checkpoints import load_backbone, read_checkpoint
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
+from ssl_lightning.zoo.agreeing import check_agreement, unequal
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
 from ssl_lightning.zoo.records import SeedResult, Weights
@@ -79,7 +80,7 @@ def read_run(folder: Path) -> FinishedRun:
             f"`trainer.default_root_dir`, with {CONFIG}, checkpoints/last.ckpt and compact/."
         )
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    trained, stored = load_backbone(checkpoint).model, read_checkpoint(checkpoint)
+    trained, stored = load_backbone(checkpoint), read_checkpoint(checkpoint)
     try:
         config = yaml.safe_load(path.read_text())
         done = int(stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
@@ -97,7 +98,8 @@ def read_run(folder: Path) -> FinishedRun:
     compact = load_compact(folder / "compact")
     recipe = Recipe.from_json((folder / "compact" / RECIPE).read_text(), RECIPE)
     seconds = training_seconds(stored)
-    return FinishedRun(folder, config, done, seconds, trained, compact, recipe, data)
+    check_agreement(folder, config, stored, trained, recipe, len(data.train_dataloader()))
+    return FinishedRun(folder, config, done, seconds, trained.model, compact, recipe, data)
 
 
 def training_seconds(checkpoint: Mapping[str, Any]) -> float | None:
@@ -176,18 +178,6 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], section: st
         contents = [with_defaults(config["data"]) for config in (first, second)]
     one, other = (without(MAY_DIFFER, {section: content}).get(section) for content in contents)
     return ", ".join(unequal(one, other, section))
-
-
-def unequal(one: Any, other: Any, where: str) -> list[str]:
-    """Return the places in plain values that are not equal, each with both values."""
-    parts: list[tuple[str, Any, Any]]
-    if isinstance(one, dict) and isinstance(other, dict):
-        parts = [(f"{where}.{key}", one.get(key), other.get(key)) for key in one | other]
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        parts = [(f"{where}[{i}]", one[i], other[i]) for i in range(len(one))]
-    else:
-        return [] if one == other else [f"`{where}` ({one} and {other})"]
-    return [found for place, a, b in parts for found in unequal(a, b, place)]
 
 
 def with_defaults(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from safetensors.torch import load as parse_tensors
-
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.compaction.store import RECIPE
+from ssl_lightning.compaction.store import RECIPE, read_tensors
+from ssl_lightning.files import parse_yaml
 from ssl_lightning.measure.serial import decode
 from ssl_lightning.zoo.cards import (
     CARD,
@@ -122,7 +120,7 @@ def from_schema_2(old: Mapping[str, Any], files: dict[str, bytes]) -> Card:
     Raises:
         ValueError: if the card is damaged.
     """
-    tensors = parse_tensors(files[MODEL]).values()
+    tensors = read_tensors(files[MODEL], MODEL).values()
     types = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})
     weights = dataclasses.asdict(Weights(types[0] if len(types) == 1 else "float32"))
     return decode(
@@ -136,7 +134,7 @@ def upgraded(old: Mapping[str, Any], files: dict[str, bytes], folder: Path, thre
     Raises:
         ValueError: if the validation error is not what the old card says.
     """
-    config = yaml.safe_load(files[CONFIG])
+    config = parse_yaml(files[CONFIG], CONFIG)
     data = open_data(config["data"])
     compact = build_stored(files)
     found = measure_error(compact, data.val_dataloader())

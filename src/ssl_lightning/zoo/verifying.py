@@ -7,13 +7,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from safetensors.torch import load as parse_tensors
 from torch import nn
 
-from ssl_lightning.backbones import create_backbone
+from ssl_lightning.backbones import create_stored
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.zoo.cards import CONFIG, GOLDEN, MODEL, Card
+from ssl_lightning.compaction.store import check_state, read_tensors
+from ssl_lightning.files import parse_yaml
+from ssl_lightning.suggest import shortened
+from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, MODEL, Card
 from ssl_lightning.zoo.entries import checked_entry
 from ssl_lightning.zoo.loading import build, not_stored, read_recipe
 from ssl_lightning.zoo.measuring import (
@@ -124,9 +125,9 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
 
 def check_outputs(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
     """Measure again what depends on the weights."""
-    stored = {t.dtype for t in parse_tensors(files[MODEL]).values() if t.is_floating_point()}
+    stored = {t.dtype for t in read_tensors(files[MODEL], MODEL).values() if t.is_floating_point()}
     found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
-    left = groups_left(create_backbone(card.backbone, **card.arguments), model)
+    left = groups_left(create_stored(card.backbone, card.arguments, CARD), model)
     return [
         Check("groups left", json.dumps(card.groups), json.dumps(left)),
         Check("type of the weights", card.weights.dtype, found),
@@ -183,7 +184,7 @@ def check_error(card: Card, model: nn.Module) -> list[Check]:
 
 def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
     """Time the dense, masked and compact network again and compare the ratios, never the times."""
-    dense = create_backbone(card.backbone, **card.arguments).eval()
+    dense = create_stored(card.backbone, card.arguments, CARD).eval()
     masked = expand(model, dense, read_recipe(files).plans)
     models = {"dense": dense, "masked": masked, "compact": model}
     return [check for record in card.latency for check in compare_ratios(record, models)]
@@ -211,24 +212,31 @@ def compare_ratios(record: Latency, models: dict[str, nn.Module]) -> list[Check]
 
 def check_settings(card: Card, files: dict[str, bytes]) -> list[Check]:
     """Compare the card with the plan and the config beside it."""
-    recipe, config = read_recipe(files), yaml.safe_load(files[CONFIG])
-    penalties = config["model"].get("penalties") or []
+    recipe, config = read_recipe(files), parse_yaml(files[CONFIG], CONFIG)
+    try:
+        model, seed = config["model"], config["seed_everything"]
+        epochs, penalties = config["trainer"]["max_epochs"], model.get("penalties") or []
+        settings = {what: model.get(what) for what in ("optimizer", "lr_scheduler")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{CONFIG} is not what `fit` writes: {type(error).__name__}: {shortened(str(error))}."
+        ) from error
     return [
         Check("backbone", card.backbone, recipe.backbone),
         Check("arguments", json.dumps(card.arguments), json.dumps(recipe.arguments)),
-        Check("seed", card.seed, config["seed_everything"]),
-        Check("epochs", card.epochs, config["trainer"]["max_epochs"]),
-        Check("penalties", json.dumps(card.penalties), json.dumps(penalties)),
+        Check("seed", card.seed, seed),
+        Check("epochs", card.epochs, epochs),
+        Check("penalties", json.dumps(card.penalties), json.dumps(penalties, default=repr)),
         *(
-            Check(what, json.dumps(getattr(card, what)), json.dumps(config["model"].get(what)))
-            for what in ("optimizer", "lr_scheduler")
+            Check(what, json.dumps(getattr(card, what)), json.dumps(found, default=repr))
+            for what, found in settings.items()
         ),
     ]
 
 
 def check_size(card: Card, model: nn.Module) -> list[Check]:
     """Count multiply-adds and parameters again, of the dense network too."""
-    backbone = create_backbone(card.backbone, **card.arguments)
+    backbone = create_stored(card.backbone, card.arguments, CARD)
     dense, compact = measure_size(backbone), measure_size(model)
     return [
         Check(
@@ -245,6 +253,14 @@ def check_size(card: Card, model: nn.Module) -> list[Check]:
 
 def check_golden(content: bytes, model: nn.Module) -> Check:
     """Compare the outputs of the stored batch with the stored ones."""
-    golden = parse_tensors(content)
-    found = difference(outputs(model, golden["input"]), golden["output"])
+    golden = read_tensors(content, GOLDEN)
+    if set(golden) != {"input", "output"} or not all(t.numel() for t in golden.values()):
+        raise ValueError(f"{GOLDEN} is damaged: expected tensors `input` and `output`.")
+    check_state(golden, GOLDEN)
+    try:
+        found = difference(outputs(model, golden["input"]), golden["output"])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{GOLDEN} does not belong to the network: {shortened(str(error), 200)}"
+        ) from error
     return Check("golden outputs, relative difference", 0.0, found, GOLDEN_TOLERANCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,11 +20,22 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         |---|---|
         | 1 | 2 |
     """
-    head = list(head)
-    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    head = [escaped(cell) for cell in head]
+    lines = [head, ["---"] * len(head), *([escaped(cell) for cell in row] for row in rows)]
     return "\n".join(
         f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines
     )
+
+
+def escaped(cell: object) -> str:
+    r"""Write a cell of a table so that it cannot end the cell or the row, nor be HTML.
+
+    Example:
+        >>> escaped("a|b<script>")
+        'a\\|b&lt;script>'
+    """
+    text = " ".join(str(cell).split()).replace("<", "&lt;")
+    return re.sub(r"(?<!\\)\|", r"\\|", text)
 
 
 def share(part: int, whole: int) -> str:

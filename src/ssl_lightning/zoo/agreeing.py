@@ -1,0 +1,156 @@
+"""Whether the parts of a run's folder are of one run: checkpoint, config, compact network, curves.
+
+A folder may hold a ``config.yaml`` that another run wrote. Nothing is published then.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.backbones import storable
+from ssl_lightning.checkpoints import TrainedBackbone
+from ssl_lightning.compaction.store import Recipe
+from ssl_lightning.penalties import parse_penalty, penalty_to_dict
+from ssl_lightning.suggest import shortened
+from ssl_lightning.zoo.curves import LOG
+
+SAME = (
+    "num_classes",
+    "input_shape",
+    "lr_interval",
+    "parameter_groups",
+    "label_smoothing",
+    "channels_last",
+    "compile",
+)
+"""Settings of the module that a checkpoint holds as the config does."""
+DEFAULTS = {"lr_interval": "epoch", "label_smoothing": 0.0, "channels_last": False}
+
+
+def check_agreement(
+    folder: Path,
+    config: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    trained: TrainedBackbone,
+    recipe: Recipe,
+    num_batches: int,
+) -> None:
+    """Refuse a folder whose parts are of different runs.
+
+    Args:
+        folder: of the run.
+        config: what its ``config.yaml`` says.
+        stored: content of its last checkpoint.
+        trained: backbone of that checkpoint.
+        recipe: of its compact network.
+        num_batches: of an epoch on the config's data.
+
+    Raises:
+        ValueError: naming what differs, with both values.
+    """
+    for what, mine, other, where in disagreements(config, stored, trained, recipe, num_batches):
+        found = shortened(", ".join(unequal(mine, other, what)), 300)[1:-1]
+        raise ValueError(
+            f"Cannot publish {folder}: its parts are of different runs: checkpoints/last.ckpt and "
+            f"{where} differ in {found}. Put the files that belong to this checkpoint there."
+        )
+    check_log(folder, stored)
+
+
+def disagreements(
+    config: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    trained: TrainedBackbone,
+    recipe: Recipe,
+    num_batches: int,
+) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield what differs, the checkpoint's value, the other one, and where that was found."""
+    model, settings = config["model"], stored.get("hyper_parameters", {})
+    own = stored.get("ssl_lightning", {})
+    name, arguments = model.get("backbone", "lenet"), model.get("backbone_args") or {}
+    pairs: list[tuple[str, Any, Any]] = [
+        ("backbone", trained.name, name),
+        (
+            "backbone_args",
+            storable(trained.name, settings.get("backbone_args") or {}),
+            storable(name, arguments),
+        ),
+        ("penalties", parsed(settings.get("penalties")), parsed(model.get("penalties"))),
+        ("the seed", own.get("run_seed"), config["seed_everything"]),
+        ("batches per epoch", batches_of(stored), expected_batches(config, num_batches)),
+        *((key, settings.get(key), model.get(key, DEFAULTS.get(key))) for key in SAME),
+    ]
+    if own.get("data") is not None:
+        pairs.append(("data", own["data"], str(config["data"]["class_path"]).rpartition(".")[2]))
+    for what, mine, other in pairs:
+        if mine is not None and mine != other:
+            yield what, mine, other, "config.yaml"
+    start = trained.started_from or Recipe(trained.name, trained.arguments)
+    if (start.backbone, start.arguments) != (recipe.backbone, recipe.arguments):
+        found = (recipe.backbone, recipe.arguments)
+        yield "backbone", (start.backbone, start.arguments), found, "compact/plan.json"
+
+
+def parsed(penalties: Any) -> list[dict[str, Any]]:
+    """Return penalties with all their defaults, as plain values."""
+    return [penalty_to_dict(parse_penalty(given)) for given in penalties or []]
+
+
+def batches_of(stored: Mapping[str, Any]) -> int | None:
+    """Return the training batches of the last epoch that a checkpoint tells of."""
+    try:
+        progress = stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        return int(progress["current"]["completed"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def expected_batches(config: Mapping[str, Any], num_batches: int) -> int:
+    """Return the training batches of an epoch with the trainer's limits.
+
+    Example:
+        >>> expected_batches({"trainer": {"limit_train_batches": 0.5}}, 9)
+        4
+    """
+    trainer = config["trainer"]
+    limit = 1 if trainer.get("fast_dev_run") is True else trainer.get("limit_train_batches")
+    if limit is None:
+        return num_batches
+    return min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
+
+
+def check_log(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse curves that go on after the checkpoint, so that another run wrote them.
+
+    Raises:
+        ValueError: naming the log.
+    """
+    steps = stored.get("global_step")
+    if not isinstance(steps, int):
+        return
+    for log in sorted(folder.rglob(LOG)):
+        with log.open(newline="") as file:
+            found = [
+                int(r["step"]) for r in csv.DictReader(file) if (r.get("step") or "").isdigit()
+            ]
+        if found and max(found) > steps:
+            raise ValueError(
+                f"Cannot publish {folder}: its parts are of different runs: {log} has figures of "
+                f"step {max(found)}, checkpoints/last.ckpt ends at step {steps}. Remove the log of "
+                "the other run."
+            )
+
+
+def unequal(one: Any, other: Any, where: str) -> list[str]:
+    """Return the places in plain values that are not equal, each with both values."""
+    parts: list[tuple[str, Any, Any]]
+    if isinstance(one, dict) and isinstance(other, dict):
+        parts = [(f"{where}.{key}", one.get(key), other.get(key)) for key in one | other]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = [(f"{where}[{i}]", one[i], other[i]) for i in range(len(one))]
+    else:
+        return [] if one == other else [f"`{where}` ({one} and {other})"]
+    return [found for place, a, b in parts for found in unequal(a, b, place)]
