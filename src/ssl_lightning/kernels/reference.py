@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lightning.kernels.geometry import Geometry
+from ssl_lightning.kernels.geometry import Blocks, Geometry
 
 
 def convolve(
@@ -36,17 +36,25 @@ def convolve(
 
 
 def gradients(
-    grad: Tensor, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, geometry: Geometry
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    geometry: Geometry,
+    blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``x`` and ``values``, given that of the output.
 
-    Types of less than 32 bits are summed in float32.
+    Types of less than 32 bits are summed in float32. ``blocks`` are those of the geometry, if they
+    are known.
     """
+    blocks = geometry.blocks(rows, columns) if blocks is None else blocks
     wide = torch.promote_types(x.dtype, torch.float32)
     grad, input_, flat = grad.flatten(2).to(wide), x.to(wide), values.to(wide)
     padded = F.pad(torch.zeros_like(input_), _sides(geometry))
     grad_values = torch.empty_like(flat)
-    for row, column, value in geometry.blocks(rows, columns):
+    for row, column, value in blocks:
         weight = flat[value].view(row.stop - row.start, column.stop - column.start)
         kept = grad[:, rows[row]]
         lowered = lower(input_, columns[column], geometry)
