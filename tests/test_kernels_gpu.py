@@ -20,7 +20,7 @@ from ssl_lightning.kernels import tiles
 from ssl_lightning.kernels.geometry import Geometry
 from ssl_lightning.kernels.pattern import pattern_of
 from ssl_lightning.kernels.tiles import Problem, Tile
-from test_kernels import make_case
+from test_kernels import LAYOUTS, make_case
 
 TILES = """
 import random, torch
@@ -176,3 +176,14 @@ def test_autocast_computes_in_the_type_it_was_given(dtype):
         compiled = torch.compile(layer, backend="aot_eager")(case.x)
     assert compiled.dtype == dtype
     torch.testing.assert_close(compiled.double(), case.dense(), rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_reach_inputs_of_any_strides(layout):
+    case = make_case(Geometry(4, 6, (3, 3), padding=(1, 1)), (2, 8, 8), layout=layout)
+    x = case.x.detach().clone().requires_grad_()  # keeps the strides, where no element is shared
+    case.x = x
+    (found,) = torch.autograd.grad(case.sparse().square().sum(), x)
+    (expected,) = torch.autograd.grad(case.dense().square().sum(), x)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

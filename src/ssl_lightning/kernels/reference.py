@@ -52,7 +52,8 @@ def gradients(
     blocks = geometry.blocks(rows, columns) if blocks is None else blocks
     wide = torch.promote_types(x.dtype, torch.float32)
     grad, input_, flat = grad.flatten(2).to(wide), x.to(wide), values.to(wide)
-    padded = F.pad(torch.zeros_like(input_), _sides(geometry))
+    (left, _, top, _), (height, width) = _sides(geometry), x.shape[2:]
+    padded = input_.new_zeros(*x.shape[:2], height + 2 * top, width + 2 * left)  # contiguous
     grad_values = torch.empty_like(flat)
     for row, column, value in blocks:
         weight = flat[value].view(row.stop - row.start, column.stop - column.start)
@@ -61,7 +62,6 @@ def gradients(
         grad_values[value] = (kept @ lowered.mT).sum(0).flatten()
         index = _positions(columns[column], geometry, x.shape[2], x.shape[3]).flatten()
         padded.flatten(1).index_add_(1, index, (weight.mT @ kept).flatten(1))
-    (left, _, top, _), (height, width) = _sides(geometry), x.shape[2:]
     grad_x = padded[:, :, top : top + height, left : left + width]
     return grad_x.to(x.dtype).contiguous(), grad_values.to(values.dtype)
 
