@@ -125,11 +125,18 @@ def summary(names: list[str], out: Path) -> int:
         record: dict[str, Any] = read_result(file) if file.is_file() else {"error": "no results"}
         failed += record["error"] is not None
         outcome = "ran" if record["error"] is None else record["error"].splitlines()[0]
-        module = load(name)
-        lines = module.headline(record.get("result")) if hasattr(module, "headline") else ""
-        table.add_row(name, outcome, lines)
+        table.add_row(name, outcome, _headline(name, record.get("result")))
     Console(width=int(os.environ.get("COLUMNS", 100))).print(table)
     return int(failed > 0)
+
+
+def _headline(name: str, result: Any) -> str:
+    """Return what a stage says of its results in a line; nothing if it cannot."""
+    try:
+        text: str = load(name).headline(result)
+        return text
+    except Exception as error:  # its own failure stands beside it
+        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":
