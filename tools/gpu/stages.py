@@ -147,7 +147,8 @@ def _machine(device: str) -> dict[str, Any]:
     """Describe the device and versions; torch is imported by the stages, not here."""
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    on_gpu = device == "cuda" and torch.cuda.is_available()  # else the stage says what is missing
+    name = torch.cuda.get_device_name() if on_gpu else platform.machine()
     return {
         "device": name,
         "cores": os.cpu_count(),
