@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Pair = tuple[int, int]
+Blocks = list[tuple[slice, slice, slice]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Geometry:
                 f"padding {self.padding}, got {tuple(shape[2:])}. Use a larger image or padding."
             )
 
-    def blocks(self, rows: Tensor, columns: Tensor) -> list[tuple[slice, slice, slice]]:
+    def blocks(self, rows: Tensor, columns: Tensor) -> Blocks:
         """Return, for each conv-group, its slices of ``rows``, ``columns`` and the flat values.
 
         Example:
@@ -139,7 +140,8 @@ class Geometry:
         """
         num_rows = torch.bincount(rows // self.filters_per_group, minlength=self.groups)
         num_columns = torch.bincount(columns // self.columns_per_group, minlength=self.groups)
-        blocks, row, column, value = [], 0, 0, 0
+        blocks: Blocks = []
+        row, column, value = 0, 0, 0
         for r, c in zip(num_rows.tolist(), num_columns.tolist(), strict=True):
             blocks.append(
                 (slice(row, row + r), slice(column, column + c), slice(value, value + r * c))

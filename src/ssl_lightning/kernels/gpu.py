@@ -1,24 +1,32 @@
-"""Column-sparse convolution on CUDA: sizes and launches of the Triton kernel."""
+"""Column-sparse convolution on CUDA: sizes and launches of the Triton kernels."""
 
 from __future__ import annotations
 
+import math
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from ssl_lightning.kernels.geometry import Geometry
+from ssl_lightning.kernels.pattern import Pattern, pattern_of
+from ssl_lightning.kernels.tiles import Problem, Tile, choose
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILE_ROWS, TILE_PIXELS, TILE_DEPTH = 64, 64, 32
+PART_PIXELS = 256  # per program that adds the parts of split sums
+INT32 = 2**31
+
+
+@lru_cache(maxsize=1)
+def _is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 def is_available() -> bool:
     """Whether Triton is installed and has a GPU, or its interpreter (``TRITON_INTERPRET=1``)."""
-    if find_spec("triton") is None:
-        return False
-    return torch.cuda.is_available() or _is_interpreted()
+    return _is_installed() and (torch.cuda.is_available() or _is_interpreted())
 
 
 def _is_interpreted() -> bool:
@@ -33,10 +41,16 @@ def convolve(
     columns: Tensor,
     geometry: Geometry,
     relu: bool = False,
+    tile: Tile | None = None,
 ) -> Tensor:
-    """Lower and multiply in one kernel per conv-group, summing in float32.
+    """Lower, multiply, add the bias and apply ReLU in one kernel, summing in float32.
 
-    Arguments as in :func:`ssl_lightning.kernels.column_sparse_conv2d`.
+    float32 is multiplied in tf32 where cuDNN's convolutions may use it
+    (``torch.backends.cudnn.conv.fp32_precision``). Small problems are split along the columns, for
+    which a second kernel adds the parts; the result does not depend on the order of programs.
+
+    Arguments as in :func:`ssl_lightning.kernels.column_sparse_conv2d`; ``tile`` overrides the
+    choice of :func:`ssl_lightning.kernels.tiles.choose`.
 
     Raises:
         RuntimeError: without Triton, or without a GPU outside its interpreter.
@@ -54,56 +68,128 @@ def convolve(
         )
     height, width = geometry.output_size(x.shape[2], x.shape[3])
     output = x.new_empty((x.shape[0], geometry.out_channels, height, width))
-    shift = x.new_zeros(geometry.out_channels) if bias is None else bias
-    blocks = [block for block in geometry.blocks(rows, columns) if block[2].stop > block[2].start]
-    if relu:  # the kernel adds the bias of kept filters before
-        rest = shift.relu()
-        for row, _, _ in blocks:
-            rest[rows[row]] = shift[rows[row]]
-        shift = rest
-    output.copy_(shift[:, None, None])
-    for row, column, value in blocks:
-        if output.numel():
-            _launch(x, values[value], rows[row], columns[column], geometry, output, relu)
+    if output.numel():
+        pattern = pattern_of(rows, columns, geometry)
+        tile = tile or _choose(problem_of(x, pattern, geometry), x.device)
+        values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            _launch(x, values, bias, pattern, geometry, output, relu, tile)
     return output
+
+
+def problem_of(x: Tensor, pattern: Pattern, geometry: Geometry) -> Problem:
+    """Return what decides the sizes of tiles."""
+    height, width = geometry.output_size(x.shape[2], x.shape[3])
+    return Problem(
+        dtype=str(x.dtype).removeprefix("torch."),
+        tf32=x.dtype == torch.float32 and _allows_tf32(),
+        pixels=x.shape[0] * height * width,
+        rows=pattern.most[0],
+        columns=pattern.most[1],
+        groups=geometry.groups,
+    )
+
+
+def _allows_tf32() -> bool:
+    """Whether cuDNN's convolutions would multiply float32 in tf32."""
+    return bool(getattr(torch.backends.cudnn, "conv").fp32_precision == "tf32")  # noqa: B009
+
+
+def _choose(problem: Problem, device: torch.device) -> Tile:
+    if device.type != "cuda":
+        return choose(problem, "interpreter", 4)
+    return choose(problem, *_device(device))
+
+
+@lru_cache(maxsize=64)
+def _device(device: torch.device) -> tuple[str, int]:
+    found = torch.cuda.get_device_properties(device)
+    return found.name, found.multi_processor_count
 
 
 def _launch(
     x: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    columns: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: Pattern,
     g: Geometry,
     output: Tensor,
     relu: bool,
+    tile: Tile,
 ) -> None:
-    """Add one conv-group's products to ``output``, which holds the bias."""
-    from ssl_lightning.kernels.triton_kernel import multiply_columns
+    """Write ``output``, which is not empty."""
+    from ssl_lightning.kernels.triton_kernel import add_parts, multiply_columns
 
     num_pixels = output.shape[2] * output.shape[3]
-    grid = (-(-num_pixels // TILE_PIXELS), -(-rows.numel() // TILE_ROWS), x.shape[0])
-    multiply_columns[grid](
+    all_pixels = output.shape[0] * num_pixels
+    wide = max(all_pixels + tile.pixels, _extent(x, g)) >= INT32
+    parts = output
+    if tile.splits > 1:
+        size = (tile.splits, g.out_channels, all_pixels)
+        parts = torch.empty(size, dtype=torch.float32, device=x.device)
+    tiles = g.groups * math.ceil(g.filters_per_group / tile.rows)
+    row, column, _ = pattern.blocks[0]  # the kernel reads those of several conv-groups itself
+    multiply_columns[tiles * math.ceil(all_pixels / tile.pixels), tile.splits](
         x,
-        weight,
-        rows,
-        columns,
-        output,
+        values,
+        bias,
+        pattern.order,
+        pattern.columns,
+        pattern.bounds,
+        parts,
         x.shape[2],
         x.shape[3],
         *x.stride(),
         output.shape[3],
         num_pixels,
+        all_pixels,
         g.out_channels,
-        rows.numel(),
-        columns.numel(),
+        g.filters_per_group,
+        row.stop - row.start,
+        column.stop - column.start,
         *g.stride,
         *g.padding,
         *g.dilation,
         KERNEL_WIDTH=g.kernel_size[1],
         AREA=g.area,
-        TILE_ROWS=TILE_ROWS,
-        TILE_PIXELS=TILE_PIXELS,
-        TILE_DEPTH=TILE_DEPTH,
+        GROUPS=g.groups,
+        ROWS=tile.rows,
+        PIXELS=tile.pixels,
+        DEPTH=tile.depth,
+        SPLITS=tile.splits,
+        PRECISION=_precision(x.dtype, tile),
+        PADDED=any(g.padding),
+        WIDE=wide,
         WIDEN=_is_interpreted(),
+        HAS_BIAS=bias is not None,
         RELU=relu,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
+    if tile.splits > 1:
+        add_parts[(g.out_channels * math.ceil(all_pixels / PART_PIXELS),)](
+            parts,
+            bias,
+            pattern.order,
+            output,
+            num_pixels,
+            all_pixels,
+            g.out_channels,
+            PIXELS=PART_PIXELS,
+            SPLITS=tile.splits,
+            WIDE=wide,
+            HAS_BIAS=bias is not None,
+            RELU=relu,
+        )
+
+
+def _precision(dtype: torch.dtype, tile: Tile) -> str:
+    """Return how Triton is to multiply; of narrower types it makes no difference."""
+    return "tf32" if dtype != torch.float32 or _allows_tf32() else tile.precision
+
+
+def _extent(x: Tensor, g: Geometry) -> int:
+    """Return how far apart, in elements, the kernel's places in one image may lie."""
+    sizes = (x.shape[1], x.shape[2] + 2 * g.padding[0], x.shape[3] + 2 * g.padding[1])
+    strides = x.stride()[1:]
+    return sum(size * abs(stride) for size, stride in zip(sizes, strides, strict=True))

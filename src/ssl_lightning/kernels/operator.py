@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ssl_lightning.kernels import compiled, gpu, reference
 from ssl_lightning.kernels.geometry import Geometry, check_pattern
+from ssl_lightning.kernels.pattern import pattern_of
 
 NAME = "ssl_lightning::column_sparse_conv2d"
 BACKWARD = f"{NAME}_backward"
@@ -77,7 +78,10 @@ def _cuda(
 def _backward(
     grad: Tensor, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, *sizes: Any
 ) -> tuple[Tensor, Tensor]:
-    return reference.gradients(grad, x, values, rows, columns, _geometry(x, sizes))
+    geometry = _geometry(x, sizes)
+    on_gpu = x.is_cuda  # where reading the indices again would wait for the device
+    blocks = pattern_of(rows, columns, geometry).blocks if on_gpu else None
+    return reference.gradients(grad, x, values, rows, columns, geometry, blocks)
 
 
 def _fake(
@@ -114,10 +118,30 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_fake(NAME, _fake)
 torch.library.register_fake(BACKWARD, _fake_backward)
 torch.library.register_autograd(NAME, _differentiate, setup_context=_keep)
+
+
+def _register_autocast(device: str) -> None:
+    """Let autocast on a device compute in the type it was given, as it does with convolutions."""
+    key = f"Autocast{device.upper()}"
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast(x: Tensor | None) -> Tensor | None:
+        able = x is not None and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(torch.get_autocast_dtype(device)) if able and x is not None else x
+
+    @torch.library.impl(NAME, key)
+    def _autocast(
+        x: Tensor, values: Tensor, bias: Tensor | None, rows: Tensor, columns: Tensor, *sizes: Any
+    ) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            output: Tensor = column_sparse_conv2d(
+                cast(x), cast(values), cast(bias), rows, columns, *sizes
+            )
+            return output
+
+
 for _device in ("cpu", "cuda"):
-    torch.library.register_autocast(
-        NAME, _device, torch.bfloat16 if _device == "cpu" else torch.float16
-    )
+    _register_autocast(_device)
 
 column_sparse_conv2d = torch.ops.ssl_lightning.column_sparse_conv2d.default
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lightning.kernels.geometry import Geometry
+from ssl_lightning.kernels.geometry import Blocks, Geometry
 
 
 def convolve(
@@ -36,24 +36,32 @@ def convolve(
 
 
 def gradients(
-    grad: Tensor, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, geometry: Geometry
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    geometry: Geometry,
+    blocks: Blocks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``x`` and ``values``, given that of the output.
 
-    Types of less than 32 bits are summed in float32.
+    Types of less than 32 bits are summed in float32. ``blocks`` are those of the geometry, if they
+    are known.
     """
+    blocks = geometry.blocks(rows, columns) if blocks is None else blocks
     wide = torch.promote_types(x.dtype, torch.float32)
     grad, input_, flat = grad.flatten(2).to(wide), x.to(wide), values.to(wide)
-    padded = F.pad(torch.zeros_like(input_), _sides(geometry))
+    (left, _, top, _), (height, width) = _sides(geometry), x.shape[2:]
+    padded = input_.new_zeros(*x.shape[:2], height + 2 * top, width + 2 * left)  # contiguous
     grad_values = torch.empty_like(flat)
-    for row, column, value in geometry.blocks(rows, columns):
+    for row, column, value in blocks:
         weight = flat[value].view(row.stop - row.start, column.stop - column.start)
         kept = grad[:, rows[row]]
         lowered = lower(input_, columns[column], geometry)
         grad_values[value] = (kept @ lowered.mT).sum(0).flatten()
         index = _positions(columns[column], geometry, x.shape[2], x.shape[3]).flatten()
         padded.flatten(1).index_add_(1, index, (weight.mT @ kept).flatten(1))
-    (left, _, top, _), (height, width) = _sides(geometry), x.shape[2:]
     grad_x = padded[:, :, top : top + height, left : left + width]
     return grad_x.to(x.dtype).contiguous(), grad_values.to(values.dtype)
 
