@@ -118,6 +118,8 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
         model.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit the backbone {name!r}: {error}") from error
+    if settings.get("input_shape"):  # of the run: the backbone may have been made for another
+        model.__dict__["input_shape"] = tuple(settings["input_shape"])
     epoch = int(content.get("epoch", 0))
     return TrainedBackbone(model.eval(), name, arguments, epoch, plans, start)
 
