@@ -111,10 +111,28 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
         raise ValueError(
             f"{path} does not fit the backbone {shortened(name)}: {shortened(str(error), 300)}"
         ) from error
+    if settings.get("input_shape") is not None:  # of the run: the backbone may be made for another
+        model.__dict__["input_shape"] = read_shape(settings["input_shape"], str(path))
     epoch = content.get("epoch", 0)
     if type(epoch) is not int:
         raise ValueError(f"{path} is damaged: `epoch` is {shortened(epoch)}, no number.")
     return TrainedBackbone(model.eval(), name, arguments, epoch, plans, start)
+
+
+def read_shape(value: Any, where: str) -> tuple[int, ...]:
+    """Return the shape of one example that a checkpoint holds.
+
+    Raises:
+        ValueError: if it is no short list of sizes.
+
+    Example:
+        >>> read_shape([3, 32, 32], "last.ckpt")
+        (3, 32, 32)
+    """
+    sizes = value if isinstance(value, (list, tuple)) and 0 < len(value) <= 5 else [None]
+    if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
+        raise ValueError(f"{where} is damaged: `input_shape` is {shortened(value)}, no shape.")
+    return tuple(sizes)
 
 
 def read_start(content: Mapping[str, Any], where: str) -> Recipe | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import ssl_lightning.callbacks
 import ssl_lightning.data.datamodule
 import ssl_lightning.schedules  # noqa: F401
 from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.module import SSLLightningModule
 
@@ -91,6 +94,22 @@ def run(name: str, arguments: list[str]) -> None:
     """Run one of LightningCLI's subcommands."""
     quieten()
     keep_wandb_offline_without_key()
+    if {"-h", "--help", FULL_HELP} & set(arguments):
+        sys.stdout.write(help_of(name, full=FULL_HELP in arguments))
+        return
+    carry_out(name, arguments)
+
+
+def help_of(name: str, full: bool) -> str:
+    """Return the help of a subcommand; unless ``full``, a line or two for each option."""
+    text = io.StringIO()
+    with redirect_stdout(text), suppress(SystemExit):
+        carry_out(name, ["--help"])
+    return text.getvalue() if full else shortened(text.getvalue())
+
+
+def carry_out(name: str, arguments: list[str]) -> None:
+    """Let LightningCLI parse the arguments and run the subcommand."""
     SSLCLI.asked = name
     SSLCLI.given = arguments
     program, sys.argv = sys.argv, [sys.argv[0], name, *arguments]

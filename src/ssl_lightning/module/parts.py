@@ -157,6 +157,74 @@ def refuse_sharding(strategy: Any) -> None:
         )
 
 
+def refuse_spawning(strategy: Any) -> None:
+    """Refuse strategies that train in forked or spawned copies of the process.
+
+    Raises:
+        MisconfigurationException: naming the way out.
+    """
+    if getattr(strategy, "_start_method", "popen") != "popen":
+        raise MisconfigurationException(
+            "ddp_spawn, ddp_fork and ddp_notebook train in copies of the process and bring back "
+            "weights only: locked groups and plans would be lost. Use `strategy: ddp`."
+        )
+
+
+def check_labels(target: Tensor) -> None:
+    """Refuse targets that are no class numbers: cross-entropy would take them for probabilities.
+
+    Raises:
+        ValueError: if they are not integers of shape ``(N,)``.
+    """
+    if target.dim() != 1 or target.is_floating_point() or target.is_complex():
+        raise ValueError(
+            "SSLLightningModule classifies with one label per example: expected integer targets "
+            f"of shape (N,), got {target.dtype} of shape {tuple(target.shape)}. For another task, "
+            "override training_step and validation_step."
+        )
+
+
+def scheduler_settings(scheduler: Any, interval: str) -> dict[str, Any]:
+    """Return a scheduler's entry of ``configure_optimizers``.
+
+    Raises:
+        MisconfigurationException: for a ``ReduceLROnPlateau`` without a metric to look at.
+    """
+    settings = {"scheduler": scheduler, "interval": interval}
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return settings
+    monitor = getattr(scheduler, "monitor", None)
+    if monitor is None:
+        raise MisconfigurationException(
+            "ReduceLROnPlateau needs a metric to look at. Use "
+            "`lightning.pytorch.cli.ReduceLROnPlateau` with `monitor`, such as val/error."
+        )
+    return {**settings, "monitor": monitor}
+
+
+def set_learning_rate_(
+    optimizers: Iterable[Optimizer], schedulers: Iterable[Any], rate: float
+) -> list[tuple[dict[str, Any], float]]:
+    """Set the learning rate that optimizers and their schedulers start from.
+
+    Returns:
+        The parameter groups and the rate of each now: ``rate``, or what a warm-up makes of it.
+    """
+    rates = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            share = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
+            group["lr"] = share * rate
+            if "initial_lr" in group:
+                group["initial_lr"] = rate
+            rates.append((group, group["lr"]))
+    for scheduler in schedulers:
+        for part in (scheduler, *getattr(scheduler, "_schedulers", ())):
+            if hasattr(part, "base_lrs"):
+                part.base_lrs = [rate] * len(part.base_lrs)
+    return rates
+
+
 def split_parameters(
     backbone: nn.Module, groups: Sequence[Mapping[str, Any]], names: Iterable[str] = ()
 ) -> list[dict[str, Any]] | list[nn.Parameter]:

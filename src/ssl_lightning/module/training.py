@@ -31,14 +31,19 @@ from ssl_lightning.groups import (
 )
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
+from ssl_lightning.module.batches import inputs_of, split_batch
 from ssl_lightning.module.parts import (
     Origin,
+    check_labels,
     clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
     make_backbone,
     refuse_sharding,
+    refuse_spawning,
+    scheduler_settings,
+    set_learning_rate_,
     split_parameters,
     start_from_,
     warn_of_untrained,
@@ -54,8 +59,6 @@ from ssl_lightning.penalties import (
 )
 from ssl_lightning.steps import check_optimizer, has_stepped
 from ssl_lightning.zoo.loading import PREFIX
-
-Batch = tuple[Tensor, Tensor]
 
 
 class SSLLightningModule(pl.LightningModule):
@@ -167,6 +170,7 @@ class SSLLightningModule(pl.LightningModule):
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
         self._batches_checked: set[str] = set()
+        self._found_rates: list[tuple[dict[str, Any], float]] = []
         accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
         self.accuracy = MetricCollection(
             {stage: accuracy.clone() for stage in ("fit", "val", "test")}, compute_groups=False
@@ -208,9 +212,9 @@ class SSLLightningModule(pl.LightningModule):
 
     # --- steps ----------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the task loss; the penalties act through their gradients and proximal steps."""
-        x, target = batch
+        x, target = self.split_batch(batch)
         logits = self(x)
         self._check_classes("train", logits, target)
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
@@ -222,21 +226,30 @@ class SSLLightningModule(pl.LightningModule):
                 self._log_penalties()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Accumulate the validation loss and error."""
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Accumulate the test loss and error."""
         self._evaluate("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return class probabilities ``(N, num_classes)``."""
-        logits: Tensor = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        logits: Tensor = self(inputs_of(batch))
         return logits.softmax(1)
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
-        x, target = batch
+    def split_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of a batch; override it for batches of another form.
+
+        Raises:
+            ValueError: if it is neither a tuple or list of at least two tensors nor a mapping with
+                the usual keys (:mod:`ssl_lightning.module.batches`).
+        """
+        return split_batch(batch)
+
+    def _evaluate(self, stage: str, batch: Any) -> None:
+        x, target = self.split_batch(batch)
         logits = self(x)
         self._check_classes(stage, logits, target)
         self.accuracy[stage].update(logits, target)
@@ -249,6 +262,9 @@ class SSLLightningModule(pl.LightningModule):
         return every > 0 and self.trainer.global_step % every == 0
 
     def _log_error(self, stage: str, name: str) -> None:
+        """Log the error in percent, if any prediction was counted."""
+        if not self.accuracy[stage].update_called:
+            return
         error = 100.0 * (1.0 - self.accuracy[stage].compute())
         self.accuracy[stage].reset()
         self.log(name, error, prog_bar=True)
@@ -281,6 +297,7 @@ class SSLLightningModule(pl.LightningModule):
         if stage in self._batches_checked:
             return
         self._batches_checked.add(stage)
+        check_labels(target)
         data = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         most = max(int(target.max()) + 1, data or 0)
         if logits.dim() != 2 or logits.shape[1] < most or (data and logits.shape[1] != data):
@@ -297,6 +314,8 @@ class SSLLightningModule(pl.LightningModule):
         if stage == "fit":
             refuse_sharding(self.trainer.strategy)
             save_whole_files_(self.trainer.strategy)
+            refuse_spawning(self.trainer.strategy)
+            self._learn_input_shape(getattr(self.trainer, "datamodule", None))
             assert self.regularizer is not None
 
     def configure_optimizers(self) -> Any:
@@ -312,8 +331,34 @@ class SSLLightningModule(pl.LightningModule):
         scheduler = self.make_lr_scheduler(optimizer)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_interval},
+            "lr_scheduler": scheduler_settings(scheduler, self.lr_interval),
         }
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group; setting it sets all, and the schedulers'.
+
+        What Lightning's ``LearningRateFinder`` reads and sets.
+
+        Raises:
+            AttributeError: while there is no optimizer.
+        """
+        optimizers = self._trainer.optimizers if self._trainer is not None else []
+        if not optimizers:
+            raise AttributeError("SSLLightningModule has no learning rate before fit starts.")
+        return float(optimizers[0].param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        self._found_rates = set_learning_rate_(self.trainer.optimizers, schedulers, rate)
+
+    def _learn_input_shape(self, datamodule: Any) -> None:
+        """Take the shape of one example from the data module, unless it was given."""
+        shape = getattr(datamodule, "input_shape", None)
+        if self.hparams["input_shape"] is None and shape is not None:
+            self.input_shape = list(shape)
+            self.hparams["input_shape"] = list(shape)
 
     def configure_gradient_clipping(
         self,
@@ -452,6 +497,8 @@ class SSLLightningModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Take the weights to start from; fix the seed of every step's random numbers."""
+        if not self.backbone.training:  # as a network that was loaded; frozen parts keep their mode
+            self.backbone.train()
         if self.init_from is not None and self.initialised_from is None:  # else it is resumed
             self.initialised_from = start_from_(self.backbone, self.init_from)
         if not getattr(self.trainer, "fast_dev_run", False):
@@ -461,6 +508,14 @@ class SSLLightningModule(pl.LightningModule):
         if self.run_seed is None:
             self.run_seed = torch.initial_seed()
         self._batches_checked.clear()
+
+    def on_train_start(self) -> None:
+        """Begin to count: what a search for the learning rate or batch size did is forgotten."""
+        for metric in self.accuracy.values():
+            metric.reset()
+        for group, rate in self._found_rates:
+            group["lr"] = rate
+        self._found_rates = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make this step's random numbers (dropout) a function of seed, epoch, batch and rank."""
