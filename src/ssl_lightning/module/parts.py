@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -127,16 +127,6 @@ def count_classes(backbone: nn.Module) -> int:
         f"Cannot tell how many classes {type(backbone).__name__} has: it has no attribute "
         "`num_classes` and no linear layer. Pass `num_classes`."
     )
-
-
-def warn_of_untrained(missing: Mapping[str, Sequence[str]]) -> None:
-    """Warn of penalties that have no effect because parameters of their groups are not trained."""
-    if missing:
-        term, names = next(iter(missing.items()))
-        rank_zero_warn(
-            f"{len(missing)} penalties have no effect while parameters of their groups are frozen, "
-            f"such as {term} ({', '.join(names)}): a group becomes zero as a whole or not at all."
-        )
 
 
 def clip_unscaled(

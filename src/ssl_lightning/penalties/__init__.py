@@ -4,11 +4,10 @@
 which groups get which strength; :class:`Regularizer` binds them to a model and runs them::
 
     regularizer = Regularizer(model, [GroupLasso(kind="filter", strength=1e-3)])
-    ...
-    optimizer.step()
-    regularizer.proximal_step_(optimizer, epoch)
+    regularizer.attach(optimizer)  # from now on, every optimizer.step() does it all
 """
 
+from ssl_lightning.penalties.attach import Attachment
 from ssl_lightning.penalties.functional import (
     group_lasso,
     group_lasso_subgradient,
@@ -30,6 +29,7 @@ from ssl_lightning.penalties.specs import (
 __all__ = [
     "L1",
     "PENALTIES",
+    "Attachment",
     "GroupLasso",
     "Penalty",
     "Regularizer",

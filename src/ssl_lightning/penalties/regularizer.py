@@ -10,7 +10,7 @@ which training converges is off by the order of the step size: it vanishes with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.groups import GroupSet, Member, group_norms, resolve_each
+from ssl_lightning.locks import GroupLocks
+from ssl_lightning.penalties.attach import Attachment, held_by, warn_untrained
 from ssl_lightning.penalties.functional import (
     inverse_norms,
     prox_l1,
@@ -27,7 +29,7 @@ from ssl_lightning.penalties.functional import (
     shrink_groups_in_metric_,
 )
 from ssl_lightning.penalties.specs import GroupLasso, Penalty, parse_penalty, penalty_name
-from ssl_lightning.steps import StepSize, step_sizes
+from ssl_lightning.steps import StepSize, has_stepped, step_sizes
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,10 @@ class Regularizer:
         >>> net = create_backbone("lenet")
         >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> regularizer = Regularizer(net, [{"kind": "filter", "layers": "conv*", "strength": 1.0}])
+        >>> attachment = regularizer.attach(sgd)
+        >>> net(torch.zeros(2, 1, 28, 28)).sum().backward(); sgd.step()
         >>> sorted(regularizer.values())
         ['filter']
-        >>> regularizer.proximal_step_(sgd)
     """
 
     def __init__(
@@ -110,7 +113,58 @@ class Regularizer:
             if not isinstance(penalty, GroupLasso):
                 names = weighted_layers(model, penalty, strict=strict)
                 terms += [l1_term(penalty, name) for name in names]
+        self._attachments: list[Attachment] = []
         self.terms = sorted(terms, key=lambda t: t.group_set.group_size if t.group_set else 0)
+
+    def attach(
+        self,
+        optimizer: Optimizer | Iterable[Optimizer],
+        *,
+        epoch: float | Callable[[], float] | None = None,
+        locks: GroupLocks | None = None,
+    ) -> Attachment:
+        """Let the penalties, and locks, act whenever optimizers step.
+
+        Subgradients are added to the gradient before a step (after clipping; multiplied by the
+        scale where a fused optimizer unscales inside; after each evaluation of a closure). Proximal
+        maps and zeros in locked groups follow each step that was really made. Attached again to
+        an optimizer, it replaces the hooks that it had there. Copies of an optimizer have none.
+
+        Args:
+            optimizer: the optimizer, or all of them: each acts on the groups that it holds.
+            epoch: returns the fractional epoch, for the schedules of strengths.
+            locks: groups that must stay zero; more may be locked later.
+
+        Returns:
+            What ends it: ``attachment.detach()``.
+
+        Raises:
+            ValueError: if a penalty or lock could not act: an optimizer without a known proximal
+                step, groups whose members are split over optimizers in proximal mode, optimizers
+                that hold nothing of what is penalised, or a schedule without ``epoch``.
+
+        Example:
+            >>> net, locks = nn.Linear(2, 2), GroupLocks()
+            >>> sgd = torch.optim.SGD(net.parameters(), lr=1.0)
+            >>> regularizer = Regularizer(net, [{"kind": "neuron_out", "strength": 9.0}])
+            >>> attachment = regularizer.attach(sgd, locks=locks)
+            >>> net(torch.ones(1, 2)).sum().backward(); sgd.step()
+            >>> net.weight.count_nonzero()
+            tensor(0)
+        """
+        given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        optimizers = list(given) if isinstance(given, Iterable) else [given]
+        attachment = Attachment(self, optimizers, epoch, locks)
+        for earlier in [a for a in self._attachments if not optimizers_apart(a, attachment)]:
+            earlier.detach()
+            self._attachments.remove(earlier)
+        self._attachments.append(attachment)
+        warn_untrained(attachment.untrained)
+        return attachment
+
+    def has_mode(self, mode: str) -> bool:
+        """Whether any penalty is in a mode."""
+        return any(penalty.mode == mode for penalty in self.penalties)
 
     def check_active(self, max_epochs: float | None) -> None:
         """Reject penalties whose schedule is 0 throughout a run.
@@ -134,11 +188,11 @@ class Regularizer:
                     "start earlier, train longer, or take the penalty out."
                 )
 
-    def untrained(self, optimizer: Optimizer) -> dict[str, list[str]]:
-        """Return the terms that an optimizer's proximal step leaves alone, and why.
+    def untrained(self, optimizer: Optimizer | Iterable[Optimizer]) -> dict[str, list[str]]:
+        """Return the terms that the proximal step of optimizers leaves alone, and why.
 
         Returns:
-            Term name -> the parameters in it that are frozen or not in the optimizer.
+            Term name -> the parameters in it that are frozen or in none of the optimizers.
 
         Example:
             >>> net = nn.Linear(2, 2)
@@ -148,10 +202,10 @@ class Regularizer:
             {':neuron_out': ['bias']}
         """
         parameters = self.parameters()
-        held = {id(p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
-        missing = {
-            t.name: [n for n in t.parameters() if id(parameters[n]) not in held] for t in self.terms
-        }
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        held = set().union(*map(held_by, optimizers))
+        trained = {n for n, p in parameters.items() if p.requires_grad and id(p) in held}
+        missing = {t.name: [n for n in t.parameters() if n not in trained] for t in self.terms}
         return {name: names for name, names in missing.items() if names}
 
     def single_weights(self) -> list[GroupSet]:
@@ -203,26 +257,29 @@ class Regularizer:
         return result
 
     @torch.no_grad()
-    def add_subgradient_(self, epoch: float = 0.0) -> None:
+    def add_subgradient_(self, epoch: float = 0.0, optimizer: Optimizer | None = None) -> None:
         """Add the subgradient of the penalties in subgradient mode to the parameters' ``grad``.
 
         To be called after clipping and before the optimizer steps. Parameters without a gradient
         are left alone.
+
+        Args:
+            epoch: fractional epoch, for the schedules.
+            optimizer: only to parameters that it holds, and multiplied by its ``grad_scale`` if a
+                gradient scaler has set one (the optimizer then unscales inside its step).
         """
         parameters = self.parameters()
+        held = None if optimizer is None else held_by(optimizer)
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         for term, strength in self._active("subgradient", epoch):
-            if term.group_set is None:
-                weight = parameters[term.parameter or ""]
-                if weight.grad is not None:
-                    weight.grad.add_(weight.sign(), alpha=strength)
-                continue
-            factors = inverse_norms(group_norms(term.group_set, parameters)) * strength
-            for member in term.group_set.members:
-                weight = parameters[member.parameter]
-                if weight.grad is not None:
-                    factor = member.broadcast(factors)
-                    part = member.view(weight.grad).add_(member.view(weight) * factor)
-                    member.store_(weight.grad, part)
+            chosen = [
+                name
+                for name in term.parameters()
+                if parameters[name].grad is not None
+                and (held is None or id(parameters[name]) in held)
+            ]
+            if chosen:
+                add_subgradient_(term, strength, parameters, chosen, scale)
 
     @torch.no_grad()
     def proximal_step_(self, optimizer: Optimizer, epoch: float = 0.0) -> None:
@@ -247,8 +304,10 @@ class Regularizer:
                 f"parameters ({active[0][0].parameters()[0]}, ...). Call it with the optimizer "
                 "that trains them."
             )
+        stepped = has_stepped(optimizer)
+        where = stepped if isinstance(stepped, Tensor) else None
         for stage in disjoint_stages(active):
-            proximal_maps_(stage, parameters, steps)
+            proximal_maps_(stage, parameters, steps, where)
 
     def _active(self, mode: str, epoch: float) -> Active:
         """Return the terms of a mode that are on, small groups first, one per group set."""
@@ -263,7 +322,40 @@ class Regularizer:
 
     def needs_proximal_step(self) -> bool:
         """Whether any penalty is in proximal mode."""
-        return any(penalty.mode == "proximal" for penalty in self.penalties)
+        return self.has_mode("proximal")
+
+
+def optimizers_apart(one: Attachment, other: Attachment) -> bool:
+    """Whether two attachments share no optimizer."""
+    return set(map(id, one.optimizers)).isdisjoint(map(id, other.optimizers))
+
+
+def add_subgradient_(
+    term: Term,
+    strength: float,
+    parameters: Mapping[str, nn.Parameter],
+    chosen: Sequence[str],
+    scale: Tensor | None,
+) -> None:
+    """Add the subgradient of one term to the gradients of the chosen of its parameters.
+
+    It is multiplied by ``scale``, a tensor of one element on any device, if there is one.
+    """
+    if term.group_set is None:
+        weight = parameters[chosen[0]]
+        assert weight.grad is not None
+        sign = weight.sign() if scale is None else weight.sign() * scale.to(weight.device)
+        weight.grad.add_(sign, alpha=strength)
+        return
+    factors = inverse_norms(group_norms(term.group_set, parameters)) * strength
+    if scale is not None:
+        factors = factors * scale.to(factors.device)
+    for member in term.group_set.members:
+        weight = parameters[member.parameter]
+        if member.parameter in chosen and weight.grad is not None:
+            factor = member.broadcast(factors)
+            part = member.view(weight.grad).add_(member.view(weight) * factor)
+            member.store_(weight.grad, part)
 
 
 def disjoint_stages(active: Active) -> list[Active]:
@@ -280,29 +372,44 @@ def disjoint_stages(active: Active) -> list[Active]:
 
 
 def proximal_maps_(
-    stage: Active, parameters: Mapping[str, Tensor], steps: Mapping[str, StepSize | None]
+    stage: Active,
+    parameters: Mapping[str, Tensor],
+    steps: Mapping[str, StepSize | None],
+    where: Tensor | None = None,
 ) -> None:
     """Apply the proximal maps of terms without common parameters, in place.
 
-    Terms with a parameter that took no step are left alone.
+    Terms with a parameter that took no step are left alone; so are all where ``where``, a bool
+    tensor of one element on an accelerator, is False.
     """
     plain: list[GroupSet] = []
-    thresholds: list[float] = []
+    thresholds: list[StepSize] = []
     for term, strength in stage:
         taken = step_of_all(term, steps)
         if taken is None:
             continue
         if term.group_set is None:
             weight = parameters[term.parameter or ""]
-            weight.copy_(prox_l1(weight, taken[0] * strength))
-        elif isinstance(taken[0], float) and all(step == taken[0] for step in taken[1:]):
+            threshold = taken[0] * strength
+            if where is not None:
+                threshold = torch.where(where, threshold, 0.0)
+            weight.copy_(prox_l1(weight, threshold))
+        elif is_shared(taken):
             plain.append(term.group_set)
             thresholds.append(taken[0] * strength)
         else:
             names = term.parameters()
             metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, taken, strict=True)}
-            shrink_groups_in_metric_(term.group_set, parameters, metric, strength)
-    shrink_groups_(plain, parameters, thresholds)
+            shrink_groups_in_metric_(term.group_set, parameters, metric, strength, where)
+    shrink_groups_(plain, parameters, thresholds, where)
+
+
+def is_shared(taken: Sequence[StepSize]) -> bool:
+    """Whether all step sizes are the same number, or the same tensor of one element."""
+    first = taken[0]
+    if isinstance(first, Tensor):
+        return first.dim() == 0 and all(step is first for step in taken[1:])
+    return all(not isinstance(step, Tensor) and step == first for step in taken[1:])
 
 
 def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSize] | None:
@@ -324,8 +431,10 @@ def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSi
 
 
 def as_tensor(step: StepSize, like: Tensor) -> Tensor:
-    """Return a step size as a tensor."""
-    return step if isinstance(step, Tensor) else torch.tensor(step, device=like.device)
+    """Return a step size as a tensor (filled on the device: nothing is copied to it)."""
+    if isinstance(step, Tensor):
+        return step
+    return torch.full((), step, dtype=torch.get_default_dtype(), device=like.device)
 
 
 def describe(index: int, penalty: Penalty) -> str:
