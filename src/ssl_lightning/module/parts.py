@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def count_classes(backbone: nn.Module) -> int:
         f"Cannot tell how many classes {type(backbone).__name__} has: it has no attribute "
         "`num_classes` and no linear layer. Pass `num_classes`."
     )
+
+
+def attached_first(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook of SSLLightningModule that attaches the penalties before it runs."""
+
+    @wraps(hook)
+    def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
+        module.attach_penalties()
+        return hook(module, *args, **kwargs)
+
+    wrapper.attaches = True  # type: ignore[attr-defined]
+    return wrapper
 
 
 def clip_unscaled(

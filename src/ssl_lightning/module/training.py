@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import wraps
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -32,6 +31,7 @@ from ssl_lightning.groups import (
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.module.parts import (
     Origin,
+    attached_first,
     clip_unscaled,
     count_classes,
     default_optimizer,
@@ -55,18 +55,6 @@ from ssl_lightning.zoo.loading import PREFIX
 Batch = tuple[Tensor, Tensor]
 ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
 """Hooks before which the penalties are attached to the optimizers of the run."""
-
-
-def attached_first(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook of SSLLightningModule that attaches the penalties before it runs."""
-
-    @wraps(hook)
-    def wrapper(module: SSLLightningModule, *args: Any, **kwargs: Any) -> Any:
-        module.attach_penalties()
-        return hook(module, *args, **kwargs)
-
-    wrapper.attaches = True  # type: ignore[attr-defined]
-    return wrapper
 
 
 class SSLLightningModule(pl.LightningModule):

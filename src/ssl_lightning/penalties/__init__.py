@@ -15,7 +15,7 @@ from ssl_lightning.penalties.functional import (
     prox_group_lasso_metric,
     prox_l1,
 )
-from ssl_lightning.penalties.regularizer import Regularizer, Term
+from ssl_lightning.penalties.regularizer import Regularizer
 from ssl_lightning.penalties.specs import (
     L1,
     PENALTIES,
@@ -25,6 +25,7 @@ from ssl_lightning.penalties.specs import (
     penalty_name,
     penalty_to_dict,
 )
+from ssl_lightning.penalties.terms import Term
 
 __all__ = [
     "L1",

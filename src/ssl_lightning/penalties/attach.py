@@ -20,7 +20,8 @@ from ssl_lightning.schedules import Constant
 from ssl_lightning.steps import check_optimizer, has_stepped
 
 if TYPE_CHECKING:
-    from ssl_lightning.penalties.regularizer import Regularizer, Term
+    from ssl_lightning.penalties.regularizer import Regularizer
+    from ssl_lightning.penalties.terms import Term
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -196,6 +197,17 @@ def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Par
             "Regularizer.attach: LBFGS with a line search compares values of the closure, which "
             f"do not contain the penalty on {term.name}. Take line_search_fn=None."
         )
+    elif len(owners := [c for c in steppers(optimizer) if c is not Optimizer]) > 1:
+        raise ValueError(
+            f"Regularizer.attach: {name} overrides the step of {owners[1].__name__}; where it calls "
+            f"that too, hooks run twice, and the subgradient on {term.name} would be added twice. "
+            "Use mode: proximal with a supported optimizer, or derive from Optimizer."
+        )
+
+
+def steppers(optimizer: Optimizer) -> list[type]:
+    """Return the classes of an optimizer that define a step, the first one first."""
+    return [cls for cls in type(optimizer).__mro__ if "step" in vars(cls)]
 
 
 def check_swapping(optimizer: Optimizer) -> None:

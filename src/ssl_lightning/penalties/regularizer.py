@@ -11,52 +11,37 @@ which training converges is off by the order of the step size: it vanishes with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.groups import GroupSet, Member, group_norms, resolve_each
+from ssl_lightning.groups.resolve import repeated_sets
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.penalties.attach import Attachment, held_by, warn_untrained
-from ssl_lightning.penalties.functional import (
-    inverse_norms,
-    prox_l1,
-    shrink_groups_,
-    shrink_groups_in_metric_,
-)
 from ssl_lightning.penalties.specs import GroupLasso, Penalty, parse_penalty, penalty_name
-from ssl_lightning.steps import StepSize, has_stepped, step_sizes
-
-
-@dataclass(frozen=True)
-class Term:
-    """A penalty on one group set (or, for l1, one parameter), with its full strength."""
-
-    penalty: Penalty
-    name: str
-    strength: float
-    group_set: GroupSet | None
-    parameter: str | None = None
-
-    def parameters(self) -> list[str]:
-        """Return the names of the parameters that the term shrinks."""
-        if self.group_set is None:
-            return [self.parameter or ""]
-        return list(dict.fromkeys(member.parameter for member in self.group_set.members))
-
-
-Active: TypeAlias = list[tuple[Term, float]]
-"""Terms with their strengths at some epoch."""
+from ssl_lightning.penalties.terms import (
+    Active,
+    Term,
+    add_subgradient_,
+    describe,
+    disjoint_stages,
+    l1_term,
+    proximal_maps_,
+    say_left_out,
+    weighted_layers,
+)
+from ssl_lightning.steps import has_stepped, step_sizes
 
 
 class Regularizer:
     """Penalties bound to a model: values, subgradients and proximal steps of all of them.
 
-    A layer and kind that several penalties match gets the sum of their strengths. Groups with a
+    A layer and kind that several penalties match gets the sum of their strengths. Coupled groups
+    that a more specific kind (head, ffn, filter, neuron_out) penalises too are left to that kind;
+    ``left_out`` lists them (name -> name of the other set). Groups with a
     member that the optimizer does not train (``requires_grad`` off, or no step yet) cannot become
     zero and are left alone as a whole for as long as that is so; :meth:`untrained` lists them.
 
@@ -103,6 +88,16 @@ class Regularizer:
         strict, full_sizes = full_sizes is None, full_sizes or {}
         selectors = [p.selector() for p in lassos]
         resolved = resolve_each(model, selectors, example_input, strict=strict)
+        self.left_out = repeated_sets(s for sets in resolved for s in sets)
+        say_left_out(tuple(self.left_out.items()))
+        for index, sets in enumerate(resolved):
+            resolved[index] = [s for s in sets if s.name not in self.left_out]
+            if strict and sets and not resolved[index]:
+                raise ValueError(
+                    f"The penalty coupled on {lassos[index].layers!r}: more specific penalties "
+                    f"have all of its groups ({self.left_out[sets[0].name]}, ...), so it would do "
+                    "nothing. Take it out."
+                )
         self.group_sets = list({s.name: s for sets in resolved for s in sets}.values())
         terms = [
             Term(p, s.name, p.group_strength(s, full_sizes.get(s.name)), s)
@@ -328,146 +323,3 @@ class Regularizer:
 def optimizers_apart(one: Attachment, other: Attachment) -> bool:
     """Whether two attachments share no optimizer."""
     return set(map(id, one.optimizers)).isdisjoint(map(id, other.optimizers))
-
-
-def add_subgradient_(
-    term: Term,
-    strength: float,
-    parameters: Mapping[str, nn.Parameter],
-    chosen: Sequence[str],
-    scale: Tensor | None,
-) -> None:
-    """Add the subgradient of one term to the gradients of the chosen of its parameters.
-
-    It is multiplied by ``scale``, a tensor of one element on any device, if there is one.
-    """
-    if term.group_set is None:
-        weight = parameters[chosen[0]]
-        assert weight.grad is not None
-        sign = weight.sign() if scale is None else weight.sign() * scale.to(weight.device)
-        weight.grad.add_(sign, alpha=strength)
-        return
-    factors = inverse_norms(group_norms(term.group_set, parameters)) * strength
-    if scale is not None:
-        factors = factors * scale.to(factors.device)
-    for member in term.group_set.members:
-        weight = parameters[member.parameter]
-        if member.parameter in chosen and weight.grad is not None:
-            factor = member.broadcast(factors)
-            part = member.view(weight.grad).add_(member.view(weight) * factor)
-            member.store_(weight.grad, part)
-
-
-def disjoint_stages(active: Active) -> list[Active]:
-    """Split terms into stages that share no parameter, keeping their order on each parameter."""
-    stages: list[Active] = []
-    reached: dict[str, int] = {}
-    for term, strength in active:
-        names = term.parameters()
-        stage = max(reached.get(name, 0) for name in names)
-        reached.update(dict.fromkeys(names, stage + 1))
-        stages.extend([] for _ in range(stage + 1 - len(stages)))
-        stages[stage].append((term, strength))
-    return stages
-
-
-def proximal_maps_(
-    stage: Active,
-    parameters: Mapping[str, Tensor],
-    steps: Mapping[str, StepSize | None],
-    where: Tensor | None = None,
-) -> None:
-    """Apply the proximal maps of terms without common parameters, in place.
-
-    Terms with a parameter that took no step are left alone; so are all where ``where``, a bool
-    tensor of one element on an accelerator, is False.
-    """
-    plain: list[GroupSet] = []
-    thresholds: list[StepSize] = []
-    for term, strength in stage:
-        taken = step_of_all(term, steps)
-        if taken is None:
-            continue
-        if term.group_set is None:
-            weight = parameters[term.parameter or ""]
-            threshold = taken[0] * strength
-            if where is not None:
-                threshold = torch.where(where, threshold, 0.0)
-            weight.copy_(prox_l1(weight, threshold))
-        elif is_shared(taken):
-            plain.append(term.group_set)
-            thresholds.append(taken[0] * strength)
-        else:
-            names = term.parameters()
-            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, taken, strict=True)}
-            shrink_groups_in_metric_(term.group_set, parameters, metric, strength, where)
-    shrink_groups_(plain, parameters, thresholds, where)
-
-
-def is_shared(taken: Sequence[StepSize]) -> bool:
-    """Whether all step sizes are the same number, or the same tensor of one element."""
-    first = taken[0]
-    if isinstance(first, Tensor):
-        return first.dim() == 0 and all(step is first for step in taken[1:])
-    return all(not isinstance(step, Tensor) and step == first for step in taken[1:])
-
-
-def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSize] | None:
-    """Return the step size of each of a term's parameters, or None unless all of them stepped.
-
-    Raises:
-        ValueError: if the optimizer holds some of them and does not hold others.
-    """
-    names = term.parameters()
-    outside = [name for name in names if name not in steps]
-    if outside and len(outside) < len(names):
-        raise ValueError(
-            f"proximal_step_: the groups {term.name} need one optimizer for all their members, but "
-            f"this one does not hold {', '.join(outside)}. Add them to it, or penalise the weight "
-            "alone (members: weight)."
-        )
-    taken = [step for name in names if (step := steps.get(name)) is not None]
-    return taken if len(taken) == len(names) else None
-
-
-def as_tensor(step: StepSize, like: Tensor) -> Tensor:
-    """Return a step size as a tensor (filled on the device: nothing is copied to it)."""
-    if isinstance(step, Tensor):
-        return step
-    return torch.full((), step, dtype=torch.get_default_dtype(), device=like.device)
-
-
-def describe(index: int, penalty: Penalty) -> str:
-    """Return where a penalty stands, for messages."""
-    return f"penalties[{index}] ({penalty_name(penalty)} on {penalty.layers!r})"
-
-
-def l1_term(penalty: Penalty, layer: str) -> Term:
-    """Return the term of an element-wise penalty on one layer's weight."""
-    parameter = f"{layer}.weight" if layer else "weight"
-    return Term(penalty, f"{layer}:l1", penalty.strength, None, parameter)
-
-
-def weighted_layers(model: nn.Module, penalty: Penalty, *, strict: bool = True) -> list[str]:
-    """Return the names of the layers with a weight of two or more dimensions that l1 applies to.
-
-    Raises:
-        ValueError: if ``strict`` and there are none for one of the patterns.
-    """
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() > 1
-    ]
-    for pattern in penalty.patterns():
-        if strict and not any_match(layers, [pattern]):
-            raise ValueError(
-                f"The penalty l1: the pattern {pattern!r} matches no layer with weights. Layers "
-                f"that have: {', '.join(layers) or 'none'}."
-            )
-    return any_match(layers, penalty.patterns())
-
-
-def any_match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names that match any of the globs."""
-    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
