@@ -241,7 +241,7 @@ def test_what_cannot_act_is_refused() -> None:
     with pytest.raises(ValueError, match="Twice overrides the step of SGD"):
         attach(SUBGRADIENT, Twice(every, lr=0.1))
     late = {**ROWS, "schedule": {"kind": "ramp"}}
-    with pytest.raises(ValueError, match="follows the epoch. Pass `epoch`"):
+    with pytest.raises(ValueError, match=r"follows the epoch\. Pass `epoch`"):
         attach(late, MAKE(every))
     attach(late, MAKE(every), epoch=lambda: 0.5)
 

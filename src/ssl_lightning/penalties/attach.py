@@ -199,7 +199,7 @@ def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Par
         )
     elif len(owners := [c for c in steppers(optimizer) if c is not Optimizer]) > 1:
         raise ValueError(
-            f"Regularizer.attach: {name} overrides the step of {owners[1].__name__}; where it calls "
+            f"Regularizer.attach: {name} overrides the step of {owners[1].__name__}; if it calls "
             f"that too, hooks run twice, and the subgradient on {term.name} would be added twice. "
             "Use mode: proximal with a supported optimizer, or derive from Optimizer."
         )
