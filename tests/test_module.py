@@ -175,6 +175,7 @@ def test_no_proximal_step_where_the_scaler_skipped_the_optimizer_step():
         "T", (), {"num_training_batches": 1, "accumulate_grad_batches": 1, "global_step": 0}
     )()
     optimizer = module.configure_optimizers()
+    module.regularizer.attach(optimizer, locks=module.locks)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     x, y = next(iter(toy_loader()))
     for bad in (False, True, False):

@@ -32,9 +32,14 @@ class GroupLocks:
     def __init__(self) -> None:
         self._locked: dict[str, tuple[GroupSet, Tensor]] = {}
         self._elements: dict[str, Tensor] = {}
+        self._copies: dict[tuple[str, torch.device], Tensor] = {}
 
     def __len__(self) -> int:
         return sum(int(mask.sum()) for _, mask in self._locked.values())
+
+    def __bool__(self) -> bool:
+        """Whether anything is locked (single elements count too, unlike in ``len``)."""
+        return bool(self._locked) or bool(self._elements)
 
     def lock(self, group_set: GroupSet, mask: Tensor) -> int:
         """Lock groups, in addition to those that are locked already.
@@ -50,6 +55,7 @@ class GroupLocks:
         before = self.mask(group_set)
         if bool(mask.any()):
             self._locked[group_set.name] = (group_set, before | mask)
+            self._copies.clear()
         return int((mask & ~before).sum())
 
     def mask(self, group_set: GroupSet) -> Tensor:
@@ -58,16 +64,30 @@ class GroupLocks:
         return torch.zeros(group_set.num_groups, dtype=torch.bool) if mask is None else mask
 
     def enforce_(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Zero every locked group in ``tensors``, whose names start with ``prefix``."""
-        if not self._locked and not self._elements:
+        """Zero every locked group in ``tensors``, whose names start with ``prefix``.
+
+        Masks are copied to the tensors' device once, and again only when something more is locked:
+        a training step copies nothing.
+        """
+        if not self:
             return
         if prefix:
             cut = len(prefix)
             tensors = {name[cut:]: t for name, t in tensors.items() if name.startswith(prefix)}
-        for group_set, mask in self._locked.values():
-            zero_groups_(group_set, mask, tensors)
+        for name, (group_set, mask) in self._locked.items():
+            device = tensors[group_set.members[0].parameter].device
+            zero_groups_(group_set, self._on(device, name, mask), tensors)
         for name, mask in self._elements.items():
-            tensors[name].detach().masked_fill_(mask.to(tensors[name].device), 0.0)
+            mask = self._on(tensors[name].device, name, mask)
+            tensors[name].detach().masked_fill_(mask, 0.0)
+
+    def _on(self, device: torch.device, name: str, mask: Tensor) -> Tensor:
+        """Return a mask on a device; ``name`` is that of the group set or the parameter."""
+        if mask.device == device:
+            return mask
+        if (name, device) not in self._copies:
+            self._copies[name, device] = mask.to(device)
+        return self._copies[name, device]
 
     def marks(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return which elements of parameters are locked.
@@ -98,8 +118,8 @@ class GroupLocks:
             group_sets: groups of the compact network; those of which everything is locked count
                 as locked.
         """
-        self._locked = {}
-        self._elements = {n: m.bool() for n, m in marks.items() if bool(m.any())}
+        self._locked, self._copies = {}, {}
+        self._elements = {n: m.bool().cpu() for n, m in marks.items() if bool(m.any())}
         for group_set in group_sets:
             parts = (*group_set.members, *group_set.companions)
             if all(part.parameter in self._elements for part in parts):
@@ -126,7 +146,7 @@ class GroupLocks:
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Restore the locks that :meth:`state_dict` described."""
-        self._locked, self._elements = {}, {}
+        self._locked, self._elements, self._copies = {}, {}, {}
         for entry in state:
             if "parameter" in entry:
                 flat = torch.zeros(entry["shape"], dtype=torch.bool).flatten()

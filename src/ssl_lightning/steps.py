@@ -10,10 +10,14 @@ of a constant gradient; the proximal map must use the same s:
   the proximal map is that of a diagonal metric (Deleu & Bengio, 2021).
 
 Optimizers without a row in :data:`STEP_SIZES` are refused: their right step is not known here.
+
+Learning rates, step counters and overflow flags that an optimizer keeps on an accelerator are
+computed with there: nothing is read by the host, which would wait for the device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -22,25 +26,46 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 StepSize: TypeAlias = float | Tensor
-"""One number for a parameter, or one per element."""
+"""One number for a parameter (a tensor if it is on an accelerator), or one per element."""
 
 
 Row: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any]], StepSize]
 
 
-def sgd_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+HOST_DEVICES = frozenset({"cpu"})
+"""Types of the devices whose tensors the host reads without waiting."""
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host can read a tensor at once, instead of waiting for a device."""
+    return tensor.device.type in HOST_DEVICES
+
+
+def number(value: float | Tensor) -> StepSize:
+    """Return a setting or a counter as a number, unless it is a tensor on an accelerator."""
+    return value if isinstance(value, Tensor) and not on_host(value) else float(value)
+
+
+def sgd_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> StepSize:
     """Lr (1 - dampening) / (1 - momentum): Nesterov's variant has the same stationary step."""
     momentum, dampening = group["momentum"], group["dampening"]
     if momentum == 0:
-        return float(group["lr"])
-    return float(group["lr"] * (1.0 - dampening) / (1.0 - momentum))
+        return number(group["lr"])
+    return number(group["lr"] * (1.0 - dampening) / (1.0 - momentum))
 
 
 def adam_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
     """Lr / (sqrt(second moment, bias-corrected) + eps)."""
     second: Tensor = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    correction = 1.0 - group["betas"][1] ** float(state["step"])
-    return over_root(float(group["lr"]), second / correction, group["eps"])
+    second = second / bias_correction(number(group["betas"][1]), number(state["step"]))
+    return over_root(number(group["lr"]), second, group["eps"])
+
+
+def bias_correction(beta: StepSize, step: StepSize) -> StepSize:
+    """Return 1 - beta^step; on a device without the cancellation of float32."""
+    if isinstance(step, Tensor) and isinstance(beta, float) and beta > 0:
+        return torch.expm1(step * math.log(beta)).neg_()
+    return 1.0 - beta**step
 
 
 def rmsprop_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
@@ -48,16 +73,16 @@ def rmsprop_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
     second: Tensor = state["square_avg"].clone()
     if group["centered"]:
         second.addcmul_(state["grad_avg"], state["grad_avg"], value=-1.0).clamp_min_(0.0)
-    return over_root(float(group["lr"]) / (1.0 - group["momentum"]), second, group["eps"])
+    return over_root(number(group["lr"]) / (1.0 - group["momentum"]), second, group["eps"])
 
 
 def adagrad_step(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
     """Lr, decayed, / (sqrt(sum of squares) + eps)."""
-    decayed = float(group["lr"]) / (1.0 + (float(state["step"]) - 1.0) * group["lr_decay"])
+    decayed = number(group["lr"]) / (1.0 + (number(state["step"]) - 1.0) * group["lr_decay"])
     return over_root(decayed, state["sum"].clone(), group["eps"])
 
 
-def over_root(lr: float, second: Tensor, eps: float) -> Tensor:
+def over_root(lr: StepSize, second: Tensor, eps: float) -> Tensor:
     """Return lr / (sqrt(second) + eps), at least in float32; overwrites ``second``."""
     if second.dtype in (torch.float16, torch.bfloat16):
         second = second.float()
@@ -119,19 +144,28 @@ def step_sizes(
     wanted = {id(parameter) for parameter in parameters.values()}
     found: dict[int, StepSize | None] = {}
     for group in optimizer.param_groups:
+        shared = row(group, {}) if row is sgd_step else None
         for parameter in group["params"]:
             if id(parameter) in wanted:
                 state = optimizer.state.get(parameter, {})
-                stepped = parameter.requires_grad and (state or row is sgd_step)
-                found[id(parameter)] = row(group, state) if stepped else None
+                if not parameter.requires_grad or (shared is None and not state):
+                    found[id(parameter)] = None
+                else:
+                    found[id(parameter)] = row(group, state) if shared is None else shared
     return {name: found[id(p)] for name, p in parameters.items() if id(p) in found}
 
 
-def has_stepped(optimizer: Optimizer) -> bool:
+def has_stepped(optimizer: Optimizer) -> bool | Tensor:
     """Whether a call of ``step`` that just returned really stepped.
 
     A fused optimizer under a gradient scaler is called even when gradients overflowed, and skips
-    the step inside; ``found_inf`` tells.
+    the step inside; ``found_inf`` says so.
+
+    Returns:
+        True or False, or a bool tensor of one element if the answer is on an accelerator.
     """
     found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is None or not bool(torch.as_tensor(found_inf).any())
+    if found_inf is None:
+        return True
+    overflow = torch.as_tensor(found_inf)
+    return not bool(overflow.any()) if on_host(overflow) else ~overflow.any()

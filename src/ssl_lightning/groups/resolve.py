@@ -27,6 +27,7 @@ from ssl_lightning.graph import (
     written,
 )
 from ssl_lightning.groups.kinds import (
+    COUPLED,
     COUPLED_KINDS,
     FFN,
     HEAD,
@@ -217,6 +218,31 @@ def resolve_each(
                 )
         result.append([known[s.name] for s in sets])
     return result
+
+
+def repeated_sets(found: Iterable[GroupSet]) -> dict[str, str]:
+    """Return the coupled sets whose groups are those of a set of a more specific kind.
+
+    Such kinds are head and ffn, and where one layer writes the channels, filter and neuron_out.
+    Groups that only overlap (rows and columns, a filter in a larger coupled group) do not count.
+
+    Returns:
+        Name of the coupled set -> name of the other one.
+
+    Example:
+        >>> rows = (Member("w", (4, 3), (0,)),)
+        >>> repeated_sets([GroupSet("fc1", "coupled", rows), GroupSet("fc1", "ffn", rows)])
+        {'fc1:coupled': 'fc1:ffn'}
+    """
+    sets = list(found)
+    specific = {slices_of(s): s.name for s in sets if s.kind != COUPLED}
+    coupled = [s for s in sets if s.kind == COUPLED]
+    return {s.name: specific[slices_of(s)] for s in coupled if slices_of(s) in specific}
+
+
+def slices_of(group_set: GroupSet) -> frozenset[Member]:
+    """Return what a zeroed group of a set zeroes, whatever counts into its norm."""
+    return frozenset((*group_set.members, *group_set.companions))
 
 
 def as_patterns(where: str, layers: str | Sequence[str]) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -129,14 +130,16 @@ def count_classes(backbone: nn.Module) -> int:
     )
 
 
-def warn_of_untrained(missing: Mapping[str, Sequence[str]]) -> None:
-    """Warn of penalties that have no effect because parameters of their groups are not trained."""
-    if missing:
-        term, names = next(iter(missing.items()))
-        rank_zero_warn(
-            f"{len(missing)} penalties have no effect while parameters of their groups are frozen, "
-            f"such as {term} ({', '.join(names)}): a group becomes zero as a whole or not at all."
-        )
+def attached_first(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook of SSLLightningModule that attaches the penalties before it runs."""
+
+    @wraps(hook)
+    def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
+        module.attach_penalties()
+        return hook(module, *args, **kwargs)
+
+    wrapper.attaches = True  # type: ignore[attr-defined]
+    return wrapper
 
 
 def clip_unscaled(

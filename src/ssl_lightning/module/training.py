@@ -34,6 +34,7 @@ from ssl_lightning.locks import GroupLocks
 from ssl_lightning.module.batches import inputs_of, split_batch
 from ssl_lightning.module.parts import (
     Origin,
+    attached_first,
     check_labels,
     clip_unscaled,
     count_classes,
@@ -46,10 +47,10 @@ from ssl_lightning.module.parts import (
     set_learning_rate_,
     split_parameters,
     start_from_,
-    warn_of_untrained,
 )
 from ssl_lightning.module.saving import save_whole_files_
 from ssl_lightning.penalties import (
+    Attachment,
     GroupLasso,
     Penalty,
     Regularizer,
@@ -57,17 +58,19 @@ from ssl_lightning.penalties import (
     penalty_name,
     penalty_to_dict,
 )
-from ssl_lightning.steps import check_optimizer, has_stepped
 from ssl_lightning.zoo.loading import PREFIX
+
+ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
+"""Hooks before which the penalties are attached to the optimizers of the run."""
 
 
 class SSLLightningModule(pl.LightningModule):
     """Train a classifier with structured-sparsity penalties.
 
-    Works with gradient accumulation, clipping, mixed precision and several parameter groups. The
-    subgradients of penalties in subgradient mode are added after clipping; the proximal step of the
-    others follows each optimizer step that really happened, with the step size of the parameter's
-    own group (:mod:`ssl_lightning.steps`). Random numbers of a training step depend on the seed,
+    Works with gradient accumulation, clipping, mixed precision, several parameter groups, manual
+    optimization and subclasses' own ``configure_optimizers``: penalties and locks hang on the
+    optimizers of the run, whoever made them (:meth:`ssl_lightning.penalties.Regularizer.attach`).
+    Random numbers of a training step depend on the seed,
     the epoch and the batch only, so that a resumed run continues as if it had never stopped.
 
     Logs ``train/loss`` (task loss), ``train/error``, ``val/loss``, ``val/error``, ``test/error``
@@ -169,12 +172,21 @@ class SSLLightningModule(pl.LightningModule):
         self.origin: Origin | None = None
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
+        self._attachment: Attachment | None = None
         self._batches_checked: set[str] = set()
         self._found_rates: list[tuple[dict[str, Any], float]] = []
         accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
         self.accuracy = MetricCollection(
             {stage: accuracy.clone() for stage in ("fit", "val", "test")}, compute_groups=False
         )
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Attach the penalties also where a subclass overrides a hook without calling super."""
+        super().__init_subclass__(**arguments)
+        for name in ATTACHING_HOOKS:
+            hook = getattr(cls, name)
+            if not getattr(hook, "attaches", False):
+                setattr(cls, name, attached_first(hook))
 
     # --- the network ----------------------------------------------------------------------------
 
@@ -204,10 +216,15 @@ class SSLLightningModule(pl.LightningModule):
 
     @property
     def epoch(self) -> float:
-        """Fractional epoch: optimizer steps done, divided by optimizer steps per epoch."""
+        """Fractional epoch: optimizer steps done, divided by optimizer steps per epoch.
+
+        In manual optimization, batches are counted instead.
+        """
         per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         if per_epoch in (0, float("inf")):
             return float(self.current_epoch)
+        if not self.automatic_optimization:  # several optimizers may step, or not, at each batch
+            return self.current_epoch + max(0, self.trainer.fit_loop.batch_idx) / per_epoch
         return self.trainer.global_step / -(-per_epoch // 1)
 
     # --- steps ----------------------------------------------------------------------------------
@@ -319,13 +336,10 @@ class SSLLightningModule(pl.LightningModule):
             assert self.regularizer is not None
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer and scheduler, and follow each real step by the proximal step."""
+        """Make the optimizer and scheduler."""
         names = () if self.origin is None else self.origin.parameters
         parameters = split_parameters(self.backbone, self.parameter_groups, names)
         optimizer = self.make_optimizer(parameters)
-        if self.regularizer.needs_proximal_step():
-            check_optimizer(optimizer)
-        optimizer.register_step_post_hook(self._after_optimizer_step)
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
@@ -366,19 +380,30 @@ class SSLLightningModule(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient of the task loss, then add the subgradients of the penalties."""
+        """Clip the gradient of the task loss; penalties are added later, unclipped."""
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
             # Its own method refuses fused optimizers, which unscale inside; here nothing is scaled.
             clip_unscaled(plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        self.regularizer.add_subgradient_(self.epoch)
 
-    def _after_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if has_stepped(optimizer):
-            self.regularizer.proximal_step_(optimizer, self.epoch)
-            self.enforce_locks_()
+    def attach_penalties(self) -> None:
+        """Hang penalties and locks on all optimizers of the run, unless they hang there already.
+
+        Raises:
+            ValueError: if a penalty or a lock could not act on them.
+        """
+        optimizers = tuple(getattr(o, "optimizer", o) for o in self.trainer.optimizers)
+        now = self._attachment
+        if now is not None:
+            same = now.regularizer is self._regularizer and now.locks is self.locks
+            if same and now.optimizers == optimizers:
+                return
+            now.detach()
+        self._attachment = self.regularizer.attach(
+            optimizers, epoch=lambda: self.epoch, locks=self.locks
+        )
 
     # --- locked groups --------------------------------------------------------------------------
 
@@ -495,6 +520,7 @@ class SSLLightningModule(pl.LightningModule):
 
     # --- hooks ----------------------------------------------------------------------------------
 
+    @attached_first
     def on_fit_start(self) -> None:
         """Take the weights to start from; fix the seed of every step's random numbers."""
         if not self.backbone.training:  # as a network that was loaded; frozen parts keep their mode
@@ -503,8 +529,6 @@ class SSLLightningModule(pl.LightningModule):
             self.initialised_from = start_from_(self.backbone, self.init_from)
         if not getattr(self.trainer, "fast_dev_run", False):
             self.regularizer.check_active(self.trainer.max_epochs)
-        for optimizer in self.trainer.optimizers:
-            warn_of_untrained(self.regularizer.untrained(optimizer))
         if self.run_seed is None:
             self.run_seed = torch.initial_seed()
         self._batches_checked.clear()
@@ -517,6 +541,7 @@ class SSLLightningModule(pl.LightningModule):
             group["lr"] = rate
         self._found_rates = []
 
+    @attached_first
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make this step's random numbers (dropout) a function of seed, epoch, batch and rank."""
         place = (self.run_seed, self.current_epoch, batch_idx, self.global_rank)

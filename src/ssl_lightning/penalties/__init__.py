@@ -4,11 +4,10 @@
 which groups get which strength; :class:`Regularizer` binds them to a model and runs them::
 
     regularizer = Regularizer(model, [GroupLasso(kind="filter", strength=1e-3)])
-    ...
-    optimizer.step()
-    regularizer.proximal_step_(optimizer, epoch)
+    regularizer.attach(optimizer)  # from now on, every optimizer.step() does it all
 """
 
+from ssl_lightning.penalties.attach import Attachment
 from ssl_lightning.penalties.functional import (
     group_lasso,
     group_lasso_subgradient,
@@ -16,7 +15,7 @@ from ssl_lightning.penalties.functional import (
     prox_group_lasso_metric,
     prox_l1,
 )
-from ssl_lightning.penalties.regularizer import Regularizer, Term
+from ssl_lightning.penalties.regularizer import Regularizer
 from ssl_lightning.penalties.specs import (
     L1,
     PENALTIES,
@@ -26,10 +25,12 @@ from ssl_lightning.penalties.specs import (
     penalty_name,
     penalty_to_dict,
 )
+from ssl_lightning.penalties.terms import Term
 
 __all__ = [
     "L1",
     "PENALTIES",
+    "Attachment",
     "GroupLasso",
     "Penalty",
     "Regularizer",

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from ssl_lightning.groups import GroupSet, Member, group_norms
 from ssl_lightning.groups.sets import norm_dtype
+from ssl_lightning.steps import StepSize, on_host
 
 MAX_NEWTON_STEPS = 100
+
+NEWTON_STEPS_ON_DEVICES = 16
+"""Newton steps where asking whether they are enough would wait for a device.
+
+The most that :func:`metric_norms` needed in 2.4 million random groups, whose weights and step sizes
+spread over up to 30 decades, was 9 in float32 and 13 in float64. Further steps change
+nothing but rounding.
+"""
 
 
 def group_lasso(weight: Tensor, index_dims: tuple[int, ...]) -> Tensor:
@@ -169,26 +178,51 @@ def inverse_norms(norms: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shrink_groups_(
-    group_sets: Sequence[GroupSet], tensors: Mapping[str, Tensor], thresholds: Sequence[float]
+    group_sets: Sequence[GroupSet],
+    tensors: Mapping[str, Tensor],
+    thresholds: Sequence[StepSize],
+    where: Tensor | None = None,
 ) -> None:
     """Apply :func:`prox_group_lasso` in place to group sets that share no parameter.
 
     Args:
         group_sets: the groups.
         tensors: qualified name -> parameter.
-        thresholds: one number >= 0 per group set; 0 leaves its groups as they are.
+        thresholds: one number >= 0 per group set; 0 leaves its groups as they are. A tensor of one
+            element where it is on an accelerator; it is not read.
+        where: a bool tensor of one element: False leaves all groups as they are.
     """
-    chosen = [(s, t) for s, t in zip(group_sets, thresholds, strict=True) if t > 0]
+    pairs = zip(group_sets, thresholds, strict=True)
+    chosen = [(s, t) for s, t in pairs if isinstance(t, Tensor) or t > 0]
     if not chosen:
         return
     factors = [group_norms(group_set, tensors) for group_set, _ in chosen]
     torch._foreach_reciprocal_(factors)  # norm 0 gives infinity, and in the end factor 0
-    torch._foreach_mul_(factors, [-threshold for _, threshold in chosen])
+    scale_by_(factors, [-positive(threshold) for _, threshold in chosen])
     torch._foreach_add_(factors, 1.0)
     torch._foreach_clamp_min_(factors, 0.0)
+    if where is not None:
+        factors = [torch.where(where, factor, 1.0) for factor in factors]
     for (group_set, _), factor in zip(chosen, factors, strict=True):
         for member in group_set.members:
             member.scale_(tensors[member.parameter], factor)
+
+
+def positive(threshold: StepSize) -> StepSize:
+    """Return a threshold; one in a tensor as at least the smallest number, so that 0 / 0 is 0."""
+    if not isinstance(threshold, Tensor):
+        return threshold
+    return threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
+
+
+def scale_by_(tensors: list[Tensor], factors: list[StepSize]) -> None:
+    """Multiply each tensor by its factor, in place, reading none."""
+    numbers = [factor for factor in factors if not isinstance(factor, Tensor)]
+    if len(numbers) == len(tensors):
+        torch._foreach_mul_(tensors, numbers)
+        return
+    for tensor, factor in zip(tensors, factors, strict=True):
+        tensor.mul_(factor)
 
 
 @torch.no_grad()
@@ -197,6 +231,7 @@ def shrink_groups_in_metric_(
     tensors: Mapping[str, Tensor],
     steps: Mapping[str, Tensor],
     strength: float,
+    where: Tensor | None = None,
 ) -> None:
     """Apply :func:`prox_group_lasso_metric` in place to all members of a group set.
 
@@ -205,6 +240,7 @@ def shrink_groups_in_metric_(
         tensors: qualified name -> parameter.
         steps: qualified name -> step size, of the parameter's shape or a scalar.
         strength: lambda, not negative.
+        where: a bool tensor of one element: False leaves all groups as they are.
     """
     if strength == 0:
         return
@@ -219,7 +255,10 @@ def shrink_groups_in_metric_(
     for member, shift in zip(group_set.members, shifts, strict=True):
         n = member.broadcast(norms)
         below = n + shift
-        part = member.view(tensors[member.parameter]).mul_(torch.div(n, below, out=below))
+        factor = torch.div(n, below, out=below)
+        if where is not None:
+            factor = torch.where(where, factor, 1.0)
+        part = member.view(tensors[member.parameter]).mul_(factor)
         member.store_(tensors[member.parameter], part)
 
 
@@ -239,7 +278,8 @@ def metric_norms(
     """
     norms = lower_bound(members, weights, shifts)
     tiny, eps = torch.finfo(norms.dtype).tiny, torch.finfo(norms.dtype).eps
-    for _ in range(MAX_NEWTON_STEPS):
+    may_ask = on_host(norms)
+    for _ in range(MAX_NEWTON_STEPS if may_ask else NEWTON_STEPS_ON_DEVICES):
         f, slope = torch.zeros_like(norms), torch.zeros_like(norms)
         for member, w, a in zip(members, weights, shifts, strict=True):
             below = member.broadcast(norms) + a
@@ -248,8 +288,8 @@ def metric_norms(
             slope += member.reduce(part.div_(below), torch.sum)
         step = f * (f.sqrt() - 1.0) / slope.clamp_min_(tiny)
         norms = (norms + step).clamp_min_(0.0)
-        if not bool((step > 0.25 * eps**0.5 * norms).any()):  # the error left is its square
-            break
+        if may_ask and not bool((step > 0.25 * eps**0.5 * norms).any()):
+            break  # the error that remains is the square of the step
     return norms
 
 
@@ -268,7 +308,7 @@ def lower_bound(
     moved = [m.reduce(q.mul_(a), torch.sum) for (m, _, a), q in zip(parts, squares, strict=True)]
     norms = total.sqrt()
     bound = norms - sum_members(moved) / total.clamp_min(torch.finfo(total.dtype).tiny)
-    if bool((bound < 1e-3 * norms).any()):
+    if not on_host(bound) or bool((bound < 1e-3 * norms).any()):
         largest = [m.reduce(w.abs().sub_(a), torch.amax) for m, w, a in parts]
         bound = torch.stack([bound, *largest]).amax(0)
     return bound.clamp_min_(0.0)

@@ -10,10 +10,8 @@ which training converges is off by the order of the step size: it vanishes with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,41 +19,30 @@ from torch.optim import Optimizer
 
 from ssl_lightning.graph import ExampleInput
 from ssl_lightning.groups import GroupSet, Member, group_norms, resolve_each
-from ssl_lightning.penalties.functional import (
-    inverse_norms,
-    prox_l1,
-    shrink_groups_,
-    shrink_groups_in_metric_,
-)
+from ssl_lightning.groups.resolve import repeated_sets
+from ssl_lightning.locks import GroupLocks
+from ssl_lightning.penalties.attach import Attachment, held_by, warn_untrained
 from ssl_lightning.penalties.specs import GroupLasso, Penalty, parse_penalty, penalty_name
-from ssl_lightning.steps import StepSize, step_sizes
-
-
-@dataclass(frozen=True)
-class Term:
-    """A penalty on one group set (or, for l1, one parameter), with its full strength."""
-
-    penalty: Penalty
-    name: str
-    strength: float
-    group_set: GroupSet | None
-    parameter: str | None = None
-
-    def parameters(self) -> list[str]:
-        """Return the names of the parameters that the term shrinks."""
-        if self.group_set is None:
-            return [self.parameter or ""]
-        return list(dict.fromkeys(member.parameter for member in self.group_set.members))
-
-
-Active: TypeAlias = list[tuple[Term, float]]
-"""Terms with their strengths at some epoch."""
+from ssl_lightning.penalties.terms import (
+    Active,
+    Term,
+    add_subgradient_,
+    describe,
+    disjoint_stages,
+    l1_term,
+    proximal_maps_,
+    say_left_out,
+    weighted_layers,
+)
+from ssl_lightning.steps import has_stepped, step_sizes
 
 
 class Regularizer:
     """Penalties bound to a model: values, subgradients and proximal steps of all of them.
 
-    A layer and kind that several penalties match gets the sum of their strengths. Groups with a
+    A layer and kind that several penalties match gets the sum of their strengths. Coupled groups
+    that a more specific kind (head, ffn, filter, neuron_out) penalises too are left to that kind;
+    ``left_out`` lists them (name -> name of the other set). Groups with a
     member that the optimizer does not train (``requires_grad`` off, or no step yet) cannot become
     zero and are left alone as a whole for as long as that is so; :meth:`untrained` lists them.
 
@@ -77,9 +64,10 @@ class Regularizer:
         >>> net = create_backbone("lenet")
         >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> regularizer = Regularizer(net, [{"kind": "filter", "layers": "conv*", "strength": 1.0}])
+        >>> attachment = regularizer.attach(sgd)
+        >>> net(torch.zeros(2, 1, 28, 28)).sum().backward(); sgd.step()
         >>> sorted(regularizer.values())
         ['filter']
-        >>> regularizer.proximal_step_(sgd)
     """
 
     def __init__(
@@ -101,6 +89,16 @@ class Regularizer:
         strict, full_sizes = full_sizes is None, full_sizes or {}
         selectors = [p.selector() for p in lassos]
         resolved = resolve_each(model, selectors, example_input, strict=strict)
+        self.left_out = repeated_sets(s for sets in resolved for s in sets)
+        say_left_out(tuple(self.left_out.items()))
+        for index, sets in enumerate(resolved):
+            resolved[index] = [s for s in sets if s.name not in self.left_out]
+            if strict and sets and not resolved[index]:
+                raise ValueError(
+                    f"The penalty coupled on {lassos[index].layers!r}: more specific penalties "
+                    f"have all of its groups ({self.left_out[sets[0].name]}, ...), so it would do "
+                    "nothing. Take it out."
+                )
         self.group_sets = list({s.name: s for sets in resolved for s in sets}.values())
         terms = [
             Term(p, s.name, p.group_strength(s, full_sizes.get(s.name)), s)
@@ -111,7 +109,58 @@ class Regularizer:
             if not isinstance(penalty, GroupLasso):
                 names = weighted_layers(model, penalty, strict=strict)
                 terms += [l1_term(penalty, name) for name in names]
+        self._attachments: list[Attachment] = []
         self.terms = sorted(terms, key=lambda t: t.group_set.group_size if t.group_set else 0)
+
+    def attach(
+        self,
+        optimizer: Optimizer | Iterable[Optimizer],
+        *,
+        epoch: float | Callable[[], float] | None = None,
+        locks: GroupLocks | None = None,
+    ) -> Attachment:
+        """Let the penalties, and locks, act whenever optimizers step.
+
+        Subgradients are added to the gradient before a step (after clipping; multiplied by the
+        scale where a fused optimizer unscales inside; after each evaluation of a closure). Proximal
+        maps and zeros in locked groups follow each step that was really made. Attached again to
+        an optimizer, it replaces the hooks that it had there. Copies of an optimizer have none.
+
+        Args:
+            optimizer: the optimizer, or all of them: each acts on the groups that it holds.
+            epoch: returns the fractional epoch, for the schedules of strengths.
+            locks: groups that must stay zero; more may be locked later.
+
+        Returns:
+            What ends it: ``attachment.detach()``.
+
+        Raises:
+            ValueError: if a penalty or lock could not act: an optimizer without a known proximal
+                step, groups whose members are split over optimizers in proximal mode, optimizers
+                that hold nothing of what is penalised, or a schedule without ``epoch``.
+
+        Example:
+            >>> net, locks = nn.Linear(2, 2), GroupLocks()
+            >>> sgd = torch.optim.SGD(net.parameters(), lr=1.0)
+            >>> regularizer = Regularizer(net, [{"kind": "neuron_out", "strength": 9.0}])
+            >>> attachment = regularizer.attach(sgd, locks=locks)
+            >>> net(torch.ones(1, 2)).sum().backward(); sgd.step()
+            >>> net.weight.count_nonzero()
+            tensor(0)
+        """
+        given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        optimizers = list(given) if isinstance(given, Iterable) else [given]
+        attachment = Attachment(self, optimizers, epoch, locks)
+        for earlier in [a for a in self._attachments if not optimizers_apart(a, attachment)]:
+            earlier.detach()
+            self._attachments.remove(earlier)
+        self._attachments.append(attachment)
+        warn_untrained(attachment.untrained)
+        return attachment
+
+    def has_mode(self, mode: str) -> bool:
+        """Whether any penalty is in a mode."""
+        return any(penalty.mode == mode for penalty in self.penalties)
 
     def check_active(self, max_epochs: float | None) -> None:
         """Reject penalties whose schedule is 0 throughout a run.
@@ -135,11 +184,11 @@ class Regularizer:
                     "start earlier, train longer, or take the penalty out."
                 )
 
-    def untrained(self, optimizer: Optimizer) -> dict[str, list[str]]:
-        """Return the terms that an optimizer's proximal step leaves alone, and why.
+    def untrained(self, optimizer: Optimizer | Iterable[Optimizer]) -> dict[str, list[str]]:
+        """Return the terms that the proximal step of optimizers leaves alone, and why.
 
         Returns:
-            Term name -> the parameters in it that are frozen or not in the optimizer.
+            Term name -> the parameters in it that are frozen or in none of the optimizers.
 
         Example:
             >>> net = nn.Linear(2, 2)
@@ -149,10 +198,10 @@ class Regularizer:
             {':neuron_out': ['bias']}
         """
         parameters = self.parameters()
-        held = {id(p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad}
-        missing = {
-            t.name: [n for n in t.parameters() if id(parameters[n]) not in held] for t in self.terms
-        }
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+        held = set().union(*map(held_by, optimizers))
+        trained = {n for n, p in parameters.items() if p.requires_grad and id(p) in held}
+        missing = {t.name: [n for n in t.parameters() if n not in trained] for t in self.terms}
         return {name: names for name, names in missing.items() if names}
 
     def single_weights(self) -> list[GroupSet]:
@@ -204,26 +253,29 @@ class Regularizer:
         return result
 
     @torch.no_grad()
-    def add_subgradient_(self, epoch: float = 0.0) -> None:
+    def add_subgradient_(self, epoch: float = 0.0, optimizer: Optimizer | None = None) -> None:
         """Add the subgradient of the penalties in subgradient mode to the parameters' ``grad``.
 
         To be called after clipping and before the optimizer steps. Parameters without a gradient
         are left alone.
+
+        Args:
+            epoch: fractional epoch, for the schedules.
+            optimizer: only to parameters that it holds, and multiplied by its ``grad_scale`` if a
+                gradient scaler has set one (the optimizer then unscales inside its step).
         """
         parameters = self.parameters()
+        held = None if optimizer is None else held_by(optimizer)
+        scale: Tensor | None = getattr(optimizer, "grad_scale", None)
         for term, strength in self._active("subgradient", epoch):
-            if term.group_set is None:
-                weight = parameters[term.parameter or ""]
-                if weight.grad is not None:
-                    weight.grad.add_(weight.sign(), alpha=strength)
-                continue
-            factors = inverse_norms(group_norms(term.group_set, parameters)) * strength
-            for member in term.group_set.members:
-                weight = parameters[member.parameter]
-                if weight.grad is not None:
-                    factor = member.broadcast(factors)
-                    part = member.view(weight.grad).add_(member.view(weight) * factor)
-                    member.store_(weight.grad, part)
+            chosen = [
+                name
+                for name in term.parameters()
+                if parameters[name].grad is not None
+                and (held is None or id(parameters[name]) in held)
+            ]
+            if chosen:
+                add_subgradient_(term, strength, parameters, chosen, scale)
 
     @torch.no_grad()
     def proximal_step_(self, optimizer: Optimizer, epoch: float = 0.0) -> None:
@@ -248,8 +300,10 @@ class Regularizer:
                 f"parameters ({active[0][0].parameters()[0]}, ...). Call it with the optimizer "
                 "that trains them."
             )
+        stepped = has_stepped(optimizer)
+        where = stepped if isinstance(stepped, Tensor) else None
         for stage in disjoint_stages(active):
-            proximal_maps_(stage, parameters, steps)
+            proximal_maps_(stage, parameters, steps, where)
 
     def _active(self, mode: str, epoch: float) -> Active:
         """Return the terms of a mode that are on, small groups first, one per group set."""
@@ -264,102 +318,9 @@ class Regularizer:
 
     def needs_proximal_step(self) -> bool:
         """Whether any penalty is in proximal mode."""
-        return any(penalty.mode == "proximal" for penalty in self.penalties)
+        return self.has_mode("proximal")
 
 
-def disjoint_stages(active: Active) -> list[Active]:
-    """Split terms into stages that share no parameter, keeping their order on each parameter."""
-    stages: list[Active] = []
-    reached: dict[str, int] = {}
-    for term, strength in active:
-        names = term.parameters()
-        stage = max(reached.get(name, 0) for name in names)
-        reached.update(dict.fromkeys(names, stage + 1))
-        stages.extend([] for _ in range(stage + 1 - len(stages)))
-        stages[stage].append((term, strength))
-    return stages
-
-
-def proximal_maps_(
-    stage: Active, parameters: Mapping[str, Tensor], steps: Mapping[str, StepSize | None]
-) -> None:
-    """Apply the proximal maps of terms without common parameters, in place.
-
-    Terms with a parameter that took no step are left alone.
-    """
-    plain: list[GroupSet] = []
-    thresholds: list[float] = []
-    for term, strength in stage:
-        taken = step_of_all(term, steps)
-        if taken is None:
-            continue
-        if term.group_set is None:
-            weight = parameters[term.parameter or ""]
-            weight.copy_(prox_l1(weight, taken[0] * strength))
-        elif isinstance(taken[0], float) and all(step == taken[0] for step in taken[1:]):
-            plain.append(term.group_set)
-            thresholds.append(taken[0] * strength)
-        else:
-            names = term.parameters()
-            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, taken, strict=True)}
-            shrink_groups_in_metric_(term.group_set, parameters, metric, strength)
-    shrink_groups_(plain, parameters, thresholds)
-
-
-def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSize] | None:
-    """Return the step size of each of a term's parameters, or None unless all of them stepped.
-
-    Raises:
-        ValueError: if the optimizer holds some of them and does not hold others.
-    """
-    names = term.parameters()
-    outside = [name for name in names if name not in steps]
-    if outside and len(outside) < len(names):
-        raise ValueError(
-            f"proximal_step_: the groups {term.name} need one optimizer for all their members, but "
-            f"this one does not hold {', '.join(outside)}. Add them to it, or penalise the weight "
-            "alone (members: weight)."
-        )
-    taken = [step for name in names if (step := steps.get(name)) is not None]
-    return taken if len(taken) == len(names) else None
-
-
-def as_tensor(step: StepSize, like: Tensor) -> Tensor:
-    """Return a step size as a tensor."""
-    return step if isinstance(step, Tensor) else torch.tensor(step, device=like.device)
-
-
-def describe(index: int, penalty: Penalty) -> str:
-    """Return where a penalty stands, for messages."""
-    return f"penalties[{index}] ({penalty_name(penalty)} on {penalty.layers!r})"
-
-
-def l1_term(penalty: Penalty, layer: str) -> Term:
-    """Return the term of an element-wise penalty on one layer's weight."""
-    parameter = f"{layer}.weight" if layer else "weight"
-    return Term(penalty, f"{layer}:l1", penalty.strength, None, parameter)
-
-
-def weighted_layers(model: nn.Module, penalty: Penalty, *, strict: bool = True) -> list[str]:
-    """Return the names of the layers with a weight of two or more dimensions that l1 applies to.
-
-    Raises:
-        ValueError: if ``strict`` and there are none for one of the patterns.
-    """
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() > 1
-    ]
-    for pattern in penalty.patterns():
-        if strict and not any_match(layers, [pattern]):
-            raise ValueError(
-                f"The penalty l1: the pattern {pattern!r} matches no layer with weights. Layers "
-                f"that have: {', '.join(layers) or 'none'}."
-            )
-    return any_match(layers, penalty.patterns())
-
-
-def any_match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names that match any of the globs."""
-    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+def optimizers_apart(one: Attachment, other: Attachment) -> bool:
+    """Whether two attachments share no optimizer."""
+    return set(map(id, one.optimizers)).isdisjoint(map(id, other.optimizers))

@@ -1,0 +1,251 @@
+"""Penalties and locks that act on optimizers: hooks before and after every step.
+
+Subgradients are added when the gradient is complete: before the step, or, where the optimizer gets
+a closure, after each evaluation of it. Either is after clipping and unscaling. Proximal maps and
+locks follow each step that was really made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from ssl_lightning.locks import GroupLocks
+from ssl_lightning.schedules import Constant
+from ssl_lightning.steps import check_optimizer, has_stepped
+
+if TYPE_CHECKING:
+    from ssl_lightning.penalties.regularizer import Regularizer
+    from ssl_lightning.penalties.terms import Term
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Attachment:
+    """Penalties and locks at work on optimizers; made by :meth:`Regularizer.attach`.
+
+    Attributes:
+        optimizers: those that step the model's parameters.
+        untrained: group set -> its parameters that are frozen or in no optimizer, for the
+            penalties that have no effect as long as that is so.
+    """
+
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        optimizers: Iterable[Optimizer],
+        epoch: float | Callable[[], float] | None,
+        locks: GroupLocks | None,
+    ) -> None:
+        self.regularizer = regularizer
+        self.optimizers = tuple(dict.fromkeys(optimizers))
+        self.locks = locks
+        self._epoch = epoch
+        self._evaluated: set[int] = set()
+        check_epoch(regularizer, epoch)
+        parameters = regularizer.parameters()
+        holders = [o for o in self.optimizers if holds_any(o, parameters)]
+        check_holders(regularizer, self.optimizers, parameters, locks)
+        self.untrained = regularizer.untrained(self.optimizers)
+        self._handles = []
+        for optimizer in holders:
+            if regularizer.has_mode("subgradient"):
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of what holds an attachment is attached to no optimizer."""
+
+    def __reduce__(self) -> Any:
+        """As for a copy: pickled, it is None."""
+        return type(None), ()
+
+    def detach(self) -> None:
+        """Take the hooks off the optimizers; steps already made are not undone."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def epoch(self) -> float:
+        """Return the fractional epoch that schedules are asked for."""
+        return float(self._epoch() if callable(self._epoch) else self._epoch or 0.0)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
+        """Add the subgradients now, or have the closure add them to the gradients it computes."""
+        if "grad_scaler" in kwargs:
+            raise ValueError(
+                f"{type(optimizer).__name__} unscales gradients inside its step, by an argument "
+                "`grad_scaler`, so that subgradients cannot be added to unscaled ones. Use mode: "
+                "proximal, or another optimizer."
+            )
+        self._evaluated.discard(id(optimizer))
+        if kwargs.get("closure") is not None:
+            return args, {
+                **kwargs,
+                "closure": partial(self._evaluate, optimizer, kwargs["closure"]),
+            }
+        if len(args) > 1 and args[1] is not None:
+            return (args[0], partial(self._evaluate, optimizer, args[1]), *args[2:]), kwargs
+        self._add_subgradient(optimizer)
+        return None
+
+    def _evaluate(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
+        result = closure()
+        self._add_subgradient(optimizer)
+        return result
+
+    def _add_subgradient(self, optimizer: Optimizer) -> None:
+        self._evaluated.add(id(optimizer))
+        self.regularizer.add_subgradient_(self.epoch(), optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self.regularizer.has_mode("subgradient") and id(optimizer) not in self._evaluated:
+            raise ValueError(
+                f"{type(optimizer).__name__} did not call the closure that its step was given, so "
+                "that the subgradients of penalties were not added. Step without a closure."
+            )
+        stepped = has_stepped(optimizer)
+        if stepped is not False:
+            self.regularizer.proximal_step_(optimizer, self.epoch())
+            if self.locks:
+                check_swapping(optimizer)
+                self.locks.enforce_(self.regularizer.parameters())
+
+
+def check_epoch(regularizer: Regularizer, epoch: float | Callable[[], float] | None) -> None:
+    """Refuse schedules that would never see the epoch change."""
+    late = [p for p in regularizer.penalties if p.schedule != Constant()]
+    if late and epoch is None:
+        raise ValueError(
+            f"Regularizer.attach: the schedule {late[0].schedule} follows the epoch. Pass `epoch`, "
+            "a function that returns the epoch, such as `epoch=lambda: step / steps_per_epoch`."
+        )
+
+
+def check_holders(
+    regularizer: Regularizer,
+    optimizers: tuple[Optimizer, ...],
+    parameters: Mapping[str, nn.Parameter],
+    locks: GroupLocks | None,
+) -> None:
+    """Refuse optimizers with which penalties or locks could not act.
+
+    Raises:
+        ValueError: naming the optimizer, or the parameter that none holds.
+    """
+    for optimizer in optimizers:
+        check_hooks(optimizer)
+        for term in regularizer.terms:
+            if holds_any(optimizer, parameters, term.parameters()):
+                check_term(term, optimizer, parameters)
+    penalised = {name for term in regularizer.terms for name in term.parameters()}
+    for what, names in (("penalised", penalised), ("locked", set(parameters) if locks else set())):
+        if names and not any(holds_any(o, parameters, names) for o in optimizers):
+            raise ValueError(
+                f"Regularizer.attach: none of the {len(optimizers)} optimizers holds a {what} "
+                f"parameter ({min(names)}, ...), so that nothing would act. Attach to the "
+                "optimizers that train the model (from configure_optimizers, in a LightningModule)."
+            )
+
+
+def check_hooks(optimizer: Optimizer) -> None:
+    """Refuse what calls no hooks around its step.
+
+    Raises:
+        ValueError: saying what to attach to instead.
+    """
+    hooked = isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")
+    if not hooked or not getattr(type(optimizer).step, "hooked", False):
+        raise ValueError(
+            f"Regularizer.attach: expected a torch.optim.Optimizer, whose step calls hooks, got "
+            f"{type(optimizer).__name__}. Attach to the optimizer that it wraps."
+        )
+
+
+def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse an optimizer that holds parameters of a term and could not step it rightly.
+
+    Raises:
+        ValueError: for an optimizer without a known proximal step, one that holds only some
+            members of a group, that maximises, or that searches along lines.
+    """
+    name = type(optimizer).__name__
+    if term.penalty.mode == "proximal":
+        check_optimizer(optimizer)
+        held = held_by(optimizer)
+        outside = [n for n in term.parameters() if id(parameters[n]) not in held]
+        if outside and any(parameters[n].requires_grad for n in outside):
+            raise ValueError(
+                f"Regularizer.attach: the groups {term.name} need one optimizer for all their "
+                f"members, but this {name} does not hold {', '.join(outside)}. Add them to it, "
+                "penalise the weight alone (members: weight), or use mode: subgradient."
+            )
+    elif any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            f"Regularizer.attach: this {name} maximises, so that it would maximise the penalty "
+            f"on {term.name} too. Minimise the negative of the objective instead."
+        )
+    elif isinstance(optimizer, LBFGS) and optimizer.param_groups[0]["line_search_fn"] is not None:
+        raise ValueError(
+            "Regularizer.attach: LBFGS with a line search compares values of the closure, which "
+            f"do not contain the penalty on {term.name}. Take line_search_fn=None."
+        )
+    elif len(owners := [c for c in steppers(optimizer) if c is not Optimizer]) > 1:
+        raise ValueError(
+            f"Regularizer.attach: {name} overrides the step of {owners[1].__name__}; if it calls "
+            f"that too, hooks run twice, and the subgradient on {term.name} would be added twice. "
+            "Use mode: proximal with a supported optimizer, or derive from Optimizer."
+        )
+
+
+def steppers(optimizer: Optimizer) -> list[type]:
+    """Return the classes of an optimizer that define a step, the first one first."""
+    return [cls for cls in type(optimizer).__mro__ if "step" in vars(cls)]
+
+
+def check_swapping(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that trains with other weights than it evaluates with.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None)):
+        raise ValueError(
+            f"{type(optimizer).__name__} swaps the weights between training and evaluation "
+            "(`optimizer.eval()`), so that locked groups would not stay zero. Prune after "
+            "training, or use another optimizer."
+        )
+
+
+def held_by(optimizer: Optimizer) -> set[int]:
+    """Return the ids of the parameters that an optimizer holds."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def holds_any(
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    names: Iterable[str] | None = None,
+) -> bool:
+    """Whether an optimizer holds any of the parameters, or of those with given names."""
+    held = held_by(optimizer)
+    return any(id(parameters[n]) in held for n in (parameters if names is None else names))
+
+
+def warn_untrained(untrained: Mapping[str, list[str]]) -> None:
+    """Warn of penalties that have no effect because parameters of their groups are not trained."""
+    if untrained:
+        term, names = next(iter(untrained.items()))
+        warnings.warn(
+            f"{len(untrained)} penalties have no effect while parameters of their groups are "
+            f"frozen or in no optimizer, such as {term} ({', '.join(names)}): a group becomes zero "
+            "as a whole or not at all.",
+            stacklevel=3,
+        )
