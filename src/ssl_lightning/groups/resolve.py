@@ -359,7 +359,9 @@ def coupled_set(
                 name = str(scale_of_outputs(around.modules[module], name))
                 tensor = around.model.get_parameter(qualified(module, name))
             if isinstance(tensor, Tensor):
-                members = slices_of(around.modules[module], qualified(module, name), tensor, rows)
+                members = layer_members(
+                    around.modules[module], qualified(module, name), tensor, rows
+                )
                 (weights if tensor.dim() > 1 else extra).extend(members)
     columns: dict[tuple[str, int], list[tuple[int, ...]]] = {}
     for name, dim, positions in family.parameters:
@@ -398,7 +400,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def slices_of(
+def layer_members(
     module: nn.Module, name: str, tensor: Tensor, rows: Sequence[tuple[int, ...]]
 ) -> list[Member]:
     """Return the members that the outputs of a layer are in one of its tensors."""
