@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         resolve_groups,
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
+    from ssl_lightning.locks import GroupLocks
     from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.module import SSLLightningModule
     from ssl_lightning.penalties import (
@@ -108,6 +109,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "resolve_groups",
     ),
     "kernels": ("ColumnSparseConv2d", "column_sparse_conv2d"),
+    "locks": ("GroupLocks",),
     "module": ("SSLLightningModule",),
     "penalties": (
         "L1",
