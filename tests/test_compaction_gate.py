@@ -312,7 +312,7 @@ X = torch.randn(1, 3, 8, 8)
         Inputs(X, scale=3.0),
         Inputs(batch={"x": X}, mask=torch.ones(8, 8)),
     ],
-    ids=str,
+    ids=lambda given: type(given).__name__,
 )
 def test_inputs_that_are_not_tensors(inputs):
     net = Masked().eval()

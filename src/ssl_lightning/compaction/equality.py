@@ -63,7 +63,7 @@ def watched(network: nn.Module, running: list[str], ran: list[str]) -> Iterator[
 class Path(TorchFunctionMode):
     """Records which functions a network calls in which modules: the path that its code takes.
 
-    Of padding also the amounts are recorded, since none and some are different paths.
+    Of padding also is recorded where there is any, since none and some are different paths.
     """
 
     def __init__(self, running: list[str]) -> None:
@@ -77,9 +77,20 @@ class Path(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name not in ("__get__", "size", "dim", "__len__"):
             where = self.running[-1] if self.running else ""
-            amounts = repr((args[1:], kwargs)) if "pad" in name else ""
-            self.steps.append((where, name, amounts))
+            self.steps.append((where, name, signs(args[1:], kwargs) if "pad" in name else ""))
         return func(*args, **(kwargs or {}))
+
+
+def signs(*arguments: Any) -> str:
+    """Return nested arguments with + and - for numbers above and below 0.
+
+    Example:
+        >>> signs([0, 3, 0, -1], {"value": 0.5})
+        '0+0-+'
+    """
+    leaves = pytree.tree_leaves(arguments)
+    numbers = [leaf for leaf in leaves if isinstance(leaf, (int, float))]
+    return "".join("+" if n > 0 else "-" if n < 0 else "0" for n in numbers)
 
 
 class Precision(TorchDispatchMode):

@@ -100,10 +100,14 @@ class Gate:
         return None
 
     def other_paths(self) -> list[Trial]:
-        """Return one run in eval for each other path than the example's that was taken."""
-        first = self.trials[0]
-        paths = {trial.path: trial for trial in self.trials[::-1] if not trial.train}
-        return [trial for path, trial in paths.items() if path != first.path]
+        """Return runs in eval that together took every step that the example's run did not take."""
+        seen = set(self.trials[0].path)
+        found = []
+        for trial in self.trials:
+            if not trial.train and not seen.issuperset(trial.path):
+                seen.update(trial.path)
+                found.append(trial)
+        return found
 
     def only_in_training(self) -> list[str]:
         """Return the modules with parameters that only ran in train mode."""

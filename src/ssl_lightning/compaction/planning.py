@@ -30,7 +30,6 @@ from ssl_lightning.graph import (
 )
 
 ATTEMPTS = 8
-MOST_PATHS = 2  # other paths than the example's that are captured
 
 
 def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool = True) -> Plan:
@@ -121,13 +120,11 @@ def add_paths(
     Those are only compared, and no constants may be folded then.
     """
     failed = []
-    for trial in gate.other_paths()[:MOST_PATHS]:
+    for trial in gate.other_paths():
         try:
             traces = [*traces, trace(model, trial.inputs)]
         except ValueError as error:
             failed.append(f"constants were not folded: {first_sentence(error)}")
-    if len(gate.other_paths()) > MOST_PATHS:
-        failed.append("constants were not folded: the code takes many paths at other sizes")
     if gate.only_in_training():
         traces = [*traces, *train_trace(model, gate)]
     return traces, tuple(failed)
