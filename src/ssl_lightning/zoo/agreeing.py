@@ -19,7 +19,6 @@ from ssl_lightning.zoo.curves import LOG
 
 SAME = (
     "num_classes",
-    "input_shape",
     "lr_interval",
     "parameter_groups",
     "label_smoothing",
@@ -71,6 +70,7 @@ def disagreements(
     model, settings = config["model"], stored.get("hyper_parameters", {})
     own = stored.get("ssl_lightning", {})
     name, arguments = model.get("backbone", "lenet"), model.get("backbone_args") or {}
+    shape = model.get("input_shape")  # None: taken from the data
     pairs: list[tuple[str, Any, Any]] = [
         ("backbone", trained.name, name),
         (
@@ -81,6 +81,7 @@ def disagreements(
         ("penalties", parsed(settings.get("penalties")), parsed(model.get("penalties"))),
         ("the seed", own.get("run_seed"), config["seed_everything"]),
         ("batches per epoch", batches_of(stored), expected_batches(config, num_batches)),
+        ("input_shape", shape and settings.get("input_shape"), shape),
         *((key, settings.get(key), model.get(key, DEFAULTS.get(key))) for key in SAME),
     ]
     if own.get("data") is not None:
