@@ -374,6 +374,7 @@ def test_mistakes_are_named_and_nothing_is_left_behind(folder, capsys, extra, me
         "config.yaml",
         "hparams.yaml",
         "metrics.csv",
+        ".lock",
     }
     assert not left
 

@@ -182,9 +182,11 @@ def test_checkpoints_tell_the_input_shape_of_the_data(trainer, tmp_path):
 
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_help_is_short_and_names_every_option(command, capsys):
-    assert main([command, "--help-all"]) == 0
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
     whole = capsys.readouterr().out
-    assert main([command, "--help"]) == 0
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
     short = capsys.readouterr().out
     assert short.count("\n") < 300 < whole.count("\n")
     named = {

@@ -96,7 +96,7 @@ def run(name: str, arguments: list[str]) -> None:
     keep_wandb_offline_without_key()
     if {"-h", "--help", FULL_HELP} & set(arguments):
         sys.stdout.write(help_of(name, full=FULL_HELP in arguments))
-        return
+        sys.exit(0)
     carry_out(name, arguments)
 
 
