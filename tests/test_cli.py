@@ -394,6 +394,15 @@ def test_mistakes_in_callbacks_are_one_sentence(folder, capsys, callback, settin
     assert len(text.splitlines()) == 1, "the parser's list of what it tried is left out"
 
 
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_launchers_are_refused_before_processes_start(folder, capsys, strategy):
+    text = failing(
+        short_run(folder, f"--trainer.strategy={strategy}", "--trainer.devices=2"), capsys
+    )
+    assert text.startswith("error: ddp_spawn, ddp_fork")
+    assert not list(folder.rglob("config.yaml"))
+
+
 def test_only_errors_of_this_package_stand_for_those_around_them():
     def around(inner: Exception) -> Exception:
         try:

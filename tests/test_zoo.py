@@ -819,18 +819,34 @@ def test_of_equal_medians_the_lowest_seed_counts(errors, seed):
     assert median_result(results).seed == median_result(results[::-1]).seed == seed
 
 
-def test_runs_that_do_not_belong_together_are_refused(seeds, spoilt, run, tmp_path):
+def set_strength(folder: Path, old: float, new: float) -> None:
+    """Let a run's config and checkpoint tell of another strength."""
+    edit_config(folder, f"strength: {old}", f"strength: {new}")
+    path = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["penalties"][0]["strength"] = new
+    torch.save(content, path)
+
+
+def test_runs_that_do_not_belong_together_are_refused(seeds, tmp_path):
     root = tmp_path / "new"
     with pytest.raises(ValueError, match=r"different seeds, got the seeds \[0, 0\]"):
         zoo.publish([seeds[0], seeds[0]], "x", root)
-    edit_config(spoilt, str(run), "runs/x")
-    edit_config(spoilt, "seed_everything: 0", "seed_everything: 1")
-    edit_config(spoilt, "strength: 0.001", "strength: 0.002")
+    other = Path(shutil.copytree(seeds[1], tmp_path / "other"))
+    edit_config(other, str(seeds[1]), "runs/x")
+    set_strength(other, 0.001, 0.002)
     with pytest.raises(
         ValueError,
-        match=r"differ in `penalties\[0\]\.strength` \(0\.001 and 0\.002\)\.",
+        match=r"differ in `model\.penalties\[0\]\.strength` \(0\.001 and 0\.002\)\. Only seeds",
     ):
-        zoo.publish([seeds[0], spoilt], "x", root)
+        zoo.publish([seeds[0], other], "x", root)
+    set_strength(other, 0.002, 0.001)
+    edit_config(other, "threshold: 0.95", "threshold: 0.9")
+    with pytest.raises(ValueError, match=r"`trainer\..*threshold` \(0\.95 and 0\.9\)\. Only"):
+        zoo.publish([seeds[0], other], "x", root)
+    edit_config(other, "num_validation: 2000", "num_validation: 1000")
+    with pytest.raises(ValueError, match=r"`data\..*num_validation` \(1000 and 2000\)\. Train"):
+        zoo.publish(seeds[0], "x", root, controls={"random": [other]})
     with pytest.raises(ValueError, match="Unknown kind of control 'luck'"):
         zoo.publish(seeds[0], "x", root, controls={"luck": [seeds[0]]})
     with pytest.raises(ValueError, match=r"different seeds, got the seeds \[\]"):
@@ -899,6 +915,10 @@ def test_configs_without_a_younger_option_are_compared_by_its_default(
     edit_config(spoilt, "cutout: 0", "num_workers: 0")  # said twice, so `cutout` not at all
     assert "cutout" not in (spoilt / "config.yaml").read_text()
     zoo.add_controls("both", {"random": [spoilt]}, root)
+    other = Path(shutil.copytree(seeds[1], tmp_path / "other"))
+    edit_config(other, str(seeds[1]), "runs/x")
+    edit_config(other, "cutout: 0", "num_workers: 0")
+    zoo.publish([seeds[0], other], "together", root)
     edit_config(spoilt, "augment: true", "augment: true\n    cutout: 2")
     with pytest.raises(ValueError, match=r"differ in `data\.init_args\.cutout` \(2 and 0\)\."):
         zoo.add_controls("both", {"random": [spoilt]}, root)

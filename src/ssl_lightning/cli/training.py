@@ -24,6 +24,7 @@ from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.module.parts import refuse_spawning
 
 DEFAULT_FOLDER = "runs/default"
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
@@ -75,6 +76,10 @@ class SSLCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the asked subcommand only: building all four takes four times as long."""
         return {SSLCLI.asked: LightningCLI.subcommands()[SSLCLI.asked]}
+
+    def before_fit(self) -> None:
+        """Refuse, before processes are started, what each of them would refuse."""
+        refuse_spawning(self.trainer.strategy)
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; take the model's settings from it only if none were given.
