@@ -79,20 +79,29 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
         return Plan(modules, shapes, types, whole, structure=form)
     try_further(gate)
     traces, failed = add_paths(double, gate, traces)
-    modules, notes = search(double, gate, traces, constants and not failed)
+    known = modules if len(traces) == 1 and not failed else None
+    modules, notes = search(double, gate, traces, constants and not failed, known)
     notes = (*failed, *notes, *retained_whole(double, traces[0], modules))
     return Plan(modules, shapes, types, notes, (), form, tuple(gate.notes))
 
 
 def search(
-    model: nn.Module, gate: Gate, traces: list[Trace], constants: bool
+    model: nn.Module,
+    gate: Gate,
+    traces: list[Trace],
+    constants: bool,
+    known: dict[str, SiteSlices] | None = None,
 ) -> tuple[dict[str, SiteSlices], tuple[str, ...]]:
-    """Return what can be removed so that the gate finds no difference, and what was not for it."""
+    """Return what can be removed so that the gate finds no difference, and what was not for it.
+
+    ``known`` is the first analysis, where it is there already.
+    """
     blocked: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     problem: Problem | None = None
     for _ in range(ATTEMPTS):
-        modules = analyse(model, traces, blocked, constants=constants)
+        modules = known or analyse(model, traces, blocked, constants=constants)
+        known = None
         problem = gate.problem(modules)
         if problem is None:
             return modules, notes
