@@ -365,3 +365,26 @@ def test_scaling_of_strength(kind: str) -> None:
     assert GroupLasso(2.0, kind=kind).group_strength(group_set) == pytest.approx(2 * size**0.5)
     assert GroupLasso(2.0, kind=kind, scaling="none").group_strength(group_set) == 2.0
     assert L1(2.0) == parse_penalty({"kind": "l1", "strength": 2.0})
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    decades=st.floats(0.0, 12.0),
+    size=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_fixed_number_of_newton_steps_is_enough(seed, decades, size, dtype):
+    """What runs on an accelerator, where nobody asks whether the steps suffice."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return 10 ** (decades * (torch.rand(30, size, generator=generator, dtype=dtype) - 0.5))
+
+    w, step = draw(), draw()
+    expected = prox_group_lasso_metric(w, (0,), step, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl_lightning.steps.HOST_DEVICES", frozenset())
+        found = prox_group_lasso_metric(w, (0,), step, 0.3)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found, expected, rtol=100 * eps, atol=100 * eps * float(w.max()))

@@ -1,10 +1,10 @@
 """Run stages on a machine with a GPU, within some minutes, and write what they found.
 
-``python tools/gpu/run.py check table4 cifar --minutes 9 --out results``
+``python tools/gpu/run.py check --minutes 9 --out results``
 
 Stages run one after the other, each in a process of its own, so that a failure of one (a lost CUDA
 context, say) does not touch the next. Of the minutes that are left when a stage starts it gets its
-``SHARE`` among the stages still to come; what it leaves over is for the others. A stage that does
+share among the stages still to come; what it leaves over is for the others. A stage that does
 not stop in time is stopped. Each writes its results as it runs, and finds those of earlier calls.
 ``--dry-run`` does all of it on the CPU with tiny sizes.
 """
@@ -28,7 +28,7 @@ sys.path[:0] = [str(path) for path in (HERE, ROOT / "src") if str(path) not in s
 
 from stages import Context, read_result  # noqa: E402
 
-STAGES = {"check": 1.0, "table4": 3.0, "cifar": 4.0}
+STAGES = {"check": 1.0}
 """Stage -> share of the minutes."""
 GRACE = 20.0  # seconds after its deadline at which a stage is stopped
 

@@ -1,7 +1,7 @@
 """What a stage of the GPU script gets: where to write, on which device, and until when.
 
-A stage is a file of this folder with a ``TITLE``, a ``SHARE`` (of the minutes, beside the other
-stages) and ``run(context)``. It saves after every result and returns once the minutes are over; a
+A stage is a file of this folder with ``run(context)`` and ``headline(result)``, and a row of
+``STAGES`` in ``run.py``. It saves after every result and returns once the minutes are over; a
 later call finds what is there already through :meth:`Context.earlier` and goes on.
 """
 
