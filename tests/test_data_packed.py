@@ -153,6 +153,14 @@ def test_single_images(tmp_path: Path, channels: int) -> None:
     assert data.classes == ("a", "b")
 
 
+def test_two_classes_may_have_one_name(tmp_path: Path) -> None:
+    """ImageNet has two kinds of `crane`, a bird and a machine."""
+    pieces = [encode(np.full((4, 4), i, np.uint8)) for i in range(3)]
+    classes = np.array(["crane", "crane"])
+    data = read_packed(write_packed(tmp_path / "x.npz", pieces, [0, 1, 1], classes=classes), 1)
+    assert data.classes == ("crane", "crane") and data.labels.tolist() == [0, 1, 1]
+
+
 def test_strips_may_differ_in_length(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8)
     pieces = [encode(images[:3].reshape(-1, 4)), encode(images[3:].reshape(-1, 4))]

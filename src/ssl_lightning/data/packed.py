@@ -265,8 +265,6 @@ def _check_index(
         found = f"{len(values)} labels came that do not all lie in 0..{len(classes) - 1}"
         raise _damaged(path, f"labels of {len(classes)} classes", found)
     names = [str(name) for name in classes]
-    if len(set(names)) < len(names):
-        raise _damaged(path, "different names of the classes", "a name came twice")
     if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
         raise _damaged(path, "numbered classes in ascending order", f"{names[:3]}... came")
 
