@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nets_with_zeros import assert_same, randomise_
-from ssl_lightning import Inputs, compact, count_macs, make_plan, prune_
+from ssl_lightning import Inputs, compact, count_macs, make_plan, prune_, resolve_groups
 from ssl_lightning.compaction import Plan
 
 
@@ -51,6 +51,7 @@ PATHS = {
     ),
     "pads_large_ones": (lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[-1] > 20),
     "pads_batches": (lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[0] > 1),
+    "pads_large_batches": (lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[0] > 2),
     "reads_with_another_layer": (lambda net, y: net.second(y), lambda y: y.shape[-1] % 2),
 }  # fmt: skip
 
@@ -81,6 +82,64 @@ def test_always_padded_by_an_amount_that_is_none_at_the_examples_size():
     small = compact(net, make_plan(net, torch.zeros(1, 3, 8, 8)))
     for size in (8, 9, 15):
         assert_same(net, small, torch.randn(2, 3, size, size), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_another_path_for_batches_larger_than_the_example(batch):
+    net = randomise_(Sized(lambda net, y: y + 1, lambda y: y.shape[0] > batch)).eval()
+    zero_behind_a_shift_(net.conv, net.norm)
+    small = compact(net, make_plan(net, torch.zeros(batch, 3, 16, 16)))
+    for count in (1, batch, batch + 1, 3 * batch):
+        assert_same(net, small, torch.randn(count, 3, 16, 16), tolerance=1e-5)
+
+
+class Resized(nn.Module):
+    """A map of its own, added as it is or resized."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.map = nn.Parameter(torch.randn(1, 8, 16, 16))
+
+    def forward(self, x):
+        y, other = self.conv(x), self.map
+        if y.shape[-2:] != other.shape[-2:]:
+            other = F.interpolate(other, y.shape[-2:], mode="bicubic")
+        return self.head(F.relu(y + other))
+
+
+def test_a_stored_map_that_is_resized_on_another_path():
+    net = randomise_(Resized()).eval()
+    prune_(net, torch.zeros(1, 3, 16, 16), fraction=0.5)
+    small = compact(net, make_plan(net, torch.zeros(1, 3, 16, 16)))
+    assert small.map.shape == (1, 4, 16, 16)
+    for size in (16, 8, 21):
+        assert_same(net, small, torch.randn(2, 3, size, size), tolerance=1e-5)
+
+
+class Noisy(nn.Module):
+    """Noise in train mode only, or always."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.conv, self.head, self.always = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), always
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        if self.training or self.always:
+            y = y + 0.1 * torch.randn_like(y) + torch.rand(y.shape)
+        return self.head(y)
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.filterwarnings("ignore:prune_. Noisy has no")
+def test_random_generators_are_left_as_they_were(always):
+    net = Noisy(always).eval()
+    before = torch.get_rng_state()
+    prune_(net, torch.zeros(1, 3, 8, 8), fraction=0.5)
+    make_plan(net, torch.zeros(1, 3, 8, 8))
+    resolve_groups(net, [{"kind": "filter"}], torch.zeros(1, 3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_constants_are_folded_where_all_paths_allow_it():

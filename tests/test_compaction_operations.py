@@ -57,6 +57,29 @@ def between(conv, *layers, channels=12, rank=2):
     return nn.Sequential(first, *layers, nn.ReLU(), kind(channels, 4, **given))
 
 
+class Call(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def unpooled(x):
+    return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2, output_size=x.shape[2:])
+
+
+def added_up(m, x):
+    return m.out((m.a(x) * m.b(x)).sum(1, keepdim=True))
+
+
+def conv(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
 def unet():
     return Fn(
         lambda m, x: m.out(torch.cat([m.up(F.relu(m.down(m.stem(x)))), m.stem(x)], 1)),
@@ -109,6 +132,18 @@ NETS = {
         lambda: between(None, nn.InstanceNorm1d(12, track_running_stats=True), rank=1),
         SOUND,
     ),
+    "adaptive_max": (lambda: between(None, nn.AdaptiveMaxPool2d(3)), IMAGES),
+    "unpool": (lambda: between(None, nn.ReLU(), Call(unpooled)), IMAGES),
+    "normalised": (lambda: between(None, Call(F.normalize)), IMAGES),
+    "normalised_by_l1": (lambda: between(None, Call(lambda x: F.normalize(x, p=1.0))), IMAGES),
+    "normalised_positions": (lambda: between(None, Call(lambda x: F.normalize(x, dim=2))), IMAGES),
+    "max_of_points": (lambda: between(None, Call(lambda x: x.max(2)[0][..., None])), IMAGES),
+    "amax": (lambda: between(None, Call(lambda x: x.amax((2, 3), keepdim=True))), IMAGES),
+    "spread": (
+        lambda: between(None, Call(lambda x: x / (1 + x.std((2, 3), keepdim=True)))),
+        IMAGES,
+    ),
+    "added_up": (lambda: Fn(added_up, a=conv(3, 12), b=conv(3, 12), out=conv(1, 2)), IMAGES),
     "rms_norm": (lambda: between(None, nn.RMSNorm(12), rank=0), TOKENS),
     "rms_norm_plain": (
         lambda: between(None, nn.RMSNorm(12, elementwise_affine=False), rank=0),

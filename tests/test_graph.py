@@ -150,6 +150,17 @@ CASES = {
     "matmul": lambda m, x: m.a(x) @ m.b(x),
     "attention": lambda m, x: F.scaled_dot_product_attention(m.a(x), m.b(x), m.a(x)),
     "transposed": lambda m, x: F.conv_transpose2d(m.a(x), m.b.weight[:, :, :2, :2], stride=2),
+    "adaptive_max": lambda m, x: F.adaptive_max_pool2d(m.a(x), 3),
+    "unpool": lambda m, x: F.max_unpool2d(*F.max_pool2d(m.a(x), 2, return_indices=True), 2),
+    "max": lambda m, x: m.a(x).max(3)[0],
+    "min_over_channels": lambda m, x: m.a(x).min(1, keepdim=True)[0],
+    "amax": lambda m, x: m.a(x).amax((2, 3)),
+    "amin": lambda m, x: m.a(x).amin((2, 3), keepdim=True),
+    "std": lambda m, x: m.a(x).std((2, 3)),
+    "var": lambda m, x: m.a(x).var(),
+    "norm_over_channels": lambda m, x: F.normalize(m.a(x), dim=1),
+    "norm": lambda m, x: m.a(x).norm(dim=(2, 3)),
+    "sum_over_channels": lambda m, x: (m.a(x) * m.b(x)).sum(1),
     "grouped_transposed": lambda m, x: F.conv_transpose2d(
         m.a(x), m.b.weight[:, :2, :2, :2], groups=2
     ),

@@ -48,6 +48,24 @@ def test_the_reason_is_in_the_report(name):
     assert reason in str(report)
 
 
+def attend(m, x):
+    parts = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    return m.out(
+        torch.nn.functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:prune_. Fn has no coupled groups")
+def test_layers_of_which_only_heads_can_go_are_reported():
+    layers = {name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")}
+    model = Fn(attend, **layers).eval()
+    report = prune_(model, torch.zeros(1, 5, 8), fraction=0.2)
+    assert all("kind='head'" in report.retained[name] for name in ("q", "k", "v"))
+    report = prune_(model, torch.zeros(1, 5, 8), fraction=0.5, kind="head")
+    assert report.total == (1, 2)
+    assert not {"q", "k", "v"} & report.retained.keys()
+
+
 def test_layers_that_never_run_and_unknown_uses_are_reported():
     model = net(
         lambda m, x: m.b(m.a(x) * m.k.weight.sum()),

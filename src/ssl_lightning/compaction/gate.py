@@ -183,9 +183,7 @@ def try_further(gate: Gate, *, train: bool = True) -> None:
     refused: dict[str, str] = {}
     axes = possible_axes(gate.inputs)
     changed = any(try_sizes(gate, network, axis, refused) for axis in axes)
-    counts = {t.inputs.tensors()[0].shape[:1] for t in gate.trials if t.inputs.tensors()}
-    if len(counts) == 1 and counts != {()}:
-        try_batch(gate, network, refused)
+    try_batches(gate, network, refused)
     if refused:
         tried = "; ".join(list(refused)[:4])
         what = "other sizes of the inputs" if axes and not changed else "some sizes"
@@ -208,14 +206,18 @@ def try_sizes(gate: Gate, network: nn.Module, axis: Axes, refused: dict[str, str
     return changed
 
 
-def try_batch(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
-    """Run the dense network on twice the batch."""
-    count = len(gate.inputs.tensors()[0])
+def try_batches(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
+    """Run the dense network on a larger batch: an odd one if it accepts that, else twice it."""
+    tensors = gate.inputs.tensors()
+    count = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    for batch in (2 * count + 1, 2 * count) if count else ():
+        index = torch.arange(batch) % count
 
-    def repeat(x: Tensor) -> Tensor:
-        return torch.cat([x, x]) if x.dim() and len(x) == count else x
+        def repeat(x: Tensor, index: Tensor = index) -> Tensor:
+            return x[index.to(x.device)] if x.dim() and len(x) == count else x
 
-    try_one(gate, network, gate.inputs.map(repeat), refused)
+        if try_one(gate, network, gate.inputs.map(repeat), refused):
+            return
 
 
 def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, str]) -> bool:

@@ -29,10 +29,10 @@ from ssl_lightning.graph.needs import everything, transpose
 from ssl_lightning.graph.ops import Op, Trace
 from ssl_lightning.graph.plain import with_plain_weights
 from ssl_lightning.graph.reasons import LAYERS, left_whole
-from ssl_lightning.graph.rules import BINARY, UNKNOWN, rule_of
+from ssl_lightning.graph.rules import BINARY, POOL, UNKNOWN, rule_of
 from ssl_lightning.graph.several import joint_slices
 from ssl_lightning.graph.slices import fix_all, fixed
-from ssl_lightning.graph.support import ones
+from ssl_lightning.graph.support import ones, spatial_dims
 from ssl_lightning.graph.trace import trace
 
 
@@ -225,20 +225,23 @@ def stored_labels(flow: Flow, value: str, op: Op) -> Tensor:
     """Return labels of a stored tensor that ``op`` is the first to read.
 
     A parameter or buffer can be sliced along one dimension: that of the channels that it is added
-    to or multiplied with, else the last of more than one element (the channels of a layer scale, a
-    class token or a positional embedding). Layers ask for their weights' labels themselves.
+    to or multiplied with, or that a resized map has, else the last of more than one element (the
+    channels of a layer scale, a class token or a positional embedding). Layers ask for their
+    weights' labels themselves.
     """
     shape = tuple(flow.trace.tensors[value].shape)
     long = [dim for dim, size in enumerate(shape) if size > 1]
     if flow.trace.names.get(value) not in flow.names_of_parameters or not long:
         labels: Tensor = fixed(shape)
         return labels
-    dim = next((d for d in partner_dims(flow, value, op) if d in long), long[-1])
+    dim = next((d for d in channel_dims(flow, value, op) if d in long), long[-1])
     return spread(flow.labels.fresh(shape[dim]), shape, dim)
 
 
-def partner_dims(flow: Flow, value: str, op: Op) -> list[int]:
-    """Return the dimensions of a stored tensor along which what it meets in ``op`` is sliced."""
+def channel_dims(flow: Flow, value: str, op: Op) -> list[int]:
+    """Return the dimensions of a stored tensor that number channels, as far as ``op`` tells."""
+    if rule_of(op) is POOL:
+        return [flow.trace.tensors[value].dim() - spatial_dims(op) - 1]
     others = [flow.slices[n] for n in op.inputs() if n != value and n in flow.slices]
     if rule_of(op) not in BINARY or len(others) != 1:
         return []

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.graph.aliases import OVERWRITTEN, written_values
+from ssl_lightning.graph.copies import same_random_state
 from ssl_lightning.graph.flow import Flow, Value, as_list, binary, filled, like
+from ssl_lightning.graph.labels import varies
 from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace
 from ssl_lightning.graph.support import (
     batch_norm,
@@ -31,6 +33,7 @@ from ssl_lightning.graph.support import (
     ones,
     operands,
     padding,
+    reduced_dims,
 )
 
 NOT_RUN = "operations that could not be run"
@@ -51,7 +54,7 @@ def real_values(traced: Trace) -> dict[str, Value]:
     for name, x in traced.inputs.items():
         random = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
         values[name] = random.to(x.dtype) if x.is_floating_point() else x
-    with torch.no_grad():
+    with torch.no_grad(), same_random_state():
         for op in traced.ops:
             try:
                 values[op.name] = real_value(op, values)
@@ -185,6 +188,15 @@ def normalised_together(op: Op, flow: Flow) -> Tensor:
     still = {name: torch.zeros_like(flow.alive[name]) for name in shifts}
     function = {"layer_norm": layer_norm, "group_norm": group_norm}[op.kind]
     return function(op, {**flow.alive, **still})
+
+
+def added_up(op: Op, flow: Flow) -> Tensor:
+    """A sum over positions varies where any term does; one over channels may lose none but zeros."""
+    x = first(op)
+    if any(varies(flow.slices[x], dim) for dim in reduced_dims(op, flow.slices[x].dim())[0]):
+        flow.varies[x] = flow.alive[x]
+    found: Tensor = literal(op, flow.varies)
+    return found
 
 
 def pooled(op: Op, flow: Flow) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.graph.flow import Flow, Value, as_list, binary, filled, like
 from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.support import first, leaf, operands, spatial_dims
+from ssl_lightning.graph.support import first, leaf, operands, reduced_dims, spatial_dims
 
 
 def transpose(op: Op, flow: Flow, needed: Value, support: Callable[..., Value]) -> dict[str, Value]:
@@ -91,6 +91,34 @@ def channel_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     mask = needed.flatten(start_dim=-spatial_dims(op)).amax(-1)
     shape = flow.alive[first(op)].shape
     return {first(op): mask.view(*mask.shape, *[1] * spatial_dims(op)).expand(shape)}
+
+
+def indices_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
+    """What pooling found, and where, may both depend on the whole channel."""
+    return channel_needs(op, flow, torch.maximum(needed[0], needed[1]))
+
+
+def unpool_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
+    """An index is needed where its value can be non-zero."""
+    x, indices = op.inputs()
+    found = channel_needs(op, flow, needed)
+    return {**found, indices: found[x] * by_channel_of(flow.alive[x], spatial_dims(op))}
+
+
+def by_channel_of(mask: Tensor, dims: int) -> Tensor:
+    """Return where the channel of an element has any, same shape; positions are the last dims."""
+    return mask.amax(tuple(range(-dims, 0)), keepdim=True).expand_as(mask)
+
+
+def reduced_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
+    """The largest element, or the spread, depends on all elements, zero or not."""
+    x = flow.alive[first(op)]
+    dims, keepdim = reduced_dims(op, x.dim())
+    parts = as_list(needed)
+    mask = parts[0] if len(parts) == 1 else torch.maximum(*parts)
+    for dim in () if keepdim else reversed(dims):
+        mask = mask.unsqueeze(dim)
+    return {first(op): mask.expand_as(x)}
 
 
 def whole_groups(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:

@@ -70,9 +70,10 @@ def why_not_zero(zeroed: Flow, name: str, outputs: list[int]) -> str:
     if bool((roots == FIXED).any()):
         return why_fixed(zeroed, zero)
     for op in zeroed.trace.ops:
-        pairs = zip(as_list(zeroed.slices[op.name]), as_list(zeroed.alive[op.name]), strict=True)
-        for labels, alive in pairs:
-            found = torch.isin(zeroed.labels.find(labels), roots) & (alive > 0)
+        useful = zip(as_list(zeroed.alive[op.name]), as_list(zeroed.needed[op.name]), strict=True)
+        masks = [alive * needed > 0 for alive, needed in useful]
+        for labels, mask in zip(as_list(zeroed.slices[op.name]), masks, strict=True):
+            found = torch.isin(zeroed.labels.find(labels), roots) & mask
             if bool(found.any()):
                 return f"zeros there are not zero any more behind `{op.kind}`{where(op)}"
     return "too few channels, or groups of a convolution that must stay equal"

@@ -44,7 +44,25 @@ POINTWISE = Rule(
 IDENTITY = Rule(support.same, slices.keep_labels, needs.same_elements)
 SUM = Rule(support.either, slices.tie_operands, needs.sum_needs, constants.total)
 POOL = Rule(support.by_channel, slices.channel_labels, needs.channel_needs, constants.pooled)
+POOL_WITH_INDICES = Rule(
+    support.with_indices,
+    slices.with_indices_labels,
+    needs.indices_needs,
+    constants.as_alive,
+    constants=False,
+)
+UNPOOL = Rule(
+    support.by_channel,
+    slices.unpool_labels,
+    needs.unpool_needs,
+    constants.as_alive,
+    constants=False,
+)
 REDUCE = Rule(support.literal, slices.reduced_labels)
+SUM_UP = replace(REDUCE, varies=constants.added_up)
+SPREAD = Rule(
+    support.reduced, slices.reduced_labels, needs.reduced_needs, constants.as_alive, constants=False
+)
 CONV = Rule(support.convolution, slices.conv_labels, varies=constants.layer)
 PAD = Rule(support.padded, slices.padded_labels, varies=constants.padded)
 RESPONSE_NORM = Rule(
@@ -156,7 +174,19 @@ RULES: dict[str, Rule] = {
     **dict(rows(RESPONSE_NORM, "LocalResponseNorm ChannelResponseNorm SparseResponseNorm")),
     **dict(rows(CONSTANT, "ZeroConv ZeroLinear")),
     **dict(rows(SUM, "add sub maximum minimum")),
-    **dict(rows(REDUCE, "mean sum")),
+    "mean": REDUCE,
+    "sum": SUM_UP,
+    "linalg_vector_norm": replace(SPREAD, needs=None),
+    "expand_as": Rule(support.expanded, slices.tie_operands),
+    **dict(rows(SPREAD, "amax amin max min var std")),
+    **dict(rows(UNPOOL, "max_unpool2d max_unpool3d")),
+    **dict(
+        rows(
+            POOL_WITH_INDICES,
+            "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+            "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
+        )
+    ),
     **dict(
         rows(
             PAD,
@@ -211,20 +241,23 @@ SIZED = frozenset(
 """Operations whose sizes the model's code may have as fixed numbers."""
 
 NORMS = frozenset({"batch_norm", "instance_norm"})
-RUN_ON_MASKS = (MOVE, VIEW, SPLIT, INDEX, REDUCE, *(RULES[k] for k in ("cat", "pixel_shuffle")))
+RUN_ON_MASKS = (MOVE, VIEW, SPLIT, INDEX, REDUCE, SUM_UP, RULES["cat"], RULES["pixel_shuffle"])
+SEVERAL_RESULTS = (SPLIT, RULES["getitem"], INDEX, RECURRENT, POOL_WITH_INDICES)
 BINARY = (SUM, RULES["mul"], RULES["div"])
 
 
 def rule_of(op: Op) -> Rule:
     """Return the rule of an operation; :data:`UNKNOWN` if there is none or it does not apply."""
     rule = norm_rule(op) if op.kind in NORMS else RULES.get(op.kind, UNKNOWN)
-    single = rule in (POINTWISE, IDENTITY, POOL, REDUCE, PAD, SPLIT, INDEX, *BINARY)
+    single = rule in (POINTWISE, IDENTITY, POOL, REDUCE, SUM_UP, PAD, SPLIT, INDEX, *BINARY)
+    several = rule in SEVERAL_RESULTS or op.kind in ("max", "min")
     doubtful = (
         any(True for _ in refs(op.kwargs))
         or (rule in (POINTWISE, IDENTITY) and len(op.inputs()) != 1)
         or (rule in BINARY and not binary_operands(op))
         or (rule in RUN_ON_MASKS and is_in_place(op))
-        or (rule not in (SPLIT, RULES["getitem"], INDEX, RECURRENT) and isinstance(op.shape, list))
+        or (not several and isinstance(op.shape, list))
+        or (op.kind in ("max", "min") and not isinstance(op.shape, list))
         or (single and not op.inputs())
     )
     return UNKNOWN if doubtful else rule

@@ -74,20 +74,10 @@ def keep_what_others_fix(flows: Sequence[Flow], keeps: Sequence[Tensor]) -> None
     """Keep whole what is touched on another path in a way that does not let it be cut."""
     known = [dict(sides(flow)) for flow in flows]
     touched = [touched_by(flow) for flow in flows]
-    dims = [
-        {name: dim for name, (dim, _) in flow.parameters.items()}
-        | {name: matrix.dim for name, matrix in flow.matrices.items()}
-        for flow in flows
-    ]
     for here, (flow, keep) in enumerate(zip(flows, keeps, strict=True)):
         for key, labels in known[here].items():
-            name = key[0]
-            fixed = any(
-                name in touched[other]
-                and (key not in known[other] or dims[other].get(name) != dims[here].get(name))
-                for other in range(len(flows))
-            )
-            if fixed:
+            others = range(len(flows))
+            if any(key[0] in touched[other] and key not in known[other] for other in others):
                 keep[flow.labels.find(labels)] = True
 
 
@@ -103,11 +93,11 @@ def sides(flow: Flow) -> Iterator[tuple[Key, Tensor]]:
     for name, site in flow.sites.items():
         yield (name, "inputs"), site.inputs
         yield (name, "outputs"), site.outputs
-    for name, (_, labels) in flow.parameters.items():
-        yield (name, "parameter"), labels
+    for name, (dim, labels) in flow.parameters.items():
+        yield (name, f"parameter {dim}"), labels
     for name, matrix in flow.matrices.items():
-        yield (name, "inputs"), matrix.inputs
-        yield (name, "outputs"), matrix.outputs
+        yield (name, f"inputs {matrix.dim}"), matrix.inputs
+        yield (name, f"outputs {matrix.dim}"), matrix.outputs
     for name, found in flow.heads.items():
         for number, heads in enumerate(found):
             yield (name, f"heads {number}"), heads.labels

@@ -16,7 +16,7 @@ from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.flow import Flow, Value, as_list
 from ssl_lightning.graph.labels import FIXED, spread, varies
 from ssl_lightning.graph.ops import Op, Ref, has_hooks
-from ssl_lightning.graph.support import first, leaf, padding, spatial_dims
+from ssl_lightning.graph.support import first, leaf, padding, reduced_dims, spatial_dims
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -144,23 +144,24 @@ def padded_labels(op: Op, flow: Flow) -> Value:
 
 
 def reduced_labels(op: Op, flow: Flow) -> Value:
-    """Reducing over positions keeps a channel; reducing over channels fixes them."""
+    """Reducing over positions keeps a channel; reducing over channels fixes them.
+
+    But where the channels are only added up, those that are zero can go: nobody counts them.
+    """
     labels = flow.slices[first(op)]
-    dims = as_dims(op.argument(1, "dim"), labels.dim())
+    dims, keepdim = reduced_dims(op, labels.dim())
     if any(varies(labels, dim) for dim in dims):
-        return fix_all(op, flow)
-    keepdim = bool(op.argument(2, "keepdim", False))
+        return fixed(op.shape) if adds_up(op) else fix_all(op, flow)
     for dim in dims:
         labels = labels.narrow(dim, 0, 1) if keepdim else labels.select(dim, 0)
-    return labels
+    return [labels, labels] if isinstance(op.shape, list) else labels
 
 
-def as_dims(given: Any, rank: int) -> list[int]:
-    """Return the dimensions that an argument ``dim`` names, last first; None or [] means all."""
-    if given is None or given == []:
-        return list(range(rank))[::-1]
-    named = [given] if isinstance(given, int) else given
-    return sorted({dim % rank for dim in named}, reverse=True)
+def adds_up(op: Op) -> bool:
+    """Whether zeros among what an operation reduces change nothing."""
+    if op.kind != "linalg_vector_norm":
+        return op.kind == "sum"
+    return float(op.argument(1, "ord", 2)) > 0
 
 
 def channel_labels(op: Op, flow: Flow) -> Tensor:
@@ -168,6 +169,21 @@ def channel_labels(op: Op, flow: Flow) -> Tensor:
     labels = flow.slices[first(op)]
     dim = labels.dim() - spatial_dims(op) - 1
     return spread(flow.labels.per_index(labels, dim), op.shape, dim)
+
+
+def with_indices_labels(op: Op, flow: Flow) -> Value:
+    """What pooling found, and where: both have its input's channels."""
+    labels = flow.slices[first(op)]
+    dim = labels.dim() - spatial_dims(op) - 1
+    channels = flow.labels.per_index(labels, dim)
+    return [spread(channels, shape, dim) for shape in op.shape]
+
+
+def unpool_labels(op: Op, flow: Flow) -> Tensor:
+    """The values and the indices of a channel go together."""
+    labels, indices = (flow.slices[name] for name in op.inputs())
+    flow.labels.union(labels, indices)
+    return channel_labels(op, flow)
 
 
 def embedding_labels(op: Op, flow: Flow) -> Tensor:

@@ -198,7 +198,40 @@ def by_channel(op: Op, alive: Mapping[str, Value]) -> Tensor:
     """Zero in a channel whose input is zero everywhere (pooling, interpolation)."""
     x: Tensor = alive[first(op)]
     mask = x.flatten(start_dim=-spatial_dims(op)).amax(-1)
-    return mask.view(*mask.shape, *[1] * spatial_dims(op)).expand(op.shape)
+    shape = op.shape[0] if isinstance(op.shape, list) else op.shape
+    return mask.view(*mask.shape, *[1] * spatial_dims(op)).expand(shape)
+
+
+def with_indices(op: Op, alive: Mapping[str, Value]) -> list[Tensor]:
+    """Pooling, and the indices of what it found: these can be anything."""
+    return [by_channel(op, alive), torch.ones(op.shape[1])]
+
+
+def reduced(op: Op, alive: Mapping[str, Value]) -> Value:
+    """Zero where all that is reduced is; indices, if they are asked for, can be anything."""
+    x: Tensor = alive[first(op)]
+    dims, keepdim = reduced_dims(op, x.dim())
+    found: Tensor = x.sum(dims, keepdim)
+    return [found, torch.ones(op.shape[1])] if isinstance(op.shape, list) else found
+
+
+def reduced_dims(op: Op, rank: int) -> tuple[list[int], bool]:
+    """Return the dimensions that an operation reduces, last first, and whether it keeps them."""
+    position = 2 if op.kind == "linalg_vector_norm" else 1
+    given = op.argument(position, "dim")
+    if given is None or given == [] or isinstance(given, bool):  # var(x, unbiased) reduces all
+        dims = list(range(rank))[::-1]
+    else:
+        named = [given] if isinstance(given, int) else given
+        dims = sorted({dim % rank for dim in named}, reverse=True)
+    keepdim = 3 if op.kind in ("var", "std") else position + 1
+    return dims, bool(op.argument(keepdim, "keepdim", False))
+
+
+def expanded(op: Op, alive: Mapping[str, Value]) -> Tensor:
+    """Zero where what is expanded to the shape of another value is."""
+    x: Tensor = alive[first(op)]
+    return x.expand(op.shape)
 
 
 def spatial_dims(op: Op) -> int:

@@ -188,7 +188,7 @@ def prune_(
     check_finite(model)
     around = Surroundings(model, example_input, strict=True)
     group_sets = resolve(model, around, groups, kind)
-    retained = around.retained
+    retained = around.retained | ({} if kind == HEAD or groups else heads_left(around))
     if not group_sets:
         return nothing_to_prune(model, example_input, kind, macs, retained)
     parameters = named_tensors(model)
@@ -209,6 +209,13 @@ def prune_(
     masks = zero_(model, group_sets, chosen)
     zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
     return PruneReport(zeroed, counted, retained)
+
+
+def heads_left(around: Surroundings) -> dict[str, str]:
+    """Return layer -> a sentence, for the layers of which only whole attention heads can go."""
+    families = [family for family in around.families() if family.heads]
+    names = {name: None for family in families for name, _ in family.writers}
+    return dict.fromkeys(names, "only whole attention heads can go; give kind='head' for them")
 
 
 def nothing_to_prune(
