@@ -117,6 +117,29 @@ def test_a_stored_map_that_is_resized_on_another_path():
         assert_same(net, small, torch.randn(2, 3, size, size), tolerance=1e-5)
 
 
+class Tokens(nn.Module):
+    """Positions are looked up by stored indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.places = nn.Embedding(9, 4), nn.Embedding(8, 4)
+        self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.register_buffer("index", torch.arange(8)[None])
+
+    def forward(self, tokens):
+        y = self.table(tokens) + self.places(self.index)
+        return self.down(torch.sigmoid(self.up(y)) * self.up(y))
+
+
+def test_stored_indices_stay():
+    net, tokens = randomise_(Tokens()).eval(), torch.randint(9, (2, 8))
+    prune_(net, tokens, fraction=0.5)
+    small = compact(net, make_plan(net, tokens))
+    assert small.up.out_features == 8
+    assert torch.equal(small.index, net.index)
+    assert_same(net, small, tokens, tolerance=1e-5)
+
+
 class Noisy(nn.Module):
     """Noise in train mode only, or always."""
 

@@ -158,7 +158,8 @@ def test_two_classes_may_have_one_name(tmp_path: Path) -> None:
     pieces = [encode(np.full((4, 4), i, np.uint8)) for i in range(3)]
     classes = np.array(["crane", "crane"])
     data = read_packed(write_packed(tmp_path / "x.npz", pieces, [0, 1, 1], classes=classes), 1)
-    assert data.classes == ("crane", "crane") and data.labels.tolist() == [0, 1, 1]
+    assert data.classes == ("crane", "crane")
+    assert data.labels.tolist() == [0, 1, 1]
 
 
 def test_strips_may_differ_in_length(tmp_path: Path) -> None:

@@ -66,6 +66,15 @@ def test_layers_of_which_only_heads_can_go_are_reported():
     assert not {"q", "k", "v"} & report.retained.keys()
 
 
+@pytest.mark.filterwarnings("ignore:prune_. Fn has no coupled groups")
+def test_layers_that_share_their_weights_are_reported():
+    model = Fn(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 8), b=conv(8, 8), c=conv(8, 8)).eval()
+    model.c.weight = model.b.weight
+    report = prune_(model, X, fraction=0.2)
+    assert report.retained["c"] == "its weight is also `b.weight`"
+    assert {"b", "c"} <= report.retained.keys()
+
+
 def test_layers_that_never_run_and_unknown_uses_are_reported():
     model = net(
         lambda m, x: m.b(m.a(x) * m.k.weight.sum()),

@@ -81,8 +81,8 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     traces, failed = add_paths(double, gate, traces)
     known = modules if len(traces) == 1 and not failed else None
     modules, notes = search(double, gate, traces, constants and not failed, known)
-    notes = (*failed, *notes, *retained_whole(double, traces[0], modules))
-    return Plan(modules, shapes, types, notes, (), form, tuple(gate.notes))
+    whole = tuple(retained_whole(double, traces[0], modules)) if modules else ()
+    return Plan(modules, shapes, types, (*failed, *notes, *whole), (), form, tuple(gate.notes))
 
 
 def search(

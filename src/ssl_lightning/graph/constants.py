@@ -191,7 +191,7 @@ def normalised_together(op: Op, flow: Flow) -> Tensor:
 
 
 def added_up(op: Op, flow: Flow) -> Tensor:
-    """A sum over positions varies where any term does; one over channels may lose none but zeros."""
+    """A sum over positions varies where a term does; one over channels may lose zeros only."""
     x = first(op)
     if any(varies(flow.slices[x], dim) for dim in reduced_dims(op, flow.slices[x].dim())[0]):
         flow.varies[x] = flow.alive[x]

@@ -56,6 +56,14 @@ def same_elements(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     return {first(op): needed}
 
 
+def embedding_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
+    """Of the table, the channels that are needed; and the indices."""
+    table, *indices = op.inputs()
+    rows = needed.reshape(-1, needed.shape[-1]).amax(0)
+    whole = {name: torch.ones_like(flow.alive[name]) for name in indices}
+    return {table: rows.expand(flow.alive[table].shape), **whole}
+
+
 def sum_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     """A sum needs both operands wherever it is needed, zero or not."""
     names = [arg.name for arg in op.args[:2] if isinstance(arg, Ref)]

@@ -45,15 +45,26 @@ def why_retained(
 def why_unknown(flow: Flow, name: str, module: nn.Module) -> str:
     """Say why the analysis does not know a layer's channels."""
     own = {value for value, full in flow.trace.names.items() if full.rpartition(".")[0] == name}
+    shared = other_names(flow.model, name, module)
+    own |= {value for value, full in flow.trace.names.items() if full in shared}
     readers = [op for value in own for op in flow.trace.users.get(value, [])]
     if not readers:
         return "it does not run on this input in eval mode"
+    if shared:
+        return f"its weight is also `{shared[0]}`"
     op = readers[0]
     if op.name in flow.failed:
         return f"the rule of `{op.kind}`{where(op)} failed ({flow.failed[op.name]})"
     if has_hooks(module):
         return "it has hooks, which may change what it returns"
     return f"its weight is used by `{op.kind}`{where(op)} in a way without a rule"
+
+
+def other_names(model: nn.Module, name: str, module: nn.Module) -> list[str]:
+    """Return the other names that a layer's weight has in the model."""
+    named = model.named_parameters(remove_duplicate=False)
+    own = f"{name}.weight".lstrip(".")
+    return [full for full, tensor in named if tensor is module.weight and full != own]
 
 
 def why_fixed(flow: Flow, labels: Tensor) -> str:
@@ -97,6 +108,8 @@ def left_whole(flow_names: Collection[str], model: nn.Module, flow: Flow) -> lis
 
 
 def flow_reads(flow: Flow, name: str) -> bool:
-    """Whether any operation reads a tensor of a module."""
+    """Whether any operation reads a tensor of a module, under whichever of its names."""
     names = flow.trace.names
-    return any(names[v].rpartition(".")[0] == name for v in flow.trace.users if v in names)
+    shared = other_names(flow.model, name, flow.model.get_submodule(name))
+    read = {names[value] for value in flow.trace.users if value in names}
+    return any(full.rpartition(".")[0] == name or full in shared for full in read)

@@ -152,7 +152,11 @@ RULES: dict[str, Rule] = {
     "softmax": SOFTMAX,
     "log_softmax": SOFTMAX,
     "embedding": Rule(
-        support.embedding, slices.embedding_labels, varies=constants.as_alive, constants=False
+        support.embedding,
+        slices.embedding_labels,
+        needs.embedding_needs,
+        constants.as_alive,
+        constants=False,
     ),
     "glu": Rule(support.glu, slices.glu_labels, varies=constants.as_alive, constants=False),
     "layer_norm": LAYER_NORM,

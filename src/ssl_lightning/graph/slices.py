@@ -151,14 +151,16 @@ def reduced_labels(op: Op, flow: Flow) -> Value:
     labels = flow.slices[first(op)]
     dims, keepdim = reduced_dims(op, labels.dim())
     if any(varies(labels, dim) for dim in dims):
-        return fixed(op.shape) if adds_up(op) else fix_all(op, flow)
+        return fixed(op.shape) if adds_up(op, flow) else fix_all(op, flow)
     for dim in dims:
         labels = labels.narrow(dim, 0, 1) if keepdim else labels.select(dim, 0)
     return [labels, labels] if isinstance(op.shape, list) else labels
 
 
-def adds_up(op: Op) -> bool:
-    """Whether zeros among what an operation reduces change nothing."""
+def adds_up(op: Op, flow: Flow) -> bool:
+    """Whether zeros among what an operation reduces, a computed value, change nothing."""
+    if first(op) in flow.trace.tensors:
+        return False
     if op.kind != "linalg_vector_norm":
         return op.kind == "sum"
     return float(op.argument(1, "ord", 2)) > 0
@@ -187,7 +189,9 @@ def unpool_labels(op: Op, flow: Flow) -> Tensor:
 
 
 def embedding_labels(op: Op, flow: Flow) -> Tensor:
-    """Every row of the table has the same channels."""
+    """Every row of the table has the same channels; no row and no index can go."""
+    for name in op.inputs()[1:]:
+        flow.labels.fix(flow.slices[name])
     channels = flow.labels.per_index(flow.slices[first(op)], 1)
     return spread(channels, op.shape, len(op.shape) - 1)
 
