@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 import warnings
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune, weight_norm
 
+from ssl_lightning.graph import trace
 from ssl_lightning.graph.copies import same_random_state, working_copy
 
 
@@ -105,3 +108,42 @@ def test_random_generators_are_as_they_were():
     found = draw()
     seed()
     assert found == draw()
+
+
+class Held(nn.Module):
+    """Holds what cannot be copied, by itself and in a list beside a cache."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.conv, self.held, self.parts = nn.Conv2d(3, 4, 1), held, [{"held": held}, []]
+
+    def forward(self, x):
+        self.parts[1].append(x.shape)
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("held", [threading.Lock(), threading.RLock(), (i for i in "ab"), sys])
+def test_what_cannot_be_copied_is_shared(held):
+    net = Held(held)
+    copied = working_copy(net)
+    copied(torch.ones(1, 3, 2, 2))
+    assert copied.held is copied.parts[0]["held"] is held
+    assert net.parts == [{"held": held}, []]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_script_is_refused_with_a_sentence():
+    net = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"expected modules in Python, but `1` is a TorchScript"):
+        working_copy(net)
+
+
+def test_a_network_that_cannot_be_captured_is_one_sentence(capfd):
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum().item() > 0 else x
+
+    with pytest.raises(ValueError, match="Could not guard on data-dependent") as caught:
+        trace(Branching(), torch.ones(1, 3))
+    assert len(str(caught.value).splitlines()) == 1
+    assert "def forward" not in "".join(capfd.readouterr())

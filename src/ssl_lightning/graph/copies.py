@@ -25,12 +25,16 @@ def working_copy(
     ``copy.deepcopy`` refuses, are copied without their history. With a ``dtype``, floating-point
     tensors that are plain attributes are converted like parameters and buffers. Hooks, and
     functions that stand in the place of a module's methods, see the copy's modules, and copies of
-    the lists, dicts and sets in which they collect.
+    the lists, dicts and sets in which they collect. What cannot be copied (a lock, an open file) is
+    shared.
 
     Args:
         model: any module; it is not changed.
         dtype: floating-point type to convert to; None: every tensor has the type it had.
         apart: False for a copy that the user gets: its hooks collect where the model's do.
+
+    Raises:
+        ValueError: if a part of the model is a script, which can be neither changed nor traced.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -39,7 +43,14 @@ def working_copy(
         >>> double.cache.requires_grad, double.cache.dtype, double.weight.dtype
         (False, torch.float64, torch.float64)
     """
-    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"Cannot analyse {type(model).__name__}: expected modules in Python, but "
+                f"`{name or 'the model'}` is a TorchScript module. Give the module that it was "
+                "made from."
+            )
+    memo: dict[int, Any] = {id(shared): shared for shared in not_copyable(model)}
     functions = list(own_functions(model))
     for function in functions:
         memo[id(function)] = with_empty_cells(function)
@@ -48,6 +59,40 @@ def working_copy(
         for function in functions:
             fill_cells(memo[id(function)], function, memo, apart)
     return copied if dtype is None else copied.to(dtype)
+
+
+def not_copyable(model: nn.Module) -> Iterator[Any]:
+    """Yield what the modules hold, however deep in lists and dicts, and ``deepcopy`` refuses."""
+    seen: set[int] = set()
+    waiting = [
+        value
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if key not in ("_parameters", "_buffers", "_modules")
+    ]
+    while waiting:
+        value = waiting.pop()
+        known = isinstance(value, (type, Tensor, nn.Module)) or hasattr(value, "__deepcopy__")
+        if known or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
+        elif refuses(value):
+            yield value
+        else:
+            waiting += getattr(value, "__dict__", {}).values()
+
+
+def refuses(value: Any) -> bool:
+    """Whether an object says that it cannot be copied."""
+    try:
+        value.__reduce_ex__(4)
+    except Exception:
+        return True
+    return False
 
 
 class CopyTensors(TorchFunctionMode):

@@ -8,9 +8,11 @@ the analysis treats as one operation (:data:`~ssl_lightning.graph.ops.LEAF_MODUL
 
 from __future__ import annotations
 
+import io
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import replace
 from typing import Any
 
@@ -90,14 +92,16 @@ def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         ValueError: if it fails.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as error:
         shapes = [tuple(x.shape) for x in inputs.tensors()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0].rstrip(".") if lines else type(error).__name__
         raise ValueError(
             f"Cannot capture {type(model).__name__} with torch.export on inputs of shapes "
-            f"{shapes}: {error}. Check the input shape, and that forward() has no control "
+            f"{shapes}: {reason}. Check the input shape, and that forward() has no control "
             "flow that depends on the tensors' values."
         ) from error
 
