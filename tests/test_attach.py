@@ -351,6 +351,23 @@ def test_own_clipping_loses_nothing(trainer: Any) -> None:
     assert same(fit(OwnClipping, trainer).backbone, plain_loop(clip=0.5))
 
 
+class OwnStep(OwnOptimizer):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        optimizer, closure = args[2], args[3]
+        closure()
+        with torch.no_grad():
+            for p in self.parameters():
+                p.sub_(0.1 * p.grad)
+        optimizer.zero_grad()
+
+
+def test_a_loop_that_never_steps_its_optimizer_is_refused(trainer: Any) -> None:
+    torch.manual_seed(0)
+    module = OwnStep(make_toy(), penalties=MIXED, optimizer=MAKE)
+    with pytest.raises(ValueError, match="in 20 training steps SGD did not"):
+        trainer(max_epochs=30).fit(module, toy_loader(), toy_loader())
+
+
 def test_a_run_without_optimizers_is_refused(trainer: Any) -> None:
     with (
         pytest.warns(UserWarning, match="returned `None`"),

@@ -173,6 +173,7 @@ class SSLLightningModule(pl.LightningModule):
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
         self._attachment: Attachment | None = None
+        self._attached_at = 0
         self._batches_checked: set[str] = set()
         self._found_rates: list[tuple[dict[str, Any], float]] = []
         accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
@@ -392,15 +393,17 @@ class SSLLightningModule(pl.LightningModule):
         """Hang penalties and locks on all optimizers of the run, unless they hang there already.
 
         Raises:
-            ValueError: if a penalty or a lock could not act on them.
+            ValueError: if a penalty or a lock could not act on them, or they are never stepped.
         """
         optimizers = tuple(getattr(o, "optimizer", o) for o in self.trainer.optimizers)
         now = self._attachment
         if now is not None:
             same = now.regularizer is self._regularizer and now.locks is self.locks
             if same and now.optimizers == optimizers:
+                now.check_called(self.trainer.global_step - self._attached_at)
                 return
             now.detach()
+        self._attached_at = self.trainer.global_step
         self._attachment = self.regularizer.attach(
             optimizers, epoch=lambda: self.epoch, locks=self.locks
         )

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+ENOUGH = 20
+"""Steps after which an optimizer that penalties hang on must have made one."""
+
+
 class Attachment:
     """Penalties and locks at work on optimizers; made by :meth:`Regularizer.attach`.
 
@@ -47,6 +51,7 @@ class Attachment:
         self.locks = locks
         self._epoch = epoch
         self._evaluated: set[int] = set()
+        self._called = False
         check_epoch(regularizer, epoch)
         parameters = regularizer.parameters()
         holders = [o for o in self.optimizers if holds_any(o, parameters)]
@@ -70,6 +75,23 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def check_called(self, steps: int) -> None:
+        """Refuse a loop that trains without stepping the optimizers.
+
+        Args:
+            steps: how many steps it counts since the penalties were attached. The first few may
+                have been left out for gradients that were not finite.
+
+        Raises:
+            ValueError: if none of the optimizers made one of many.
+        """
+        if steps >= ENOUGH and self._handles and not self._called:
+            names = ", ".join(dict.fromkeys(type(o).__name__ for o in self.optimizers))
+            raise ValueError(
+                f"Penalties and locks act when an optimizer steps, but in {steps} training steps "
+                f"{names} did not: call `optimizer.step()` in an `optimizer_step` of your own."
+            )
 
     def epoch(self) -> float:
         """Return the fractional epoch that schedules are asked for."""
@@ -106,6 +128,7 @@ class Attachment:
         self.regularizer.add_subgradient_(self.epoch(), optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._called = True
         if self.regularizer.has_mode("subgradient") and id(optimizer) not in self._evaluated:
             raise ValueError(
                 f"{type(optimizer).__name__} did not call the closure that its step was given, so "
