@@ -189,7 +189,7 @@ def lowered_product(setting: Setting, configuration: int) -> Candidate:
     return Candidate(lambda x: torch.bmm(weight, x), inputs, lambda x: torch.bmm(wide, x), work)
 
 
-def columns(setting: Setting, configuration: int) -> Candidate:
+def columns(setting: Setting, configuration: int, tile: Tile | None = None) -> Candidate:
     """Return the column-sparse form: the Triton kernel, or the conv part with it for inference.
 
     Raises:
@@ -205,7 +205,7 @@ def columns(setting: Setting, configuration: int) -> Candidate:
         return Candidate(ready, setting.inputs, exact, work)
     channels = (ready.columns // ready.geometry.area).unique().numel()
     read = channels / ready.geometry.in_channels
-    return Candidate(on_triton(ready), setting.inputs, exact, work, read)
+    return Candidate(on_triton(ready, tile), setting.inputs, exact, work, read)
 
 
 def on_triton(layer: ColumnSparseConv2d, tile: Tile | None = None) -> Compute:

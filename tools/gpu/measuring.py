@@ -30,6 +30,7 @@ from ssl_lightning.measure.turns import Turns, interquartile_range
 Row = dict[str, Any]
 ROUNDS = 20
 SECONDS = 0.002  # of one sample
+FIRST_CASE = 30.0  # seconds that a case may take
 PART_TOLERANCE = 3  # rounding of five layers, not one
 PRODUCT = "product"  # without lowering: compared with the dense product only
 
@@ -43,7 +44,7 @@ def measure_cases(context: Context) -> None:
         warnings.simplefilter("ignore")
         name, _ = device_of(device)
         result["ceilings"][name] = measure_ceilings(device, context.dry_run)
-        slowest = 0.0
+        slowest = 0.0 if context.dry_run else FIRST_CASE
         for case in open_cases(result["cases"], device, context.dry_run):
             if context.minutes_left() * 60 <= slowest:
                 break
@@ -97,7 +98,7 @@ def measure(case: Case, device: torch.device, context: Context, result: Row) -> 
     try:
         measure_candidates(case, device, context.dry_run, row, result["ceilings"][name])
     except Exception as error:  # of the device: what follows would fail too, a later call goes on
-        row["failure"] = _short(error)
+        row["failure"] = short(error)
         raise
     finally:
         result["cases"] = [*former, row]
@@ -118,7 +119,7 @@ def measure_candidates(
         try:
             candidate, ready[label] = checked(case, build)
         except Exception as error:
-            rows[-1]["failure"] = _short(error)
+            rows[-1]["failure"] = short(error)
             if device.type == "cuda":
                 torch.cuda.synchronize()  # raises if the device is lost
             continue
@@ -175,7 +176,7 @@ def add_times(row: Row, turns: Turns[str]) -> None:
             one["speedup_iqr"] = interquartile_range(ratios)
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """Return the type and the first line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
