@@ -41,7 +41,7 @@ def case(layer, i, batch=1):
     failed = one("compile", 0, failure="RuntimeError: no | such kernel")
     dense = one("cudnn", 0, ms=0.02, floor_ms=0.0044, speedup=1.0, limit=1.0)
     row = {"layer": layer, "batch": batch, "mode": "float32", "device": GPU, "fastest": "cudnn"}
-    return {**row, "candidates": [dense, failed, *sparse]}
+    return {**row, "failure": None, "candidates": [dense, failed, *sparse]}
 
 
 def cases(layers=table4.LAYERS):
@@ -79,11 +79,15 @@ def test_table4_shows_ratios_floors_and_means(tmp_path):
 
 
 def test_a_mean_needs_all_five_layers(tmp_path):
-    save(tmp_path, "table4", cases(table4.LAYERS[:4]))
+    result = cases(table4.LAYERS[:4])
+    result["cases"][3]["failure"] = "OutOfMemoryError: 9 GB"
+    save(tmp_path, "table4", result)
     text = page.page(tmp_path)
     assert cell(text, "#2 column-sparse", 5) == "-"
     assert cell(text, "#2 column-sparse", 6) == "-"
     assert f"| #2 column-sparse | {GPU}" not in text
+    assert "| conv4, batch 1, float32 | the case | OutOfMemoryError: 9 GB |" in text
+    assert "product alone, ms" not in text
 
 
 def test_checks_are_counted_and_failures_named(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 
 import pytest
 import torch
@@ -87,6 +88,19 @@ def test_a_candidate_that_fails_or_is_wrong_does_not_stop_the_others(tmp_path, m
     assert dense["floor_ms"] == pytest.approx(layers.operations(CASE, True) / 1e6)
 
 
+@torch.no_grad()
+def test_a_case_that_fails_is_written_down(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError("9 GB")
+
+    monkeypatch.setattr(measuring, "make_setting", full)
+    now, result = context(tmp_path, dry_run=True), {"ceilings": {"interpreter": {}}, "cases": []}
+    measuring.measure(CASE, CPU, now, result)
+    (row,) = now.earlier("table4")["cases"]
+    assert (row["layer"], row["failure"]) == ("conv3", "MemoryError: 9 GB")
+    assert table4.headline(result) == "1 cases"
+
+
 def test_cases_are_open_until_measured_with_the_present_tiles_on_this_device():
     everything = layers.cases(True)
     assert measuring.open_cases([], CPU, True) == everything
@@ -114,6 +128,37 @@ def test_modes_set_all_switches(mode):
     assert torch.backends.cudnn.allow_tf32 == expected
     assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == expected
     assert torch.backends.cuda.matmul.allow_tf32 == expected
+
+
+def test_a_prepared_computation_holds_what_a_graph_reads():
+    x = torch.ones(3)
+    kept = weakref.ref(x)
+    ready = timing.prepare(lambda x: x + 1, [x], lambda x: x + 1, 0.0)
+    del x
+    assert kept() is not None
+    assert ready.outputs[0].tolist() == [2, 2, 2]
+
+
+def test_the_clock_adds_up_what_passes_between_events(monkeypatch):
+    times = iter([5.0, 7.0, 10.0])  # ms
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(times)
+
+        def synchronize(self):
+            self.done = True
+
+        def elapsed_time(self, other):
+            assert other.done
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = timing.EventClock()
+    assert [clock(), clock()] == pytest.approx([0.002, 0.005])
 
 
 def test_a_floor_is_the_largest_of_launch_bytes_and_operations():

@@ -153,3 +153,26 @@ def test_tiles_that_fail_are_written_down(tmp_path):
     tuning.save(now, result)
     assert now.earlier("tune")["tiles"] == {"a GPU": []}
     assert tune.headline(result) == "1 tiles tried for 1 problems"
+
+
+@torch.no_grad()
+def test_a_problem_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    make = tuning.make_setting
+
+    def full(case, *rest):
+        if case.mode == "float32":
+            raise MemoryError("9 GB")
+        return make(case, *rest)
+
+    monkeypatch.setattr(tuning, "make_setting", full)
+    compiled = {task: {Tile(16, 16): "too slow"} for task in tuning.tasks(True)}
+    known = {}
+    tuning.try_all(compiled, known, {}, context(tmp_path, dry_run=True))
+    assert [next(iter(row["tried"].values())) for row in known.values()] == [
+        "MemoryError: 9 GB",
+        "RuntimeError: too slow",
+    ]
+    late = context(tmp_path, dry_run=True, deadline=0.0)
+    none = {}
+    tuning.try_all(compiled, none, {}, late)
+    assert none == {}

@@ -28,8 +28,8 @@ from ssl_lightning.measure.sparse import CONV_PART
 from ssl_lightning.measure.turns import Turns, interquartile_range
 
 Row = dict[str, Any]
-ROUNDS = 20
-SECONDS = 0.002  # of one sample
+ROUNDS = 15
+SECONDS = 0.005  # of one sample
 FIRST_CASE = 30.0  # seconds that a case may take
 PART_TOLERANCE = 3  # rounding of five layers, not one
 PRODUCT = "product"  # without lowering: compared with the dense product only
@@ -89,17 +89,17 @@ def tiles_now(case: Case, device: torch.device, tiny: bool) -> dict[str, Row]:
 
 
 def measure(case: Case, device: torch.device, context: Context, result: Row) -> None:
-    """Check and time all candidates of a case; save what was found, also if the device fails."""
+    """Check and time all candidates of a case; save what was found, also if the case fails."""
     set_mode(case.mode)
     name, _ = device_of(device)
-    row: Row = {**dataclasses.asdict(case), "device": name, "candidates": [], "fastest": None}
-    row["tiles"] = tiles_now(case, device, context.dry_run)
+    row: Row = {**dataclasses.asdict(case), "device": name, "tiles": {}, "candidates": []}
+    row |= {"fastest": None, "failure": None, "tiles": tiles_now(case, device, context.dry_run)}
     former = [r for r in result["cases"] if (r["device"], key(r)) != (name, key(row))]
     try:
         measure_candidates(case, device, context.dry_run, row, result["ceilings"][name])
-    except Exception as error:  # of the device: what follows would fail too, a later call goes on
+    except Exception as error:
         row["failure"] = short(error)
-        raise
+        wait(device)
     finally:
         result["cases"] = [*former, row]
         context.save("table4", result)
@@ -109,6 +109,7 @@ def measure_candidates(
     case: Case, device: torch.device, tiny: bool, row: Row, ceilings: Row
 ) -> None:
     """Fill in the candidates of a row: what failed first, so that it is there if the rest fails."""
+    torch.compiler.reset()  # now that no graph holds what was compiled before
     setting = make_setting(case, device, tiny)
     row["sets"] = len(setting.inputs)
     ready: dict[str, Prepared] = {}
@@ -120,8 +121,7 @@ def measure_candidates(
             candidate, ready[label] = checked(case, build)
         except Exception as error:
             rows[-1]["failure"] = short(error)
-            if device.type == "cuda":
-                torch.cuda.synchronize()  # raises if the device is lost
+            wait(device)
             continue
         rows[-1] |= work_of(candidate, ready[label], case, ceilings)
         rows[-1]["limit"] = operations(case, tiny) / candidate.operations
@@ -174,6 +174,12 @@ def add_times(row: Row, turns: Turns[str]) -> None:
             ratios = turns.ratios(base, label)
             one["speedup"] = statistics.median(ratios)
             one["speedup_iqr"] = interquartile_range(ratios)
+
+
+def wait(device: torch.device) -> None:
+    """Raise if the device is lost: all that follows would fail too, and a later call goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def short(error: Exception) -> str:

@@ -149,11 +149,12 @@ def table4_section(result: Row) -> Iterator[str]:
             if (row["device"], row["mode"], row["batch"]) == (device, mode, batch)
         }
         yield f"### {device}, {mode}, batch {batch}"
-        yield table(("", *table4.LAYERS, "mean", CONV_PART), lines(rows, batch))
+        known = (cells for cells in lines(rows, batch) if set(cells[1:]) != {NOTHING})
+        yield table(("", *table4.LAYERS, "mean", CONV_PART), known)
     failures = [
         (f"{row['layer']}, batch {row['batch']}, {row['mode']}", label(one), one["failure"])
         for row in result["cases"]
-        for one in row["candidates"]
+        for one in (row, *row["candidates"])
         if one["failure"]
     ]
     if failures:
@@ -183,6 +184,7 @@ def means(result: Row) -> str:
 
 FORMS = {
     "columns": "column-sparse",
+    "columns compiled": "column-sparse, compiled",
     "compact": "compact",
     "compact channels-last": "compact, channels-last",
     "product": "product alone",
@@ -248,7 +250,9 @@ def pick(row: Row, name: str | None, number: int) -> Row | None:
 
 
 def label(one: Row) -> str:
-    """Return how the page calls a candidate."""
+    """Return how the page calls a candidate, or the whole case."""
+    if "candidates" in one:
+        return "the case"
     return f"#{one['configuration']} {one['name']}" if one["configuration"] else one["name"]
 
 

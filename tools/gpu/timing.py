@@ -36,11 +36,13 @@ class Prepared:
         run: computes all outputs.
         outputs: of the inputs, after ``run``.
         difference: of the first and last output from float64, relative.
+        held: what a graph reads, which must not be freed before it.
     """
 
     run: Callable[[], object]
     outputs: list[Tensor]
     difference: float
+    held: tuple[Compute, Sequence[Tensor]]
 
 
 def use_interpreter(device: str) -> None:
@@ -133,7 +135,7 @@ def prepare(
             f"expected outputs within {tolerance:.2g} of float64's, got a relative difference of "
             f"{found:.2g}; it is not timed"
         )
-    return Prepared(run, outputs, found)
+    return Prepared(run, outputs, found, (compute, inputs))
 
 
 def _capture(
@@ -199,8 +201,8 @@ def measure_ceilings(device: torch.device, dry_run: bool) -> dict[str, Any]:
         ``bytes_per_s`` (read and written), ``launch_ms`` (of the smallest kernel in a graph) and
         ``operations_per_s`` by mode (2 per multiply-add of a large product).
     """
-    size, width = (2**20, 128) if dry_run else (2**30, 8192)
-    x = torch.ones(size, device=device, dtype=torch.uint8)
+    size, width = (2**16, 128) if dry_run else (2**26, 8192)
+    x = torch.ones(size, device=device)
     copied = _median_ms(torch.clone, [x], device)
     launched = _median_ms(
         lambda x: x + 1, [torch.ones(1, device=device) for _ in range(64)], device
@@ -211,7 +213,7 @@ def measure_ceilings(device: torch.device, dry_run: bool) -> dict[str, Any]:
         factor = torch.randn(width, width, device=device, dtype=dtype)
         operations[mode] = 2e3 * width**3 / _median_ms(factor.matmul, [factor], device)
     return {
-        "bytes_per_s": 2e3 * size / copied,
+        "bytes_per_s": 2e3 * x.nbytes / copied,
         "launch_ms": launched,
         "operations_per_s": operations,
     }

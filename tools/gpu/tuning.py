@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from candidates import columns, make_setting, on_triton
 from layers import BATCHES, CONFIGURATIONS, Case, device_of, input_shape, problem_of, sparse_layers
-from measuring import checked, short, work_of
+from measuring import checked, short, wait, work_of
 from stages import Context
 from timing import (
     MODES,
@@ -105,11 +105,7 @@ def tune(context: Context) -> None:
                 break
             compiled = ahead.compile(chosen)
             try:
-                for task, proposed in compiled.items():
-                    if context.minutes_left() <= 0:
-                        break
-                    row = known.setdefault(str(task), new_row(task.problem(context.dry_run)))
-                    try_tiles(task, proposed, row, ceilings, context)
+                try_all(compiled, known, ceilings, context)
             finally:
                 save(context, result)
             slowest = max(slowest, time.monotonic() - started)
@@ -281,6 +277,24 @@ def compile_one(task: Task, tile: Tile, device: str, tiny: bool) -> str | None:
 # Timing
 
 
+def try_all(
+    compiled: dict[Task, dict[Tile, str | None]],
+    known: dict[str, Row],
+    ceilings: Row,
+    context: Context,
+) -> None:
+    """Try the tiles of several problems, as long as there is time; one that fails is left out."""
+    for task, proposed in compiled.items():
+        if context.minutes_left() <= 0:
+            return
+        row = known.setdefault(str(task), new_row(task.problem(context.dry_run)))
+        try:
+            try_tiles(task, proposed, row, ceilings, context)
+        except Exception as error:
+            row["tried"] |= {name_of(tile): short(error) for tile in proposed}
+            wait(torch.device(context.device))
+
+
 def try_tiles(
     task: Task, proposed: dict[Tile, str | None], row: Row, ceilings: Row, context: Context
 ) -> None:
@@ -307,8 +321,7 @@ def try_tiles(
             row["floor_ms"] = work_of(candidate, ready[tile], case, ceilings)["floor_ms"]
         except Exception as error:
             row["tried"][name_of(tile)] = short(error)
-            if device.type == "cuda":
-                torch.cuda.synchronize()  # raises if the device is lost
+            wait(device)
     rounds, seconds = (1, 0.0) if context.dry_run else (ROUNDS, SECONDS)
     turns = time_in_turns(ready, rounds=rounds, seconds=seconds, device=device)
     times = {tile: statistics.median(samples) for tile, samples in turns.samples.items()}
