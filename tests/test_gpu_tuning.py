@@ -176,3 +176,12 @@ def test_a_problem_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     none = {}
     tuning.try_all(compiled, none, {}, late)
     assert none == {}
+
+
+def test_without_triton_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning.gpu, "is_available", lambda: False)
+    now = context(tmp_path, dry_run=True)
+    tuning.tune(now)
+    assert tune.headline(now.earlier("tune")) == "Triton is not installed"
+    with pytest.raises(RuntimeError, match="Triton is not installed"):
+        tuning.columns(tuning.make_setting(TASK.case, CPU, True), 2)
