@@ -134,6 +134,17 @@ def _distance(one: Problem, other: Problem) -> float:
     return max(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in sizes)
 
 
+def merge(table: Table, newer: Table) -> Table:
+    """Return the tiles of both tables; of a problem that both have, those of the newer one.
+
+    Example:
+        >>> table = {"a GPU": {Problem("float32", True, 1, 2, 3, 1): Tile(16, 16)}}
+        >>> list(merge(table, {"another": {}}))
+        ['a GPU', 'another']
+    """
+    return {d: {**table.get(d, {}), **newer.get(d, {})} for d in dict.fromkeys([*table, *newer])}
+
+
 def write_tiles(table: Table, path: Path) -> None:
     """Write a table of measured tiles as :func:`read_tiles` reads it."""
     path.write_text(json.dumps(to_json(table), indent=1) + "\n", encoding="utf-8")
