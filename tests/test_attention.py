@@ -13,7 +13,7 @@ from nets_with_zeros import assert_same, check_equal, kept, randomise_
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.compaction import Plan, apply_plan
 from ssl_lightning.groups import resolve_groups, zero_groups_
-from ssl_lightning.groups.resolve import members_of
+from ssl_lightning.groups.members import members_of
 from ssl_lightning.prune import prune_
 
 HEADS, WIDTH, CHANNELS = 4, 3, 10

@@ -11,13 +11,8 @@ from torch import nn
 from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, zero_randomly_
 from ssl_lightning.backbones import BACKBONES, ChannelResponseNorm, create_backbone
 from ssl_lightning.compaction import apply_plan, compact, make_plan
-from ssl_lightning.compaction.modules import (
-    WideGroupNorm,
-    WideLayerNorm,
-    ZeroConv,
-    ZeroLike,
-    ZeroLinear,
-)
+from ssl_lightning.compaction.modules import ZeroConv, ZeroLike, ZeroLinear
+from ssl_lightning.compaction.norms import WideGroupNorm, WideLayerNorm
 from ssl_lightning.graph import rules, slices, support
 from ssl_lightning.graph.flow import Rule
 from ssl_lightning.groups import resolve_groups

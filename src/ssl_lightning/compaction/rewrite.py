@@ -15,13 +15,11 @@ from ssl_lightning.compaction.attention import replace_attention
 from ssl_lightning.compaction.modules import (
     SparseResponseNorm,
     SubsetLayer,
-    WideGroupNorm,
-    WideLayerNorm,
-    WideRMSNorm,
     ZeroConv,
     ZeroLinear,
     zero_like_layer,
 )
+from ssl_lightning.compaction.norms import WideGroupNorm, WideLayerNorm, WideRMSNorm
 from ssl_lightning.compaction.stored import (
     check_attributes,
     check_parameter,

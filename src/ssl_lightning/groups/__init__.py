@@ -2,7 +2,8 @@
 
 from ssl_lightning.groups.count import kept_groups
 from ssl_lightning.groups.kinds import KIND_AXES, KINDS, index_dims, weight_axes
-from ssl_lightning.groups.resolve import Selector, resolve_each, resolve_groups
+from ssl_lightning.groups.resolve import resolve_each, resolve_groups
+from ssl_lightning.groups.selectors import Selector
 from ssl_lightning.groups.sets import (
     GroupSet,
     Member,

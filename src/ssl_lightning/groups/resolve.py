@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,25 +12,15 @@ from torch import Tensor, nn
 from ssl_lightning.graph import (
     CoupledFamily,
     ExampleInput,
-    ResidualBranch,
-    Trace,
     computed_tensors,
-    coupled_channels,
     how_to_remove,
-    norm_followers,
-    residual_branches,
     scale_of_outputs,
-    trace,
     weight_places,
-    with_plain_weights,
     written,
 )
 from ssl_lightning.groups.kinds import (
     COUPLED,
     COUPLED_KINDS,
-    FFN,
-    HEAD,
-    KINDS,
     OUTPUT_KINDS,
     has_kind,
     index_dims,
@@ -39,113 +28,11 @@ from ssl_lightning.groups.kinds import (
     weight_axes,
 )
 from ssl_lightning.groups.members import members_of
+from ssl_lightning.groups.selectors import Selector, as_selector
 from ssl_lightning.groups.sets import GroupSet, Member
-from ssl_lightning.suggest import check_keys, nearest, pick
+from ssl_lightning.groups.surroundings import Surroundings, has_family_kind, layers_of
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 NORM_NAMES = ("weight", "bias")
-
-
-@dataclass(frozen=True)
-class Selector:
-    """Which groups: a kind, and the layers by a glob (or several) on their qualified names.
-
-    Attributes:
-        kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out; or coupled: all that
-            must be zero for a channel to go, such as the filters of all layers that write it; or of
-            the same origin, head (attention heads) and ffn (hidden neurons of feed-forward parts).
-        layers: glob or globs, such as ``"conv*"`` or ``["layer1.*", "fc"]``. Layers that match
-            but have no such groups (a linear layer has no filters) are passed over. A coupled
-            family is taken as a whole if any of its layers matches.
-        members: ``"all"`` puts bias and batch-norm scale and shift into the group of a filter,
-            output neuron or layer (they are what its output consists of), ``"weight"`` only the
-            weight, as in the paper.
-    """
-
-    kind: str
-    layers: str | Sequence[str] = "*"
-    members: str = "all"
-
-    def __post_init__(self) -> None:
-        pick("group kind", self.kind, dict.fromkeys(KINDS))
-        if self.members not in ("all", "weight"):
-            raise ValueError(
-                f"Groups of kind {self.kind!r}: expected members 'all' or 'weight', got "
-                f"{self.members!r}. Take 'weight' for the paper's groups."
-            )
-
-        as_patterns(f"Groups of kind {self.kind!r}", self.layers)
-
-    def patterns(self) -> list[str]:
-        """Return the globs."""
-        return as_patterns(f"Groups of kind {self.kind!r}", self.layers)
-
-
-class Surroundings:
-    """What a model's graph says about a layer; traced on first use, for it takes seconds."""
-
-    def __init__(self, model: nn.Module, example_input: ExampleInput, strict: bool) -> None:
-        self.model = model
-        self.strict = strict
-        self.example_input = example_input
-        self.modules = dict(model.named_modules())
-        self.plain = with_plain_weights(model)
-        self._traced: Trace | None = None
-        self._found: tuple[dict[str, str], list[ResidualBranch]] | None = None
-        self._families: list[CoupledFamily] | None = None
-        self.retained: dict[str, str] = {}
-
-    def traced(self, reason: str) -> Trace:
-        """Return the model's trace."""
-        if self._traced is None:
-            if self.example_input is None:
-                raise ValueError(
-                    f"resolve_groups: {reason}, which takes a run of the model to find out. Pass "
-                    "`example_input` (SSLLightningModule: `input_shape`, such as [3, 32, 32])."
-                )
-            self._traced = trace(self.plain, self.example_input)
-        return self._traced
-
-    def find(self, reason: str) -> tuple[dict[str, str], list[ResidualBranch]]:
-        """Return norms that follow layers, and residual branches."""
-        if self._found is None:
-            traced = self.traced(reason)
-            self._found = norm_followers(traced), residual_branches(traced)
-        return self._found
-
-    def families(self) -> list[CoupledFamily]:
-        """Return the channels that can go, with all that writes them."""
-        if self._families is None:
-            traced = self.traced("coupled groups are what the layers have in common")
-            found, self.retained = coupled_channels(self.plain, traced)
-            self._families = [f for f in found if not unreachable(self.modules, f)]
-            for layer in filter(None, (unreachable(self.modules, f) for f in found)):
-                call = how_to_remove(layer, self.modules[layer])
-                self.retained[layer] = f"its weight is no parameter but computed; call {call} first"
-        return self._families
-
-    def has_kind(self, kind: str) -> bool:
-        """Whether the model has groups of a coupled kind."""
-        return any(has_family_kind(self, family, kind) for family in self.families())
-
-    def norm_after(self, layer: str) -> str | None:
-        """Return the batch norm that alone reads a layer's output."""
-        if not any(isinstance(m, NORMS) for m in self.modules.values()):
-            return None
-        return self.find(f"the batch norm behind `{layer}` belongs to its groups")[0].get(layer)
-
-    def has_shortcut(self, layer: str) -> bool:
-        """Whether a layer is in a residual branch, so that the network is not cut without it."""
-        branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
-        return any(layer in branch.weighted for branch in branches)
-
-    def require_shortcut(self, layer: str) -> None:
-        """Reject a depth group without which the network would be cut."""
-        if not self.has_shortcut(layer):
-            raise ValueError(
-                f"Cannot collapse `{layer}`: it has no shortcut, so the network would be cut. "
-                "Exclude it from the depth groups."
-            )
 
 
 def resolve_groups(
@@ -245,35 +132,6 @@ def slices_of(group_set: GroupSet) -> frozenset[Member]:
     return frozenset((*group_set.members, *group_set.companions))
 
 
-def as_patterns(where: str, layers: str | Sequence[str]) -> list[str]:
-    """Return a glob, or several, as a list.
-
-    Raises:
-        ValueError: if there is none, or one is no string.
-    """
-    patterns = [layers] if isinstance(layers, str) else layers
-    if not isinstance(patterns, (list, tuple)) or not patterns:
-        raise ValueError(
-            f"{where}: expected `layers` to be a glob or a list of globs on layer names, got "
-            f"{layers!r}. Take '*' for all layers."
-        )
-    if wrong := [p for p in patterns if not isinstance(p, str)]:
-        raise ValueError(
-            f"{where}: expected globs in `layers`, got {wrong[0]!r}. Put names in quotes."
-        )
-    return list(patterns)
-
-
-def as_selector(given: Selector | Mapping[str, Any]) -> Selector:
-    """Return a selector from a mapping of its fields."""
-    if isinstance(given, Selector):
-        return given
-    check_keys("Group selector", given, ["kind", "layers", "members"])
-    if "kind" not in given:
-        raise ValueError(f"Group selector {dict(given)} has no kind. {nearest('', KINDS)}")
-    return Selector(**given)
-
-
 def matching_layers(around: Surroundings, selector: Selector) -> list[str]:
     """Return the names of the layers that a selector matches, in the model's order."""
     layers = {name: m for name, m in around.modules.items() if layer_type(m) is not None}
@@ -337,11 +195,6 @@ def coupled_sets(around: Surroundings, selector: Selector) -> list[GroupSet]:
     return sets
 
 
-def layers_of(family: CoupledFamily) -> list[str]:
-    """Return the modules whose weights write a family's channels."""
-    return list(dict.fromkeys((*(name for name, _ in family.writers), *family.owners)))
-
-
 def coupled_set(
     around: Surroundings, layer: str, family: CoupledFamily, selector: Selector
 ) -> GroupSet:
@@ -377,18 +230,6 @@ def coupled_set(
     return GroupSet(layer, selector.kind, tuple(weights), (*extra, *stored))
 
 
-def unreachable(modules: Mapping[str, nn.Module], family: CoupledFamily) -> str:
-    """Return a layer of a family whose weight cannot be zeroed in slices, or "".
-
-    It is computed from other parameters in such a way that no slice of them is zero alone.
-    """
-    for name, _ in family.writers:
-        for tensor in computed_tensors(modules[name]):
-            if scale_of_outputs(modules[name], tensor) is None:
-                return name
-    return ""
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers, shared ones under each of their names.
 
@@ -413,24 +254,6 @@ def layer_members(
         Member(name, shape, (dim,), () if place == tuple(range(shape[dim])) else place)
         for dim, place in unique
     ]
-
-
-def has_family_kind(around: Surroundings, family: CoupledFamily, kind: str) -> bool:
-    """Whether the channels of a family are what a selector of that kind asks for."""
-    if kind != FFN:
-        return family.heads == (kind == HEAD)
-    found = [(n, around.modules[n]) for n in layers_of(family)]
-    writers = [(n, m) for n, m in found if n in family.owners or layer_type(m)]
-    parents = {name.rpartition(".")[0] for name, _ in writers}
-    return not family.heads and len(parents) == 1 and all(is_pointwise(m) for _, m in writers)
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Whether a layer is linear, or a 1x1 convolution."""
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return False
-    sizes = getattr(module, "kernel_size", 1)
-    return isinstance(module, nn.Linear) or sizes in (1, (1,), (1, 1), (1, 1, 1))
 
 
 def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_lightning.groups import GroupSet, Selector
 from ssl_lightning.groups.kinds import KINDS
-from ssl_lightning.groups.resolve import as_patterns
+from ssl_lightning.groups.selectors import as_patterns
 from ssl_lightning.schedules import Constant, Schedule, parse_schedule, schedule_to_dict
 from ssl_lightning.suggest import check_keys, nearest
 

@@ -18,7 +18,7 @@ from ssl_lightning.groups import (
     zero_groups_,
 )
 from ssl_lightning.groups.resolve import named_tensors
-from ssl_lightning.prune.one_shot import IMPORTANCES
+from ssl_lightning.prune.importance import IMPORTANCES
 from ssl_lightning.suggest import pick
 
 Masks = list[tuple[GroupSet, Tensor]]
