@@ -331,7 +331,8 @@ def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, da
 
 def dry(row: Row, epochs: tuple[int, ...]) -> Row:
     """Return a row that is short: one seed, few epochs."""
-    return Row(row.name, row.config, row.seeds[:1], epochs, (0.05, 0.05), row.start, row.like)
+    lr = (0.05,) * len(epochs)
+    return Row(row.name, row.config, row.seeds[:1], epochs, lr, row.start, row.like)
 
 
 def make_images(folder: Path) -> None:

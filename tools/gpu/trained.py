@@ -98,7 +98,7 @@ def read_row(given: Any, configs: Path, file: str) -> Row:
     Raises:
         ValueError: if a key is unknown or missing, or there is no such config.
     """
-    where = f"{file}, row {given.get('name') if isinstance(given, dict) else given!r}"
+    where = f"{file}, row {given.get('name') if isinstance(given, dict) else given}"
     if not isinstance(given, dict) or not {"name", "seeds", "epochs", "lr"} <= given.keys() <= KEYS:
         raise ValueError(
             f"{where}: expected `name`, `seeds`, `epochs`, `lr` and, if wanted, `config`, `from` "
