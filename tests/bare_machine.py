@@ -20,7 +20,7 @@ BARE = f"""
 import importlib.machinery, sys
 
 allowed = {{*{(THERE + " " + PACKED).split()!r}, *sys.stdlib_module_names, "ssl_lightning",
-    "stages", "check", "cifar", "trained", "pack", "mps", "run", "fit_and_test", "sitecustomize"}}
+    "sitecustomize", *{sorted(path.stem for path in (ROOT / "tools" / "gpu").glob("*.py"))!r}}}
 
 class Bare(importlib.machinery.PathFinder):
     @classmethod

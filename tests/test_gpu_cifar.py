@@ -14,11 +14,13 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from ssl_lightning.data.augment import CropFlip
 
 TOOLS = ROOT / "tools" / "gpu"
 sys.path.append(str(TOOLS))
 
 import cifar  # noqa: E402
+import data_check  # noqa: E402
 import mps  # noqa: E402
 import stages  # noqa: E402
 import trained  # noqa: E402
@@ -272,6 +274,40 @@ def test_a_row_that_is_too_large_does_not_keep_others_from_being_kept(tmp_path, 
         "resnet20_cifar10_dense.zip",
     }
     assert "Cannot write `resnet20_cifar10_channel.zip`" in now.lost[0]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_copied_is_copied_again(tmp_path, monkeypatch):
+    now = training(tmp_path)
+    run = now.runs["resnet20_cifar10_dense-0"]
+    old = write_checkpoint(run.folder, "epoch-3.ckpt")
+    original, copied = shutil.copyfile, []
+
+    def copyfile(source, target):
+        copied.append(Path(source).name)
+        if len(copied) == 1:  # half of it was there
+            Path(target).write_bytes(old.read_bytes()[:-30])
+        elif len(copied) == 2:
+            write_checkpoint(run.folder, "epoch-4.ckpt")
+            old.unlink()
+            original(source, target)
+        else:
+            original(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    now.copy(run, tmp_path / "kept")
+    assert copied == ["epoch-3.ckpt", "epoch-3.ckpt", "epoch-4.ckpt"]
+    assert b"epoch-4.ckpt" in (tmp_path / "kept" / "checkpoints" / "last.ckpt").read_bytes()
+
+
+# Batches
+
+
+def test_batches_on_the_device_are_compared_with_those_of_the_cpu(tmp_path, monkeypatch):
+    cifar.make_images(tmp_path)
+    assert data_check.check_batches("cpu", tmp_path, 16, 16) == cifar.DRY_IMAGES + 16
+    monkeypatch.setattr(CropFlip, "on_device", lambda self, images, draws: images.clone())
+    with pytest.raises(AssertionError, match="train batch 0 on cpu is not that of the CPU"):
+        data_check.check_batches("cpu", tmp_path, 16, 16)
 
 
 # Resuming

@@ -1,9 +1,10 @@
 """Stage ``cifar``: a queue of CIFAR-10 runs, several at a time on one GPU, over several calls.
 
-Each run is a process of its own with the ordinary configs, module and data module (images on the
-device); what is left of one process's time on the GPU is another's. When the minutes are over, the
-processes are ended: each left a checkpoint after its last whole epoch. The checkpoints of a row of
-the queue are kept in one archive, from which a later call goes on.
+First, batches made on the device are compared with those of the CPU. Each run is a process of its
+own with the ordinary configs, module and data module; what one leaves of the time on the GPU is
+another's. When the minutes are over, the processes are ended: each left a checkpoint after its last
+whole epoch. The checkpoints of a row of the queue are kept in one archive, from which a later call
+goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import mps
 import numpy as np
 import yaml
+from data_check import check_batches
 from pack import join
 from stages import MAX_FILES, Context
 from trained import (
@@ -43,6 +45,7 @@ MODES = {"graphs": {"TORCHINDUCTOR_CUDAGRAPHS": "1"}, "compiled": {}, "plain": {
 STOP_MINUTES = 0.2  # before the end: for the last archives
 LEAST_MINUTES = 1.0  # with less left, no run is started
 ARCHIVE_SECONDS = 60.0
+TRIES = 5
 IMAGES = 45_000  # of an epoch: 50,000 without those held out
 DRY_IMAGES = 80
 DRY_QUEUE = (("resnet20_cifar10_dense", (1, 1)), ("resnet20_cifar10_channel", (1, 1)))
@@ -54,11 +57,13 @@ def run(context: Context) -> None:
     together, rows = read_queue(HERE / "queue.yaml", context.root / "configs")
     if not context.dry_run:
         data = join(context.root) or os.environ.get("SSL_DATA_DIR", "data")
+        check_batches(context.device, Path(data), num_validation=5000, batch_size=128)
         train(context, rows, together, context.root / WORK, Path(data).resolve())
         return
     rows = tuple(dry(row, epochs) for name, epochs in DRY_QUEUE for row in rows if row.name == name)
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder))
+        check_batches(context.device, Path(folder), num_validation=16, batch_size=16)
         train(context, rows, 2, Path(folder), Path(folder))
 
 
@@ -280,11 +285,18 @@ class Training:
         self.save()
 
     def copy(self, run: Run, target: Path) -> None:
-        """Copy what is kept of a run."""
+        """Copy what is kept of a run, also while it writes."""
         with_compact = any(row.like == run.row.name for row in self.rows)
-        for path, name in kept_files(run, with_compact):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
+        for _ in range(TRIES):
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                for path, name in kept_files(run, with_compact):
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target / name)
+            except FileNotFoundError:  # a newer checkpoint has just replaced it
+                continue
+            if (target / "checkpoints").is_dir() == (checkpoint_of(target)[0] is not None):
+                return
 
     def save(self) -> None:
         """Write the records."""

@@ -142,6 +142,7 @@ def config_of(run: Run, rows: tuple[Row, ...], device: str, compiled: bool) -> d
     config["data"]["init_args"]["on_device"] = True
     trainer |= {"max_epochs": run.epochs, "devices": 1, "enable_progress_bar": False}
     trainer["accelerator"] = "gpu" if device == "cuda" else "cpu"
+    trainer["benchmark"] = device == "cuda"
     trainer["num_sanity_val_steps"] = 0  # the first batch that is compiled is one of training
     trainer["logger"]["init_args"] |= {"name": run.name, "flush_logs_every_n_steps": 1}
     for callback in trainer["callbacks"]:
