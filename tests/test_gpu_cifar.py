@@ -48,6 +48,12 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     return path
 
 
+def ended(status: int) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
+    process.wait()
+    return process
+
+
 def finish(training: cifar.Training, name: str) -> None:
     training.records[name] |= {"epochs": training.runs[name].epochs, "test_error": 9.0}
     write_checkpoint(training.runs[name].folder, "last.ckpt")
@@ -224,26 +230,26 @@ def test_no_row_is_begun_whose_archive_would_not_come_back(tmp_path):
 def test_each_mode_is_tried_and_then_the_fastest_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(mps, "start", lambda folder: None)
     now = training(tmp_path, device="cuda")
-    assert now.mode() == "graphs"
-    records = list(now.records.values())
-    records[0] |= {"mode": "graphs", "images_per_s": 900.0}
-    assert now.mode() == "compiled"
-    records[1] |= {"mode": "compiled", "images_per_s": 1000.0}
-    assert now.mode() == "compiled"
-    records[2] |= {"mode": "graphs", "images_per_s": 1200.0}
-    assert now.mode() == "graphs"
+    records, runs = now.records, now.runs
+    dense, channel = ("resnet20_cifar10_dense", "resnet20_cifar10_channel")
+    another = runs[f"{channel}-2"]
+    assert now.mode(another) == "graphs"
+    records[f"{dense}-0"] |= {"mode": "graphs", "images_per_s": 900.0}
+    assert now.mode(another) == "compiled"
+    now.active[f"{dense}-1"] = cifar.Process(ended(0), "compiled", tmp_path)
+    assert now.mode(another) == "compiled"  # the safer of two
+    records[f"{dense}-1"] |= {"mode": "compiled", "images_per_s": 800.0}
+    assert now.mode(another) == "graphs"
+    records[f"{channel}-0"] |= {"mode": "graphs", "images_per_s": 1000.0}
+    records[f"{channel}-1"] |= {"mode": "compiled", "images_per_s": 2000.0}
+    assert now.mode(another) == "compiled"  # by its own row
+    assert now.mode(runs[f"{dense}-2"]) == "graphs"
     now.barred.add("graphs")
-    assert now.mode() == "compiled"
+    assert now.mode(runs[f"{dense}-2"]) == "compiled"
     now.barred.add("compiled")
-    assert now.mode() == "plain"
+    assert now.mode(another) == "plain"
     assert now.environment("graphs")["TORCHINDUCTOR_CUDAGRAPHS"] == "1"
     assert "TORCHINDUCTOR_CUDAGRAPHS" not in now.environment("compiled")
-
-
-def ended(status: int) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
-    process.wait()
-    return process
 
 
 @pytest.mark.parametrize(("mode", "again"), [("graphs", True), ("plain", False)])

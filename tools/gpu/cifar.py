@@ -163,7 +163,7 @@ class Training:
 
     def start(self, run: Run) -> None:
         """Start the process of a run."""
-        mode = self.mode()
+        mode = self.mode(run)
         config = config_of(run, self.rows, self.context.device, mode != "plain")
         config = shortened(config) if self.context.dry_run else config
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -183,23 +183,30 @@ class Training:
         self.touched.add(run.row.name)
         self.records[run.name]["mode"] = mode
 
-    def mode(self) -> str:
-        """Return a mode that was not tried yet, else the fastest one."""
+    def mode(self, run: Run) -> str:
+        """Return a mode that was not tried yet, else the fastest on this row, or on the first."""
         if self.context.device == "cpu":
             return "plain"
-        open_modes = [mode for mode in MODES if mode not in self.barred]
-        speeds: dict[str, list[float]] = {}
-        for record in self.records.values():
-            if record["mode"] in open_modes:
-                speeds.setdefault(record["mode"], []).extend(
-                    [record["images_per_s"]] if record["images_per_s"] else []
-                )
-        tried = {process.mode for process in self.active.values()} | speeds.keys()
-        new = [mode for mode in open_modes[:2] if mode not in tried and mode != "plain"]
-        if new or len(open_modes) == 1:
-            return (new or open_modes)[0]
-        known = {mode: statistics.median(values) for mode, values in speeds.items() if values}
-        return max(known, key=known.__getitem__) if known else open_modes[-2]
+        left = [mode for mode in MODES if mode not in self.barred]
+        compiled = left[:-1]
+        if len(compiled) < 2:
+            return left[0]
+        for row in (run.row, *self.rows):
+            known = self.speeds(row, compiled)
+            if len(known) == len(compiled):
+                return max(known, key=known.__getitem__)
+        tried = {process.mode for process in self.active.values()}
+        tried |= {mode for row in self.rows for mode in self.speeds(row, compiled)}
+        return next((mode for mode in compiled if mode not in tried), compiled[-1])
+
+    def speeds(self, row: Row, modes: list[str]) -> dict[str, float]:
+        """Return the median images per second of a row's runs in each mode that is known."""
+        found: dict[str, list[float]] = {}
+        for run in self.runs.values():
+            record = self.records[run.name]
+            if run.row is row and record["mode"] in modes and record["images_per_s"]:
+                found.setdefault(record["mode"], []).append(record["images_per_s"])
+        return {mode: statistics.median(values) for mode, values in found.items()}
 
     def environment(self, mode: str) -> dict[str, str]:
         """Return the environment of a run's process."""
