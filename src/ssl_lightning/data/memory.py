@@ -30,8 +30,8 @@ class InMemoryDataModule(ImageDataModule):
             ``"download"`` has torchvision fetch them there first.
         cutout: side in pixels of a square that is painted over with the mean colour in each
             training image (DeVries, Taylor, 2017), as a part of ``augment``; 0 for none.
-        on_device: whether all images are kept and augmented on the trainer's device; the batches
-            are the same, see :class:`ssl_lightning.data.device.DeviceImages`.
+        on_device: whether all images are kept and augmented on the trainer's device, for GPUs; the
+            batches are the same, see :class:`ssl_lightning.data.device.DeviceImages`.
 
     Raises:
         ValueError: if ``source`` is unknown, a number is out of range, ``cutout`` is asked for
