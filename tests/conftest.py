@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,3 +46,25 @@ def trainer(tmp_path: Path) -> Callable[..., Any]:
         return Trainer(**{**quiet, **settings})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of processes that see no more than a bare machine with a GPU has."""
+    from bare_machine import bare_environment
+
+    return bare_environment(tmp_path_factory.mktemp("machine") / "bare")
+
+
+@pytest.fixture
+def script(bare: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a Python file, the GPU script by default, as on a bare machine."""
+
+    def run(*arguments: str, file: str = "") -> subprocess.CompletedProcess[str]:
+        file = file or str(ROOT / "tools" / "gpu" / "run.py")
+        command = [sys.executable, "-W", "ignore", file, *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=bare, timeout=500
+        )
+
+    return run

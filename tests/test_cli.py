@@ -269,7 +269,7 @@ def test_every_config_can_be_resumed_after_a_kill(config, folder):
     assert stored[-1]
 
 
-SMALL = {"alexnet": "4", "resnet20": "8"}
+SMALL = {"alexnet": "4", "resnet20": "8", "resnet56": "4"}
 
 
 @pytest.mark.parametrize(

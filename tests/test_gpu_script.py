@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
@@ -17,22 +16,29 @@ sys.path.append(str(TOOLS))
 
 import stages  # noqa: E402
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", str(TOOLS / "run.py"), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=500
-    )
-
 
 def context(tmp_path, **changes) -> stages.Context:
     given = {"out": tmp_path / "out", "device": "cpu", "deadline": time.monotonic() + 60}
     return stages.Context(**{**given, "dry_run": False, "root": tmp_path, **changes})
 
 
-def test_every_check_holds_in_a_dry_run(tmp_path):
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import socket; socket.create_connection(('127.0.0.1', 9))", "no network"),
+        ("import pytest", "No module named 'pytest'"),
+    ],
+)
+def test_the_bare_machine_of_these_tests_has_neither_network_nor_further_modules(
+    script, tmp_path, code, message
+):
+    (tmp_path / "file.py").write_text(code)
+    run = script(file=str(tmp_path / "file.py"))
+    assert run.returncode == 1
+    assert message in run.stderr
+
+
+def test_every_check_holds_in_a_dry_run(script, tmp_path):
     run = script("check", "--dry-run", "--minutes", "8", "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "check.json").read_text())
@@ -43,7 +49,22 @@ def test_every_check_holds_in_a_dry_run(tmp_path):
     assert f"{len(record['result'])} of {len(record['result'])} hold" in run.stdout
 
 
-def test_a_stage_that_fails_is_written_down(tmp_path):
+def test_the_queue_is_trained_in_a_dry_run(script, tmp_path):
+    run = script("cifar", "--dry-run", "--minutes", "8", "--out", str(tmp_path))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "2 of 2 runs done, 4 epochs" in run.stdout
+    record = json.loads((tmp_path / "cifar.json").read_text())
+    for row in record["result"]["runs"]:
+        assert row["epochs"] == row["of"] == 2
+        assert 0 < row["test_error"] <= 100
+        assert row["images_per_s"] > 0
+    with zipfile.ZipFile(tmp_path / "resnet20_cifar10_channel.zip") as archive:
+        names = archive.namelist()
+    assert "resnet20_cifar10_channel-0/checkpoints/last.ckpt" in names
+    assert "resnet20_cifar10_channel-0/config.yaml" in names
+
+
+def test_a_stage_that_fails_is_written_down(script, tmp_path):
     run = script("check", "--device", "cuda", "--out", str(tmp_path))
     record = json.loads((tmp_path / "check.json").read_text())
     if record["error"] is None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from conftest import ROOT
-from gpu_stages import run_stage
 from test_gpu_script import context
 
 sys.path.append(str(ROOT / "tools" / "gpu"))
@@ -34,9 +33,9 @@ def _switches():
     torch.backends.cudnn.benchmark = False
 
 
-def test_all_candidates_are_checked_and_timed_in_a_dry_run(tmp_path):
+def test_all_candidates_are_checked_and_timed_in_a_dry_run(script, tmp_path):
     pytest.importorskip("triton")
-    run = run_stage("table4", "--dry-run", "--minutes", "6", "--out", str(tmp_path))
+    run = script("table4", "--dry-run", "--minutes", "6", "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "table4.json").read_text())
     assert record["error"] is None

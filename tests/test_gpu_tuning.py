@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from conftest import ROOT
-from gpu_stages import run_stage
 from ssl_lightning.kernels import tiles
 from ssl_lightning.kernels.tiles import ALLOWED, Problem, Tile
 from test_gpu_script import context
@@ -36,9 +35,9 @@ def _switches():
     torch.backends.cudnn.benchmark = False
 
 
-def test_a_dry_run_tunes_and_the_kernel_reads_what_it_found(tmp_path):
+def test_a_dry_run_tunes_and_the_kernel_reads_what_it_found(script, tmp_path):
     pytest.importorskip("triton")
-    run = run_stage("tune", "--dry-run", "--minutes", "6", "--out", str(tmp_path))
+    run = script("tune", "--dry-run", "--minutes", "6", "--out", str(tmp_path))
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "tune.json").read_text())
     assert record["error"] is None

@@ -924,6 +924,15 @@ def test_configs_without_a_younger_option_are_compared_by_its_default(
         zoo.add_controls("both", {"random": [spoilt]}, root)
 
 
+def test_each_seed_may_start_from_the_dense_run_of_its_own(seeds, tmp_path):
+    runs = [Path(shutil.copytree(seed, tmp_path / seed.name)) for seed in seeds[:2]]
+    for run, seed in zip(runs, seeds, strict=False):
+        edit_config(run, str(seed), f"runs/{run.name}")
+        edit_config(run, "model:\n", f"model:\n  init_from: runs/dense-{run.name}/last.ckpt\n")
+    zoo.publish(runs, "both", tmp_path / "zoo")
+    assert [result.seed for result in zoo.card("both", tmp_path / "zoo").seeds] == [0, 1]
+
+
 # Curves
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -100,8 +101,36 @@ def crop_and_flip(
         padded = np.zeros((number, channels, height + 2 * pad, width + 2 * pad), np.uint8)
         padded[:, :, pad : pad + height, pad : pad + width] = images
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
-        images = windows[np.arange(number), :, top, left]
-    return np.where(flip[:, None, None, None], images[..., ::-1], images)
+        images = windows[np.arange(number), :, top, left]  # a copy
+    else:
+        images = images.copy()
+    images[flip] = images[flip][..., ::-1]
+    return images
+
+
+def crop_and_flip_tensor(
+    images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int
+) -> Tensor:
+    """Do as :func:`crop_and_flip` does where the images are, without a wait for the device.
+
+    Args:
+        images: uint8 ``(B, C, H, W)``.
+        top: int64 ``(B,)``.
+        left: int64 ``(B,)``.
+        flip: bool ``(B,)``.
+        pad: pixels added on each side.
+
+    Returns:
+        New tensor, same shape.
+    """
+    _, channels, height, width = images.shape
+    place = torch.arange(width, device=images.device)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - place, place)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    rows = rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3])
+    columns = columns[:, None, None, :].expand(-1, channels, height, -1)
+    return padded.gather(2, rows).gather(3, columns)
 
 
 class BatchTransform(Protocol):
@@ -109,6 +138,16 @@ class BatchTransform(Protocol):
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
         """Return the transformed batch; the input is left as it is."""
+
+
+class DeviceTransform(BatchTransform, Protocol):
+    """One that also works where the images are: numbers drawn on the CPU, pixels moved there."""
+
+    def draw(self, size: tuple[int, int], epoch: Int64Array, index: Int64Array) -> Int64Array:
+        """Return the numbers ``(B, K)`` that tell what happens to images of ``size`` pixels."""
+
+    def on_device(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Transform uint8 ``(B, C, H, W)`` by draws ``(B, K)``, both on one device, likewise."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +166,23 @@ class CropFlip:
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
         """Transform a batch; shape and dtype stay."""
+        top, left, flip = self.draw((images.shape[2], images.shape[3]), epoch, index).T
+        return crop_and_flip(images, top, left, flip.astype(bool), self.pad)
+
+    def draw(self, size: tuple[int, int], epoch: Int64Array, index: Int64Array) -> Int64Array:
+        """Return each sample's top and left, 0 .. ``2 * pad``, and 1 where it is mirrored."""
+        del size
         top, left = (
             (uniform(self.seed, epoch, index, stream) * (2 * self.pad + 1)).astype(np.int64)
             for stream in (TOP, LEFT)
         )
         flip = uniform(self.seed, epoch, index, FLIP) < (0.5 if self.flip else 0.0)
-        return crop_and_flip(images, top, left, flip, self.pad)
+        return np.stack([top, left, flip], axis=1)
+
+    def on_device(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Transform a batch where it is, by what :meth:`draw` returned."""
+        top, left, flip = draws.unbind(1)
+        return crop_and_flip_tensor(images, top, left, flip.bool(), self.pad)
 
 
 @dataclass(frozen=True)
@@ -165,20 +215,40 @@ class Cutout:
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
         """Transform a batch as ``before`` does, and paint on it."""
-        images = self.before(images, epoch, index)
-        in_rows, in_columns = (
-            self._covered(uniform(self.seed, epoch, index, stream), length)
-            for stream, length in ((ROW, images.shape[2]), (COLUMN, images.shape[3]))
-        )
+        images = self.before(images, epoch, index).copy()
+        height, width = images.shape[2:]
+        top, left = self._corners((height, width), epoch, index).T[:, :, None]
+        rows, columns = np.arange(height), np.arange(width)
+        in_rows = (top <= rows) & (rows < top + self.side)
+        in_columns = (left <= columns) & (columns < left + self.side)
         square = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-        return np.where(square, np.array(self.colour, np.uint8)[:, None, None], images)
+        np.copyto(images, np.array(self.colour, np.uint8)[:, None, None], where=square)
+        return images
 
-    def _covered(self, draws: Float64Array, length: int) -> npt.NDArray[np.bool_]:
-        """Which of ``length`` places each sample's square covers: ``(B, length)``."""
-        first = (draws * length).astype(np.int64)[:, None] - self.side // 2
-        place = np.arange(length)
-        covered: npt.NDArray[np.bool_] = (first <= place) & (place < first + self.side)
-        return covered
+    def draw(self, size: tuple[int, int], epoch: Int64Array, index: Int64Array) -> Int64Array:
+        """Return the draws of ``before``, then top and left of each square, maybe outside."""
+        drawn = cast(DeviceTransform, self.before).draw(size, epoch, index)
+        return np.concatenate([drawn, self._corners(size, epoch, index)], axis=1)
+
+    def on_device(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Transform a batch where it is, by what :meth:`draw` returned."""
+        images = cast(DeviceTransform, self.before).on_device(images, draws[:, :-2])
+        inside = []
+        for first, length in zip(draws[:, -2:].unbind(1), images.shape[2:], strict=True):
+            offset = torch.arange(length, device=images.device) - first[:, None]
+            inside.append((offset >= 0) & (offset < self.side))
+        square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        for channel, value in enumerate(self.colour):  # a number needs no copy to the device
+            images[:, channel : channel + 1].masked_fill_(square, value)
+        return images
+
+    def _corners(self, size: tuple[int, int], epoch: Int64Array, index: Int64Array) -> Int64Array:
+        """Return top and left of each sample's square, ``(B, 2)``."""
+        middle = [
+            (uniform(self.seed, epoch, index, stream) * length).astype(np.int64)
+            for stream, length in zip((ROW, COLUMN), size, strict=True)
+        ]
+        return np.stack(middle, axis=1) - self.side // 2
 
 
 @dataclass(frozen=True)
@@ -261,6 +331,25 @@ class Resize:
         height, width = (round(side * self.middle) for side in images.shape[2:])
         top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
         return resize(images[:, :, top : top + height, left : left + width], self.size)
+
+    def draw(self, size: tuple[int, int], epoch: Int64Array, index: Int64Array) -> Int64Array:
+        """Return no numbers: ``(B, 0)``."""
+        del size, epoch
+        return np.zeros((len(index), 0), np.int64)
+
+    def on_device(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return images of the right size as they are: elsewhere they are scaled otherwise.
+
+        Raises:
+            ValueError: if they are of another size.
+        """
+        del draws
+        if self.middle != 1 or images.shape[2:] != (self.size, self.size):
+            raise ValueError(
+                f"Resize: expected images of {self.size} x {self.size} pixels on the device, got "
+                f"{tuple(images.shape[2:])}. Scale them on the CPU."
+            )
+        return images
 
 
 def resize(images: UInt8Array, size: int) -> UInt8Array:

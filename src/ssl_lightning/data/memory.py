@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+import torch
 
 from ssl_lightning.data import sets
 from ssl_lightning.data.augment import (
     BatchTransform,
     CropFlip,
     Cutout,
+    DeviceTransform,
     RandomResizedCrop,
     Resize,
 )
 from ssl_lightning.data.base import ImageDataModule, Split
+from ssl_lightning.data.device import DeviceImages
 from ssl_lightning.data.loading import MemoryImages, as_is
 from ssl_lightning.data.packed import LabelledImages
 
@@ -27,10 +30,12 @@ class InMemoryDataModule(ImageDataModule):
             ``"download"`` has torchvision fetch them there first.
         cutout: side in pixels of a square that is painted over with the mean colour in each
             training image (DeVries, Taylor, 2017), as a part of ``augment``; 0 for none.
+        on_device: whether all images are kept and augmented on the trainer's device, for GPUs; the
+            batches are the same, see :class:`ssl_lightning.data.device.DeviceImages`.
 
     Raises:
-        ValueError: if ``source`` is unknown, a number is out of range, or ``cutout`` is asked for
-            without ``augment``.
+        ValueError: if ``source`` is unknown, a number is out of range, ``cutout`` is asked for
+            without ``augment``, or ``on_device`` with workers.
     """
 
     image_set: ClassVar[sets.ImageSet]
@@ -49,6 +54,7 @@ class InMemoryDataModule(ImageDataModule):
         eval_batch_size: int = 1000,
         num_workers: int = 0,
         cutout: int = 0,
+        on_device: bool = False,
     ) -> None:
         super().__init__(
             root, batch_size, num_validation, seed, augment, normalize, eval_batch_size, num_workers
@@ -61,6 +67,12 @@ class InMemoryDataModule(ImageDataModule):
                 "or leave `cutout` out."
             )
         self.cutout = cutout
+        if on_device and num_workers:
+            raise ValueError(
+                f"{type(self).__name__}: expected `num_workers: 0` with `on_device`, whose batches "
+                f"are made on the device, got {num_workers}. Leave one of the two out."
+            )
+        self.on_device = on_device
         if source not in self.sources:
             raise ValueError(
                 f"{type(self).__name__}: expected `source` to be one of {', '.join(self.sources)}, "
@@ -100,7 +112,14 @@ class InMemoryDataModule(ImageDataModule):
             else ((0.0,) * channels, (1.0,) * channels)
         )
         transform = self._transform(augment=self.augment and split == "train")
-        return MemoryImages(data, positions, transform, mean, std)
+        if not self.on_device:
+            return MemoryImages(data, positions, transform, mean, std)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return DeviceImages(data, positions, cast(DeviceTransform, transform), mean, std, device)
+
+    def _loader_options(self) -> dict[str, Any]:
+        options = super()._loader_options()
+        return options | {"pin_memory": False} if self.on_device else options
 
     def _decode(self, train: bool) -> LabelledImages:
         if train not in self._decoded:
@@ -146,6 +165,7 @@ class MNISTDataModule(InMemoryDataModule):
         eval_batch_size: int = 1000,
         num_workers: int = 0,
         cutout: int = 0,
+        on_device: bool = False,
     ) -> None:
         super().__init__(
             source,  # type: ignore[arg-type]  # one source more than other sets have
@@ -158,6 +178,7 @@ class MNISTDataModule(InMemoryDataModule):
             eval_batch_size,
             num_workers,
             cutout,
+            on_device,
         )
 
 
@@ -178,6 +199,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
         eval_batch_size: int = 1000,
         num_workers: int = 0,
         cutout: int = 0,
+        on_device: bool = False,
     ) -> None:
         super().__init__(
             source,
@@ -190,6 +212,7 @@ class FashionMNISTDataModule(InMemoryDataModule):
             eval_batch_size,
             num_workers,
             cutout,
+            on_device,
         )
 
 

@@ -32,12 +32,17 @@ MAY_DIFFER = (
     "root",
     "dirpath",
     "folder",
+    "init_from",
+    "like",
+    "on_device",
     "default_root_dir",
     "logger",
     "enable_progress_bar",
     "enable_model_summary",
 )
-"""Keys of a config in which runs that differ in their seed alone may differ: places and looks."""
+"""Keys of a config in which runs that differ in their seed alone may differ: places and looks.
+
+Among them the run of the same seed that weights, or numbers of groups, were taken from."""
 
 
 @dataclass(frozen=True)
