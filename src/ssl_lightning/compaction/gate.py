@@ -207,17 +207,27 @@ def try_sizes(gate: Gate, network: nn.Module, axis: Axes, refused: dict[str, str
 
 
 def try_batches(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
-    """Run the dense network on a larger batch: an odd one if it accepts that, else twice it."""
+    """Run the dense network on a larger batch: an odd one if it accepts that, else twice it.
+
+    Of the sizes that it accepts the smallest is taken.
+    """
     tensors = gate.inputs.tensors()
     count = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    inputs = min((t.inputs for t in gate.trials), key=lambda i: sum(map(Tensor.numel, i.tensors())))
     for batch in (2 * count + 1, 2 * count) if count else ():
-        index = torch.arange(batch) % count
-
-        def repeat(x: Tensor, index: Tensor = index) -> Tensor:
-            return x[index.to(x.device)] if x.dim() and len(x) == count else x
-
-        if try_one(gate, network, gate.inputs.map(repeat), refused):
+        if try_one(gate, network, with_batch(inputs, batch), refused):
             return
+
+
+def with_batch(inputs: Inputs, batch: int) -> Inputs:
+    """Return the inputs with another batch size, by taking samples again."""
+    count = len(inputs.tensors()[0])
+    index = torch.arange(batch) % count
+
+    def repeat(x: Tensor) -> Tensor:
+        return x[index.to(x.device)] if x.dim() and len(x) == count else x
+
+    return inputs.map(repeat)
 
 
 def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, str]) -> bool:
@@ -238,7 +248,7 @@ def try_training(gate: Gate, network: nn.Module) -> None:
     inputs = gate.inputs
     count = len(inputs.tensors()[0]) if inputs.tensors() and inputs.tensors()[0].dim() else 0
     if count == 1:
-        inputs = inputs.map(lambda x: torch.cat([x, x]) if x.dim() and len(x) == 1 else x)
+        inputs = with_batch(inputs, 2)
     try:
         gate.trials.append(run(network, inputs, train=True))
     except Exception as error:
