@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.compaction.store import Recipe
-from ssl_lightning.suggest import check_keys
+from ssl_lightning.suggest import check_keys, shortened
 from ssl_lightning.zoo.loading import PREFIX, load_with_digest, load_with_recipe
 
 
@@ -42,6 +42,27 @@ class Origin:
     parameters: list[str]
     group_sizes: dict[str, int]
     groups: dict[str, dict[str, int]]
+
+
+def read_origin(data: Any) -> Origin | None:
+    """Return what a checkpoint holds of the backbone before it was compacted, or None.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if not data:
+        return None
+    try:
+        names, sizes, groups = data["parameters"], data["group_sizes"], data["groups"]
+        return Origin(
+            [str(name) for name in names],
+            {str(name): int(size) for name, size in sizes.items()},
+            {str(n): {str(k): int(of) for k, of in kinds.items()} for n, kinds in groups.items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`origin` is damaged: {type(error).__name__}: {shortened(str(error))}."
+        ) from error
 
 
 def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
