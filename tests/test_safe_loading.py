@@ -133,16 +133,12 @@ NAMED = {
         },
         "'weights' of 'torchvision:mobilenet_v3_small' is not one of",
     ),
-    "a zoo elsewhere": (
+    "an entry": (
         {
             "hyper_parameters__backbone": "zoo:lenet_mnist_shape",
             "hyper_parameters__backbone_args": {"root": "/named/by/the/file"},
         },
-        "no folder is opened because a checkpoint names it",
-    ),
-    "a path as an entry": (
-        {"hyper_parameters__backbone": "zoo:../secret", "hyper_parameters__backbone_args": {}},
-        "Cannot be the name of a zoo entry",
+        "of the entry 'zoo:lenet_mnist_shape', but has no `started_from`",
     ),
     "another network": ({"hyper_parameters__backbone": "mlp"}, "does not fit SSLLightningModule"),
     "no shape": ({"hyper_parameters__input_shape": {"a": 1}}, "`input_shape`"),
@@ -175,6 +171,20 @@ def test_settings_of_the_caller_replace_those_of_the_file(saved, tmp_path):
         io.BytesIO(path.read_bytes()), backbone=module.backbone, backbone_args={}, optimizer=None
     )
     assert own.backbone is module.backbone
+
+
+def test_a_checkpoint_of_an_entry_is_read_without_the_zoo(trainer, tmp_path, monkeypatch):
+    module = SSLLightningModule("zoo:mlp_mnist_neuron_small")
+    run = trainer(max_epochs=1)
+    run.fit(module, toy_loader(16, shape=SHAPE))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    monkeypatch.setenv("SSL_ZOO_DIR", str(tmp_path / "none"))
+    again = SSLLightningModule.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(again.backbone.fc1.layer.weight, module.backbone.fc1.layer.weight)
+    assert (again.hparams["backbone"], again.started_from) == (
+        "zoo:mlp_mnist_neuron_small",
+        module.started_from,
+    )
 
 
 def test_an_open_file_is_read_as_safely(saved):

@@ -11,10 +11,10 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from ssl_lightning.backbones import admit
-from ssl_lightning.checkpoints import checked, read_checkpoint, read_shape
+from ssl_lightning.checkpoints import checked, read_checkpoint, read_shape, read_start
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.files import replacing
 from ssl_lightning.suggest import shortened
-from ssl_lightning.zoo.cards import check_name
 from ssl_lightning.zoo.loading import PREFIX
 
 IMPORTED = ("_instantiator", "_class_path", "optimizer", "lr_scheduler", "init_from")
@@ -139,14 +139,34 @@ def check_backbone(settings: Mapping[str, Any], own: bool, where: str) -> None:
         return
     if not name.startswith(PREFIX):
         admit(name, arguments, where)
-        return
-    check_name(name.removeprefix(PREFIX))
-    if not isinstance(arguments, Mapping) or set(arguments) - {"pretrained"}:
+
+
+def entry_start(content: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Recipe | None:
+    """Return how the network is made that training started from, if that was an entry of the zoo.
+
+    The checkpoint says it itself, so that no entry is opened because a checkpoint names it.
+
+    Args:
+        content: of the checkpoint.
+        given: settings that the caller gives.
+        where: the checkpoint, for messages.
+
+    Returns:
+        None if the backbone is no entry, or the caller gives one.
+
+    Raises:
+        ValueError: if the checkpoint does not say it.
+    """
+    name = content.get("hyper_parameters", {}).get("backbone")
+    if "backbone" in given or not isinstance(name, str) or not name.startswith(PREFIX):
+        return None
+    start = read_start(content, where)
+    if start is None:
         raise ValueError(
-            f"{where}: the entry {shortened(name)} was loaded with {shortened(arguments)}, and no "
-            "folder is opened because a checkpoint names it. Give `backbone_args` yourself, with "
-            "the `root` that the entry is in now."
+            f"{where} is damaged: it is of the entry {shortened(name)}, but has no `started_from` "
+            "that says how its network is made. Give `backbone` yourself."
         )
+    return start
 
 
 def save_whole_files_(strategy: Strategy) -> None:

@@ -37,6 +37,7 @@ from ssl_lightning.module.parts import (
     Origin,
     attached_first,
     check_labels,
+    check_tensors,
     clip_unscaled,
     count_classes,
     default_optimizer,
@@ -50,7 +51,12 @@ from ssl_lightning.module.parts import (
     split_parameters,
     start_from_,
 )
-from ssl_lightning.module.saving import check_settings, read_anywhere, save_whole_files_
+from ssl_lightning.module.saving import (
+    check_settings,
+    entry_start,
+    read_anywhere,
+    save_whole_files_,
+)
 from ssl_lightning.penalties import (
     Attachment,
     GroupLasso,
@@ -220,14 +226,22 @@ class SSLLightningModule(pl.LightningModule):
         load = super().load_from_checkpoint
         if weights_only is False:
             return load(*places, weights_only=False, **kwargs)
-        where = str(checkpoint_path)
-        check_settings(read_anywhere(checkpoint_path), kwargs, where)
+        where, content = str(checkpoint_path), read_anywhere(checkpoint_path)
+        check_settings(content, kwargs, where)
+        start = entry_start(content, kwargs, where)
+        if start is not None:
+            kwargs = {**kwargs, "backbone": start.create(), "backbone_args": None}
         try:
-            return load(*places, weights_only=True, **kwargs)
+            module = load(*places, weights_only=True, **kwargs)
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
             raise ValueError(
                 f"{where} does not fit {cls.__name__}: {shortened(str(error), 300)}"
             ) from error
+        if start is not None:
+            stored = content["hyper_parameters"]
+            module.hparams.update({key: stored.get(key) for key in ("backbone", "backbone_args")})
+            module.started_from = start
+        return module
 
     # --- the network ----------------------------------------------------------------------------
 
@@ -641,6 +655,11 @@ class SSLLightningModule(pl.LightningModule):
             raise ValueError(f"`run_seed` is damaged: expected a number, got {shortened(seed)}.")
         for module in (self, *averaged_copies(self._trainer)):
             module._restore_plans(plans, origin)
+        check_tensors(
+            checkpoint["state_dict"],
+            self.state_dict(),
+            complete=self._trainer is not None and self.strict_loading,
+        )
         shapes = {name: value.shape for name, value in named_tensors(self.backbone).items()}
         self.locks.load_state_dict(stored.get("locks", []), shapes)
         self.run_seed = seed
