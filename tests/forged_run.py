@@ -6,6 +6,7 @@ forged, how each reader ended, and what was touched that a file may not have tou
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -13,12 +14,13 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,8 @@ class Watch:
             self.opened(*args)
         elif event.startswith("socket.") and event not in ("socket.gethostname", "socket.__new__"):
             address = args[1] if event == "socket.connect" else args[:2]
-            if (
-                self.address is None
-                or (tuple(address[:2]) != self.address
-                and event != "socket.bind")
+            if self.address is None or (
+                tuple(address[:2]) != self.address and event != "socket.bind"
             ):
                 self.touched.append(f"{event} {args[1:]}")
         elif event == "import" and args[0].partition(".")[0] not in self.known:
@@ -289,6 +289,27 @@ def warm_up(kind: str, bases: list[Path], scratch: Path) -> None:
         assert not wrong, wrong
 
 
+def check_watch(folder: Path) -> None:
+    """Make sure that the hook sees what a forged file might have done."""
+    torch.save({"x": forge.Bomb()}, folder / "bomb.pt")
+    done: list[Callable[[], Any]] = [
+        lambda: Path("/etc/hostname").read_bytes(),
+        lambda: socket.create_connection(("127.0.0.1", 9), 0.1),
+        lambda: torch.load(folder / "bomb.pt", weights_only=False),
+        lambda: importlib.import_module(forge.CODE),
+        lambda: Path("/forged_marker").mkdir(),
+    ]
+    for act in done:
+        WATCH.touched.clear()
+        WATCH.on = True
+        with suppress(OSError, SystemExit):
+            act()
+        WATCH.on = False
+        assert WATCH.touched, act
+    for made in (Path("/forged_marker"), Path(forge.MARKER)):
+        made.rmdir()
+
+
 def main(kind: str, first: int, last: int, folder: Path) -> None:
     """Read the forged files of some numbers."""
     os.chdir(folder)
@@ -305,10 +326,10 @@ def main(kind: str, first: int, last: int, folder: Path) -> None:
     WATCH.known = frozenset([*sys.stdlib_module_names])
     WATCH.inside = (os.path.realpath(folder),)
     warm_up(kind, bases, folder)
-    WATCH.touched.clear()
     WATCH.known = (
         frozenset(name.partition(".")[0] for name in sys.modules) | sys.stdlib_module_names
     )
+    check_watch(folder)
     resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, 24 * 2**30))
     for number in range(first, last):
         place = folder / str(number)

