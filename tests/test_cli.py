@@ -464,3 +464,33 @@ def test_the_script_and_the_console_command_are_this_main(monkeypatch):
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"ssl-lightning": "ssl_lightning.cli:main"}
     assert "from ssl_lightning.cli import main" in (ROOT / "cli.py").read_text()
+
+
+REFUSED = {
+    "a callback": ["--trainer.callbacks+=ThresholdPruning", "--trainer.callbacks.start=9"],
+    "the setup": ["--model.penalties", '[{"kind": "filter", "layers": "none*", "strength": 1.0}]'],
+    "the data": ["--model.backbone_args={num_classes: 3}"],
+    "the parser": ["--model.backbone=lenett"],
+    "the checkpoint": ["--ckpt_path=none.ckpt"],
+}
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_run_leaves_nothing(folder, capsys, case, logger):
+    logs = f'{{"class_path": "{logger}", "init_args": {{"save_dir": "{folder}/logs"}}}}'
+    arguments = [*short_run(folder), "--trainer.logger", logs, *REFUSED[case]]
+    assert "error: " in failing(arguments, capsys)
+    assert [str(path) for path in folder.rglob("*")] == []
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("of an older run")
+    failing(arguments, capsys)
+    assert [str(path) for path in folder.rglob("*")] == [str(run), str(run / "config.yaml")]
+    assert (run / "config.yaml").read_text() == "of an older run"
+
+
+def test_a_run_that_began_keeps_its_folder(folder, capsys):
+    diverging = ["--model.optimizer.lr=1e30", "--trainer.logger=false"]
+    assert "The training loss is" in failing([*short_run(folder), *diverging], capsys)
+    assert sorted(path.name for path in (folder / "run").iterdir()) == [".lock", "config.yaml"]

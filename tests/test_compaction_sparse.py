@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch import nn
@@ -65,7 +63,6 @@ def test_both_forms_take_turns_there_and_back():
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             log.append(self.name)
-            time.sleep(0.003)
             return x
 
     time_ratio(Named("dense"), Named("sparse"), X, rounds=3)

@@ -18,6 +18,7 @@ from ssl_lightning import SSLLightningModule, create_backbone, load_backbone, zo
 from ssl_lightning.cli import main
 from ssl_lightning.compaction import load_compact
 from ssl_lightning.data import MNISTDataModule
+from ssl_lightning.measure import num_parameters
 from ssl_lightning.measure.sparse_record import SparseRecord, SparseRow
 from ssl_lightning.measure.table4 import TABLE4
 from ssl_lightning.zoo import publishing, timing, upgrading, verifying
@@ -28,7 +29,6 @@ from ssl_lightning.zoo.cards import (
     FILES,
     GOLDEN,
     MODEL,
-    OF_WEIGHTS,
     PAGE,
     REQUIRED,
     SCHEMA,
@@ -111,8 +111,7 @@ def test_every_figure_of_every_entry_is_measured_again(name, monkeypatch):
     unstored = [] if card.weights.unstored is None else ["groups left", "test error %"]
     assert [check.what for check in checks if not check.ok] == unstored
     whats = " ".join(check.what for check in checks)
-    wanted = [file for file in REQUIRED if not unstored or file not in OF_WEIGHTS]
-    for what in (*wanted, "MACs", "parameters", "test error", "groups", "penalties"):
+    for what in ("MACs", "parameters", "test error", "groups", "penalties"):
         assert what in whats
 
 
@@ -1004,10 +1003,24 @@ def test_latency_is_compared_by_ratios(published, monkeypatch):
     assert "this machine has 0" in rows[0].reason
 
 
-def test_latency_of_the_first_entry_is_measured_again():
+def test_the_three_networks_of_an_entry_are_timed_as_its_card_says(monkeypatch):
+    card = zoo.card(NAME)
+    records = {record.batch_size: record for record in card.latency}
+    x, asked = torch.randn(4, 1, 28, 28), []
+
+    def timed(models, batch_size, threads, rounds):
+        asked.append((batch_size, threads, rounds))
+        dense, masked, compact = (models[name].eval() for name in ("dense", "masked", "compact"))
+        sizes = [num_parameters(network) for network in (dense, masked, compact)]
+        assert sizes == [card.dense.num_parameters] * 2 + [card.compact.num_parameters]
+        torch.testing.assert_close(compact(x), masked(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(compact(x), dense(x), rtol=1e-2, atol=1e-2)
+        return records[batch_size]
+
+    monkeypatch.setattr(verifying, "measure_latency", timed)
     rows = [c for c in zoo.verify(NAME) if "latency" in c.what]
-    assert len(rows) == 4
-    assert all(isinstance(c.measured, float) for c in rows)
+    assert asked == [(r.batch_size, r.threads, r.num_rounds) for r in records.values()]
+    assert [row.verdict for row in rows] == ["ok"] * 4
 
 
 # Entries of schema 1

@@ -76,7 +76,7 @@ def test_what_was_damaged_on_the_hub_or_on_the_way_is_refused(hub, tmp_path, fil
     def parse(*_, **__):
         raise AssertionError("nothing may be parsed")
 
-    monkeypatch.setattr("ssl_lightning.zoo.loading.load_compact", parse)
+    monkeypatch.setattr("ssl_lightning.zoo.loading.read_compact", parse)
     files = pushed(hub)
     whole = files[file]
     for damaged in (whole[:-1], whole[:-2] + b"\x00" + whole[-1:], b""):

@@ -46,30 +46,65 @@ class TrainedBackbone:
         return start.then(*self.plans, plan)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+PARTS: dict[str, type] = {
+    "hyper_parameters": Mapping,
+    "ssl_lightning": Mapping,
+    "callbacks": Mapping,
+    "loops": Mapping,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+"""Part of a Lightning checkpoint -> what it is, if it is there."""
+
+
+def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     """Return a checkpoint's content; only tensors and plain values are ever unpickled.
+
+    All that reads a checkpoint comes here: commands, the module, and trainers that train it.
+
+    Args:
+        path: of a file that training wrote, or an open file.
+        map_location: of its tensors, as :func:`torch.load` takes it.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is truncated, damaged or no checkpoint of this library.
     """
-    if not Path(path).is_file():
+    opened = hasattr(path, "seek")
+    if not opened and not Path(path).is_file():
         raise FileNotFoundError(
             f"No checkpoint at {path}. `fit` writes them where its ModelCheckpoint callback says."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+        if opened:
+            path.seek(0)
     except Exception as error:  # damaged archives raise whatever the unpickler stumbles over
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged, or no checkpoint "
             "of tensors and plain values. Take another one, or train again."
         ) from error
+    return checked(content, str(path))
+
+
+def checked(content: Any, path: str) -> dict[str, Any]:
+    """Return what was read from a checkpoint, if its parts are what Lightning writes.
+
+    Raises:
+        ValueError: naming the part that is not.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
         raise ValueError(f"{path} is no Lightning checkpoint: it holds no `state_dict`.")
-    for part in ("hyper_parameters", "ssl_lightning", "callbacks"):
-        if not isinstance(content.get(part, {}), Mapping):
-            raise ValueError(f"{path} is damaged: its `{part}` is no mapping.")
-    check_state(content["state_dict"], str(path))
+    for part, kind in PARTS.items():
+        if part in content and not isinstance(content[part], kind):
+            raise ValueError(
+                f"{path} is damaged: expected its `{part}` as {kind.__name__}, got "
+                f"{shortened(content[part])}. Take another one, or train again."
+            )
+    check_state(content["state_dict"], path)
     return content
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,51 @@ class FolderLock:
         if self.handle is not None:
             os.close(self.handle)
             self.handle = None
+
+
+class Traces:
+    """What a run makes before it trains, so that a refused one can take it away again.
+
+    Args:
+        folders: that the run may make; those that exist are not touched, and of the others only
+            what is empty then is removed, since another run may work below.
+        files: that it may write; they become what they are now.
+        logs: folders as ``folders``, of which files in them go too if they are new.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     run, old = Path(place, "runs", "a"), Path(place, "old.txt")
+        ...     _ = old.write_text("before")
+        ...     traces = Traces([run], [run / "config.yaml", old])
+        ...     run.mkdir(parents=True)
+        ...     _ = (run / "config.yaml").write_text("x"), old.write_text("after")
+        ...     traces.remove()
+        ...     print([path.name for path in Path(place).iterdir()], old.read_text())
+        ['old.txt'] before
+    """
+
+    def __init__(
+        self, folders: Iterable[Path], files: Iterable[Path], logs: Iterable[Path] = ()
+    ) -> None:
+        self.logs = [folder for folder in logs if not folder.exists()]
+        paths = {part for folder in (*folders, *self.logs) for part in (folder, *folder.parents)}
+        self.new = sorted((path for path in paths if not path.exists()), reverse=True)
+        self.files = {file: file.read_bytes() if file.is_file() else None for file in files}
+
+    def remove(self) -> None:
+        """Remove the folders, if nothing is in them, and put the files back."""
+        for file, content in self.files.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            elif not file.is_file() or file.read_bytes() != content:
+                with replacing(file) as temporary:
+                    temporary.write_bytes(content)
+        for log in (file for folder in self.logs for file in folder.glob("*") if file.is_file()):
+            log.unlink(missing_ok=True)
+        for folder in self.new:  # those below first
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager

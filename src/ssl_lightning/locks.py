@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.groups import GroupSet, Member, zero_groups_
+from ssl_lightning.suggest import shortened
 
 
 class GroupLocks:
@@ -144,23 +145,68 @@ class GroupLocks:
         ]
         return [*groups, *elements]
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Restore the locks that :meth:`state_dict` described."""
-        self._locked, self._elements, self._copies = {}, {}, {}
-        for entry in state:
-            if "parameter" in entry:
-                flat = torch.zeros(entry["shape"], dtype=torch.bool).flatten()
-                flat[entry["locked"]] = True
-                self._elements[entry["parameter"]] = flat.view(entry["shape"])
-                continue
-            members, companions = (
-                tuple(Member(name, *map(tuple, sizes)) for name, *sizes in entry[part])
-                for part in ("members", "companions")
-            )
-            group_set = GroupSet(entry["layer"], entry["kind"], members, companions)
-            mask = torch.zeros(group_set.num_groups, dtype=torch.bool)
-            mask[entry["locked"]] = True
-            self._locked[group_set.name] = (group_set, mask)
+    def load_state_dict(
+        self, state: Any, shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        """Restore the locks that :meth:`state_dict` described.
+
+        Args:
+            state: what it returned.
+            shapes: parameter -> its shape, to compare the locks with.
+
+        Raises:
+            ValueError: if it is damaged, or of parameters of other shapes; nothing changes then.
+        """
+        again = GroupLocks()
+        try:
+            for entry in state:
+                again._add(entry, shapes)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"`locks` are damaged or of another network: {type(error).__name__}: "
+                f"{shortened(str(error), 200)}"
+            ) from error
+        self._locked, self._elements, self._copies = again._locked, again._elements, {}
+
+    def _add(self, entry: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None) -> None:
+        """Restore one entry of the state, after comparing it with the parameters' shapes."""
+        if "parameter" in entry:
+            check_shape(entry["parameter"], entry["shape"], shapes)
+            flat = torch.zeros(entry["shape"], dtype=torch.bool).flatten()
+            flat[entry["locked"]] = True
+            self._elements[entry["parameter"]] = flat.view(entry["shape"])
+            return
+        members, companions = (
+            tuple(Member(name, *map(tuple, sizes)) for name, *sizes in entry[part])
+            for part in ("members", "companions")
+        )
+        for member in (*members, *companions):
+            check_shape(member.parameter, member.shape, shapes)
+        group_set = GroupSet(entry["layer"], entry["kind"], members, companions)
+        mask = torch.zeros(group_set.num_groups, dtype=torch.bool)
+        mask[entry["locked"]] = True
+        self._locked[group_set.name] = (group_set, mask)
+
+
+def check_shape(name: Any, found: Any, shapes: Mapping[str, Sequence[int]] | None) -> None:
+    """Make sure that a parameter has the shape that a file says.
+
+    Raises:
+        ValueError: if it has another, or there is no such parameter.
+
+    Example:
+        >>> check_shape("w", [10**12], {"w": (2, 2)})
+        Traceback (most recent call last):
+        ...
+        ValueError: expected 'w' with the shape (2, 2), got [1000000000000]
+    """
+    if shapes is None:
+        return
+    wanted = tuple(shapes[name]) if name in shapes else "of the network"
+    if wanted != tuple(found):
+        raise ValueError(
+            f"expected {shortened(name)} with the shape {wanted}, got {shortened(found)}"
+        )
 
 
 def plain(member: Member) -> tuple[str, list[int], list[int], list[int]]:

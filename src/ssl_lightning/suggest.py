@@ -45,7 +45,7 @@ def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> No
     known = list(known)
     for key in given:
         if key not in known:
-            raise ValueError(f"{where} has no argument {key!r}. {nearest(key, known)}")
+            raise ValueError(f"{where} has no argument {shortened(key)}. {nearest(key, known)}")
 
 
 def shortened(value: object, most: int = 60) -> str:

@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -22,7 +23,7 @@ import ssl_lightning.data.datamodule
 import ssl_lightning.schedules  # noqa: F401
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
-from ssl_lightning.files import FolderLock, replacing
+from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.module.parts import refuse_spawning
 
@@ -36,12 +37,18 @@ class RunFolderConfig(SaveConfigCallback):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **{**settings, "save_to_log_dir": False})
         self.lock: FolderLock | None = None
+        self.held, self.begun = False, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the folder for this run, or refuse to mix its files with another's."""
         if stage == "fit" and trainer.is_global_zero and self.lock is None:
             self.lock = FolderLock(Path(trainer.default_root_dir))
+            self.held = True
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Know that the run has begun, so that what it wrote stays."""
+        self.begun = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let other runs use the folder."""
@@ -71,6 +78,7 @@ class SSLCLI(LightningCLI):
 
     asked: str = "fit"
     given: Sequence[str] = ()
+    traces: Mapping[str, Traces] = MappingProxyType({})
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -80,6 +88,29 @@ class SSLCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse, before processes are started, what each of them would refuse."""
         refuse_spawning(self.trainer.strategy)
+        root = Path(self.trainer.default_root_dir).absolute()
+        logs = [logger.log_dir for logger in self.trainer.loggers if logger.log_dir]
+        self.traces = {
+            "run": Traces([root], [root / "config.yaml", root / ".lock"]),
+            "logs": Traces([], [], [Path(log).absolute() for log in logs]),
+        }
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Carry out the subcommand; of a run that is refused nothing stays."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Remove what the run wrote, unless it has begun, or another works in its folder."""
+        trainer: Any = self.trainer
+        configs = [c for c in trainer.callbacks if isinstance(c, RunFolderConfig)]
+        if self.traces and trainer.is_global_zero and not any(c.begun for c in configs):
+            self.traces["logs"].remove()
+            if any(c.held for c in configs):
+                self.traces["run"].remove()
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; take the model's settings from it only if none were given.

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_lightning.compaction.structure import from_structure
 from ssl_lightning.files import parse_json
 from ssl_lightning.graph import Inputs, SiteSlices
-from ssl_lightning.suggest import check_keys
+from ssl_lightning.suggest import check_keys, shortened
 
 SCHEMA = 1
 HEADER = ("module", "inputs", "outputs", "what stays, and why")
@@ -92,7 +92,7 @@ class Plan:
         Raises:
             ValueError: if the text is no plan, or one of an unknown schema version.
         """
-        data = parse_json(text, f"Plan {text[:40]!r}...")
+        data = parse_json(text, f"Plan {shortened(text, 40)}")
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
             raise ValueError(
                 f"Plan: expected an object with schema {SCHEMA}. It was written by another version "
@@ -109,7 +109,9 @@ class Plan:
             plan = cls(modules, shapes, types, notes, sparse, data.get("structure"), checks)
             plan.inputs(torch.device("meta"))
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"Plan: damaged, {type(error).__name__}: {error}.") from error
+            raise ValueError(
+                f"Plan: damaged, {type(error).__name__}: {shortened(str(error), 200)}."
+            ) from error
         return plan
 
 
@@ -143,15 +145,17 @@ def subset_text(slices: SiteSlices) -> str:
 
 def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
     """Return one module's slices from their JSON form."""
+    name = shortened(name)[1:-1]
     check_keys(f"Plan of `{name}`", given, list(SiteSlices.__dataclass_fields__))
     old = given["of"]
     sides = (given["inputs"], given["outputs"])
     if len(old) != 2 or not all(type(n) is int for n in (*old, *sides[0], *sides[1])):
-        raise ValueError(f"Plan of `{name}`: expected channel numbers, got {given}.")
+        raise ValueError(f"Plan of `{name}`: expected channel numbers, got {shortened(given)}.")
     for kept, count in zip(sides, old, strict=True):
         if any(not 0 <= i < count for i in kept) or sorted(set(kept)) != list(kept):
             raise ValueError(
-                f"Plan of `{name}`: expected ascending channels below {count}, got {kept}."
+                f"Plan of `{name}`: expected ascending channels below {count}, got "
+                f"{shortened(kept)}."
             )
     parts = {
         key: read_part(name, given.get(key), kept)
@@ -161,7 +165,7 @@ def read_slices(name: str, given: Mapping[str, Any]) -> SiteSlices:
     if len(folded) != len(constants) or any(not 0 <= i < old[0] for i in folded):
         raise ValueError(
             f"Plan of `{name}`: expected one constant for each folded input below {old[0]}, got "
-            f"{len(constants)} for {folded}."
+            f"{len(constants)} for {shortened(folded)}."
         )
     return SiteSlices(
         tuple(sides[0]),
@@ -184,7 +188,10 @@ def read_part(name: str, given: Any, kept: Sequence[int]) -> tuple[int, ...] | N
     if given is None:
         return None
     if sorted(set(given) & set(kept)) != list(given):
-        raise ValueError(f"Plan of `{name}`: expected some of the channels {kept}, got {given}.")
+        raise ValueError(
+            f"Plan of `{name}`: expected some of the channels {shortened(kept)}, got "
+            f"{shortened(given)}."
+        )
     return tuple(given)
 
 
@@ -192,6 +199,6 @@ def read_type(name: str) -> str:
     """Return the name of a torch type, or raise ValueError."""
     if not isinstance(getattr(torch, str(name), None), torch.dtype):
         raise ValueError(
-            f"Plan: expected the name of a torch type such as 'float32', got {name!r}."
+            f"Plan: expected the name of a torch type such as 'float32', got {shortened(name)}."
         )
     return name

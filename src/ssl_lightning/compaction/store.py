@@ -234,18 +234,27 @@ def load_compact(folder: str | Path, model: OwnNetwork | None = None) -> nn.Modu
         ValueError: if a file is damaged, holds NaN, or tensors and plan do not fit each other; or
             if the network is the user's own and ``model`` was not given.
     """
-    folder = Path(folder)
-    small = create_small(folder, model)
+    return read_compact(Path(folder), str(folder), model)
+
+
+def read_compact(folder: Path, where: str, model: OwnNetwork | None = None) -> nn.Module:
+    """Return what :func:`load_compact` does; messages say ``where`` the files are.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_compact`.
+    """
+    small, path = create_small(folder, where, model), folder / WEIGHTS
     try:
-        stored = load_file(folder / WEIGHTS)
-        check_state(stored, str(folder / WEIGHTS))
+        stored = load_file(path)
+        check_state(stored, f"{where}/{WEIGHTS}")
         types = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
         if len(types) == 1:
             small.to(types.pop())
-        load_model(small, folder / WEIGHTS)
-    except (SafetensorError, RuntimeError) as error:
+        load_model(small, path)
+    except (SafetensorError, RuntimeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{folder / WEIGHTS} is damaged or does not belong to {RECIPE}: {error}"
+            f"{where}/{WEIGHTS} is damaged or does not belong to {RECIPE}: "
+            f"{shortened(str(error), 300)}"
         ) from error
     return small.eval()
 
@@ -299,7 +308,7 @@ def plans_from_data(data: Any) -> tuple[Plan, ...]:
     return tuple(Plan.from_json(json.dumps(each)) for each in given)
 
 
-def create_small(folder: str | Path, model: OwnNetwork | None = None) -> nn.Module:
+def create_small(folder: Path, where: str, model: OwnNetwork | None = None) -> nn.Module:
     """Return the architecture that :func:`save_compact` stored, with fresh weights.
 
     Raises:
@@ -307,17 +316,16 @@ def create_small(folder: str | Path, model: OwnNetwork | None = None) -> nn.Modu
         ValueError: if the plan is damaged, or does not fit the backbone; or if the network is the
             user's own and ``model`` was not given.
     """
-    folder = Path(folder)
     for name in (WEIGHTS, RECIPE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"No {name} in {folder}: a compact network is a folder with {WEIGHTS} and "
+                f"No {name} in {where}: a compact network is a folder with {WEIGHTS} and "
                 f"{RECIPE}. Write one with `ssl-lightning compact CHECKPOINT`."
             )
-    recipe = Recipe.from_json((folder / RECIPE).read_bytes(), str(folder / RECIPE))
+    recipe = Recipe.from_json((folder / RECIPE).read_bytes(), f"{where}/{RECIPE}")
     if model is None and is_own_class(recipe.backbone):
         raise ValueError(
-            f"{folder / RECIPE} is of the network {shortened(recipe.backbone)}, and no code is "
+            f"{where}/{RECIPE} is of the network {shortened(recipe.backbone)}, and no code is "
             "imported because a file names it. Give that network, its class or a function that "
             "makes it: load_compact(folder, model=...)."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssl_lightning.files import replacing
+from ssl_lightning.suggest import shortened
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         return None if data is None else _decode(kind, data, where)
     if origin is dict:
         items = _expect(dict, data, where).items()
-        return {str(key): _decode(arguments[1], value, f"{where}.{key}") for key, value in items}
+        return {str(k): _decode(arguments[1], v, f"{where}.{shortened(k)[1:-1]}") for k, v in items}
     if origin in (tuple, list):
         items = _expect((list, tuple), data, where)
         return origin(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
@@ -69,7 +70,11 @@ def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
     missing, unknown = sorted(required - set(data)), sorted(set(data) - names)
     if missing or unknown:
         problems = [("missing", missing), ("unknown", unknown)]
-        told = "; ".join(f"{what}: {', '.join(found)}" for what, found in problems if found)
+        told = "; ".join(
+            f"{what}: {', '.join(shortened(name)[1:-1] for name in found[:9])}"
+            for what, found in problems
+            if found
+        )
         raise ValueError(
             f"{where}: expected the fields {', '.join(f.name for f in fields)}; {told}. "
             "The file may come from another version; write it again."
@@ -82,7 +87,7 @@ def _expect(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise ValueError(
-            f"{where}: expected {' or '.join(k.__name__ for k in kinds)}, got {data!r}. "
+            f"{where}: expected {' or '.join(k.__name__ for k in kinds)}, got {shortened(data)}. "
             "Correct the value or write the file again."
         )
     return data

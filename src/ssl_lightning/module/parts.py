@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.compaction.store import Recipe
-from ssl_lightning.suggest import check_keys
+from ssl_lightning.suggest import check_keys, shortened
 from ssl_lightning.zoo.loading import PREFIX, load_with_digest, load_with_recipe
 
 
@@ -42,6 +42,27 @@ class Origin:
     parameters: list[str]
     group_sizes: dict[str, int]
     groups: dict[str, dict[str, int]]
+
+
+def read_origin(data: Any) -> Origin | None:
+    """Return what a checkpoint holds of the backbone before it was compacted, or None.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if not data:
+        return None
+    try:
+        names, sizes, groups = data["parameters"], data["group_sizes"], data["groups"]
+        return Origin(
+            [str(name) for name in names],
+            {str(name): int(size) for name, size in sizes.items()},
+            {str(n): {str(k): int(of) for k, of in kinds.items()} for n, kinds in groups.items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`origin` is damaged: {type(error).__name__}: {shortened(str(error))}."
+        ) from error
 
 
 def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
@@ -108,14 +129,50 @@ def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
     return {"source": source, "sha256": digest}
 
 
-def shape_of(state: Mapping[str, Tensor], name: str) -> str:
-    """Write a tensor's shape, or ``none`` if there is no such tensor.
+def check_tensors(
+    state: Mapping[str, Any], wanted: Mapping[str, Tensor], complete: bool = True
+) -> None:
+    """Compare the tensors of a checkpoint with those of the module that they are for.
+
+    Args:
+        state: of the checkpoint.
+        wanted: of the module.
+        complete: whether no tensor may be missing or left over.
+
+    Raises:
+        ValueError: naming the first that differs.
+
+    Example:
+        >>> check_tensors({"w": torch.zeros(2)}, {"w": torch.zeros(3)})
+        Traceback (most recent call last):
+        ...
+        ValueError: The checkpoint does not fit the module: `w` is (2,) instead of (3,), ...
+    """
+    names = dict.fromkeys([*wanted, *state] if complete else (n for n in wanted if n in state))
+    differing = [
+        f"`{shortened(name)[1:-1]}` is {shape_of(state, name)} instead of {shape_of(wanted, name)}"
+        for name in names
+        if isinstance(wanted.get(name, Tensor()), Tensor)  # extra state is of any kind
+        and shape_of(state, name) != shape_of(wanted, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"The checkpoint does not fit the module: {differing[0]}, and {len(differing) - 1} "
+            "more differ. Give the backbone and backbone_args that it was trained with."
+        )
+
+
+def shape_of(state: Mapping[str, Any], name: str) -> str:
+    """Write a tensor's shape, ``none`` if there is no such tensor, or what is there instead.
 
     Example:
         >>> shape_of({"w": torch.zeros(2, 3)}, "w"), shape_of({}, "w")
         ('(2, 3)', 'none')
     """
-    return str(tuple(state[name].shape)) if name in state else "none"
+    if name not in state:
+        return "none"
+    value = state[name]
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else shortened(value)
 
 
 def count_classes(backbone: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
@@ -36,11 +37,13 @@ from ssl_lightning.module.parts import (
     Origin,
     attached_first,
     check_labels,
+    check_tensors,
     clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
     make_backbone,
+    read_origin,
     refuse_sharding,
     refuse_spawning,
     scheduler_settings,
@@ -48,7 +51,12 @@ from ssl_lightning.module.parts import (
     split_parameters,
     start_from_,
 )
-from ssl_lightning.module.saving import save_whole_files_
+from ssl_lightning.module.saving import (
+    check_settings,
+    entry_start,
+    read_anywhere,
+    save_whole_files_,
+)
 from ssl_lightning.penalties import (
     Attachment,
     GroupLasso,
@@ -58,6 +66,7 @@ from ssl_lightning.penalties import (
     penalty_name,
     penalty_to_dict,
 )
+from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.loading import PREFIX
 
 ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
@@ -188,6 +197,52 @@ class SSLLightningModule(pl.LightningModule):
             hook = getattr(cls, name)
             if not getattr(hook, "attaches", False):
                 setattr(cls, name, attached_first(hook))
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805 - it is a classmethod
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the module of a checkpoint; nothing is imported or opened because a file says so.
+
+        Args:
+            checkpoint_path: file that training wrote.
+            map_location: of its tensors.
+            hparams_file: YAML of settings that replace those in the checkpoint.
+            strict: whether the tensors must be exactly those of the module.
+            weights_only: ``False`` unpickles whatever the file holds, and so runs its code.
+            kwargs: settings of the module that replace those in the checkpoint.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, holds anything but tensors and plain values, or does not
+                fit the module.
+        """
+        places = (checkpoint_path, map_location, hparams_file, strict)
+        load = super().load_from_checkpoint
+        if weights_only is False:
+            return load(*places, weights_only=False, **kwargs)
+        where, content = str(checkpoint_path), read_anywhere(checkpoint_path)
+        check_settings(content, kwargs, where)
+        start = entry_start(content, kwargs, where)
+        if start is not None:
+            kwargs = {**kwargs, "backbone": start.create(), "backbone_args": None}
+        try:
+            module = load(*places, weights_only=True, **kwargs)
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            raise ValueError(
+                f"{where} does not fit {cls.__name__}: {shortened(str(error), 300)}"
+            ) from error
+        if start is not None:
+            stored = content["hyper_parameters"]
+            module.hparams.update({key: stored.get(key) for key in ("backbone", "backbone_args")})
+            module.started_from = start
+        return module
 
     # --- the network ----------------------------------------------------------------------------
 
@@ -329,9 +384,9 @@ class SSLLightningModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Bind the penalties before training starts, so that mistakes show early."""
+        save_whole_files_(self.trainer.strategy)
         if stage == "fit":
             refuse_sharding(self.trainer.strategy)
-            save_whole_files_(self.trainer.strategy)
             refuse_spawning(self.trainer.strategy)
             self._learn_input_shape(getattr(self.trainer, "datamodule", None))
             assert self.regularizer is not None
@@ -598,11 +653,19 @@ class SSLLightningModule(pl.LightningModule):
         check_state(checkpoint["state_dict"], "the checkpoint")
         stored = checkpoint.get("ssl_lightning", {})
         plans = read_plans(checkpoint, "the checkpoint")
-        origin = Origin(**stored["origin"]) if stored.get("origin") else None
+        origin, seed = read_origin(stored.get("origin")), stored.get("run_seed")
+        if not (seed is None or type(seed) is int):
+            raise ValueError(f"`run_seed` is damaged: expected a number, got {shortened(seed)}.")
         for module in (self, *averaged_copies(self._trainer)):
             module._restore_plans(plans, origin)
-        self.locks.load_state_dict(stored.get("locks", []))
-        self.run_seed = stored.get("run_seed")
+        check_tensors(
+            checkpoint["state_dict"],
+            self.state_dict(),
+            complete=self._trainer is not None and self.strict_loading,
+        )
+        shapes = {name: value.shape for name, value in named_tensors(self.backbone).items()}
+        self.locks.load_state_dict(stored.get("locks", []), shapes)
+        self.run_seed = seed
         self.initialised_from = stored.get("initialised_from")
 
 

@@ -14,6 +14,13 @@ from ssl_lightning.measure.serial import decode
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.report.run_report import check_counts
 from ssl_lightning.suggest import shortened
+from ssl_lightning.zoo.claims import (
+    check_latency,
+    check_layer_macs,
+    check_paper,
+    check_speedups,
+    check_word,
+)
 from ssl_lightning.zoo.records import (
     Control,
     DataSet,
@@ -133,8 +140,18 @@ class Card:
         for layer, kinds in self.groups.items():
             for kind, counts in kinds.items():
                 check_counts(f"card.groups.{layer}", kind, counts)
+        self._check_claims()
         self._check_files()
         self._check_unmeasured()
+
+    def _check_claims(self) -> None:
+        check_word("card.backbone", self.backbone)
+        check_word("card.data.name", self.data.name)
+        check_word("card.licence", self.licence)
+        check_layer_macs(self.layer_macs)
+        check_latency(self.latency)
+        check_speedups(self.layer_speedups)
+        check_paper(self.paper)
 
     def _check_median(self) -> None:
         """Make sure that the published run is the one with the median validation error."""
@@ -241,16 +258,26 @@ def check_schema(schema: Any, where: str = "") -> None:
     Raises:
         ValueError: naming both versions.
     """
-    if schema in OLDER and not isinstance(schema, bool):
+    if is_old(schema):
         raise ValueError(
             f"{where}card.schema: expected {SCHEMA}, got {schema}, {OLDER[schema]}. "
             "`ssl-lightning zoo upgrade NAME` writes the entry anew."
         )
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(
-            f"{where}card.schema: expected {SCHEMA}, got {schema!r}. Read it with the version of "
-            "ssl_lightning that wrote it."
+            f"{where}card.schema: expected {SCHEMA}, got {shortened(schema)}. Read it with the "
+            "version of ssl_lightning that wrote it."
         )
+
+
+def is_old(schema: Any) -> bool:
+    """Whether a schema is one that `zoo upgrade` can read.
+
+    Example:
+        >>> is_old(2), is_old(3), is_old(True), is_old([])
+        (True, False, False, False)
+    """
+    return type(schema) is int and schema in OLDER
 
 
 def check_name(name: str) -> str:

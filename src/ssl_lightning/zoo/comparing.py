@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssl_lightning.files import in_turn, parse_yaml
+from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
@@ -55,9 +56,13 @@ def add_in_turn(
     """Do what :func:`add_controls` does, while no other process writes to the zoo."""
     target, card = entry_folder(name, root), read_card(name, root)
     config = parse_yaml(checked_file(target / CONFIG, card.files[CONFIG]), CONFIG)
-    rows = tuple(
-        measure_control(kind, folders, config["data"], name) for kind, folders in controls.items()
-    )
+    data = config.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
+        raise ValueError(
+            f"{target / CONFIG} is not what `fit` writes: expected the `class_path` of a data "
+            f"module, got {shortened(data)}. Get the entry again."
+        )
+    rows = tuple(measure_control(kind, folders, data, name) for kind, folders in controls.items())
     others = tuple(row for row in card.controls if row.kind not in controls)
     unmeasured = {field: why for field, why in card.unmeasured.items() if field != "controls"}
     rewrite(target, dataclasses.replace(card, controls=(*others, *rows), unmeasured=unmeasured))

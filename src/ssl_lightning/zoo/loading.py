@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.store import RECIPE, WEIGHTS, Recipe, load_compact
+from ssl_lightning.compaction.store import RECIPE, WEIGHTS, Recipe, read_compact
 from ssl_lightning.zoo.cards import CONFIG, Card
 from ssl_lightning.zoo.entries import checked_entry
 
@@ -85,7 +85,7 @@ def build_stored(files: dict[str, bytes]) -> nn.Module:
     with TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
-        return load_compact(folder).float()
+        return read_compact(Path(folder), "the entry").float()
 
 
 def not_stored(card: Card) -> str:

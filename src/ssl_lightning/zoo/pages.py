@@ -39,7 +39,8 @@ def entry_page(card: Card) -> str:
         "## Use",
         use(card),
     ]
-    return f"---\n{front}---\n\n" + "\n\n".join(s for s in sections if s) + "\n"
+    body = "\n\n".join(s for s in sections if s)
+    return f"---\n{front}---\n\n{body.replace('<', '&lt;')}\n"
 
 
 def section(title: str, text: str) -> list[str]:

@@ -17,13 +17,13 @@ from ssl_lightning.zoo.cards import (
     CONFIG,
     FILES,
     MODEL,
-    OLDER,
     PAGE,
     REQUIRED,
     SCHEMA,
     Card,
     check_schema,
     digest,
+    is_old,
 )
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import entry_folder
@@ -99,7 +99,7 @@ def read_old(path: Path) -> dict[str, Any] | None:
         schema = data["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or was edited: {error}. Get it again.") from error
-    if schema not in OLDER or isinstance(schema, bool):
+    if not is_old(schema):
         check_schema(schema)
         return None
     fields: dict[str, Any] = {key: value for key, value in data.items() if key != "digest"}

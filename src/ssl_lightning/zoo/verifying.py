@@ -26,7 +26,7 @@ from ssl_lightning.zoo.measuring import (
     open_test_split,
     outputs,
 )
-from ssl_lightning.zoo.records import Latency, StoredFile
+from ssl_lightning.zoo.records import Latency
 from ssl_lightning.zoo.timing import measure_latency, measure_speedups, zero_groups
 
 ERROR_TOLERANCE = 0.02
@@ -89,11 +89,11 @@ class Check:
 def verify(name: str, root: str | Path | None = None, latency: bool = True) -> list[Check]:
     """Measure what an entry's card says again.
 
-    Hashes, settings of the run, groups left, multiply-adds, parameters, golden outputs, the error
+    Settings of the run, groups left, multiply-adds, parameters, golden outputs, the error
     on the whole test split, and the latency ratios. What cannot be measured on this machine, for
     want of data, threads or stored weights, has a row that says so. Other seeds and controls,
     training time and the cost of a step have no row: they belong to runs that are not part of the
-    entry.
+    entry. Hashes have none either: a file that is not the published one is an error.
 
     Args:
         name: an entry of :func:`ssl_lightning.zoo.list_models`.
@@ -110,12 +110,7 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
     """
     card, files = checked_entry(name, root)
     model = build(files, card, pretrained=card.weights.unstored is None)
-    hashes = [
-        Check(f"sha256 of {file}", stored.sha256, StoredFile.of(files[file]).sha256)
-        for file, stored in card.files.items()
-    ]
     return [
-        *hashes,
         *check_settings(card, files),
         *check_size(card, model),
         *(check_outputs(card, model, files) if card.weights.unstored is None else unknown(card)),
