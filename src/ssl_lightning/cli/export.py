@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from ssl_lightning import zoo
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import compact, load_compact, make_plan
-from ssl_lightning.export import FORMATS, export_model
+from ssl_lightning.export import FORMATS, ExportResult, export_model
 from ssl_lightning.export.exporting import TOLERANCE
 from ssl_lightning.zoo.cards import CARD
 
@@ -28,6 +29,7 @@ def export_network(
     format: Literal["onnx", "torch_export", "openvino"] = "onnx",  # noqa: A002
     output: str | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
+    size: Literal["dynamic", "fixed"] = "dynamic",
     masked: bool = False,
     tolerance: float = TOLERANCE,
 ) -> None:
@@ -40,20 +42,38 @@ def export_network(
         output: file to write; default: ``model`` with the format's suffix in the folder above the
             checkpoint's, or, for a folder, its name with that suffix beside it.
         batch: the one batch size that the file takes, or dynamic.
+        size: dynamic (the file takes other heights and widths where the network does), or fixed.
         masked: leave the zeros of a checkpoint in; otherwise it is compacted first.
         tolerance: largest difference of outputs to accept, relative to the largest output.
     """
     model = read_network(Path(network), masked=masked)
     path = Path(output) if output else default_path(Path(network), FORMATS[format].suffix)
     example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
-    result = export_model(model, example, path, format, batch=batch, tolerance=tolerance)
+    result = export_model(model, example, path, format, batch=batch, size=size, tolerance=tolerance)
     sizes = ", ".join(map(str, result.batch_sizes))
     console = Console()
     console.print(
         f"{result.engine} against torch on random inputs, batch size {sizes}: outputs differ by "
         f"{result.difference:.1e} of their scale (tolerance {result.tolerance:g})"
     )
+    console.print(what_sizes(result, example.shape[2:]))
     console.print(f"Wrote {result.path}")
+
+
+def what_sizes(result: ExportResult, own: Sequence[int]) -> str:
+    """Say which heights and widths a file takes.
+
+    Example:
+        >>> file = Path("m.onnx")
+        >>> result = ExportResult(file, "onnx", "onnxruntime", (1,), 0.0, 1e-4, ((64, 32),))
+        >>> what_sizes(result, (32, 32))
+        'height and width: dynamic, compared at 64x32'
+    """
+    if not result.sizes:
+        return f"height and width: fixed at {'x'.join(map(str, own))}: {result.why_fixed}"
+    text = ", ".join("x".join(map(str, sizes)) for sizes in result.sizes)
+    refused = f"; the file refuses {', '.join(result.refused)}" if result.refused else ""
+    return f"height and width: dynamic, compared at {text}{refused}"
 
 
 def read_network(path: Path, *, masked: bool) -> nn.Module:

@@ -50,7 +50,7 @@ class Recipe:
     where: str = field(default=RECIPE, compare=False)
 
     def create(self, model: OwnNetwork | None = None) -> nn.Module:
-        """Return the architecture, with fresh weights.
+        """Return the architecture, with fresh weights, and the ``input_shape`` of its last plan.
 
         Args:
             model: the dense network, or what makes it, for a recipe of the user's own network.
@@ -59,7 +59,11 @@ class Recipe:
             ValueError: if the plan does not fit the backbone, or as :meth:`create_dense`.
         """
         dense = self.create_dense() if model is None else made(model)
-        return carry_out_(dense, self.plans, self.where)
+        small = carry_out_(dense, self.plans, self.where)
+        shapes = self.plans[-1].input_shapes if self.plans else ()
+        if len(shapes) == 1 and len(shapes[0]) > 1:  # the backbone may be made for another size
+            small.__dict__["input_shape"] = shapes[0][1:]
+        return small
 
     def create_dense(self) -> nn.Module:
         """Return the backbone that it was made from, with fresh weights.
