@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning import zoo
-from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.cli.network import load_trained, own_network
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.export import FORMATS, ExportResult, export_model
@@ -32,6 +32,8 @@ def export_network(
     size: Literal["dynamic", "fixed"] = "dynamic",
     masked: bool = False,
     tolerance: float = TOLERANCE,
+    model: str | None = None,
+    config: str | None = None,
 ) -> None:
     """Write a network for another runtime, once that runtime was seen to compute the same.
 
@@ -45,11 +47,14 @@ def export_network(
         size: dynamic (the file takes other heights and widths where the network does), or fixed.
         masked: leave the zeros of a checkpoint in; otherwise it is compacted first.
         tolerance: largest difference of outputs to accept, relative to the largest output.
+        model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
+            own.
+        config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
-    model = read_network(Path(network), masked=masked)
+    net = read_network(Path(network), masked=masked, model=model, config=config)
     path = Path(output) if output else default_path(Path(network), FORMATS[format].suffix)
-    example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
-    result = export_model(model, example, path, format, batch=batch, size=size, tolerance=tolerance)
+    example = torch.zeros(1, *net.input_shape)  # type: ignore[misc]
+    result = export_model(net, example, path, format, batch=batch, size=size, tolerance=tolerance)
     sizes = ", ".join(map(str, result.batch_sizes))
     console = Console()
     console.print(
@@ -76,18 +81,20 @@ def what_sizes(result: ExportResult, own: Sequence[int]) -> str:
     return f"height and width: dynamic, compared at {text}{refused}"
 
 
-def read_network(path: Path, *, masked: bool) -> nn.Module:
+def read_network(
+    path: Path, *, masked: bool, model: str | None = None, config: str | None = None
+) -> nn.Module:
     """Return the network of a checkpoint, a compact network's folder or a zoo entry's."""
     if (path / CARD).is_file():
         folder = path.resolve()
         return zoo.load(folder.name, root=folder.parent)
     if path.is_dir():
-        return load_compact(path)
-    model = load_backbone(path).model
+        return load_compact(path, own_network(model, config))
+    trained = load_trained(path, model, config).model
     if masked:
-        return model
-    example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
-    return compact(model, make_plan(model, example))
+        return trained
+    example = torch.zeros(1, *trained.input_shape)  # type: ignore[misc]
+    return compact(trained, make_plan(trained, example))
 
 
 def default_path(network: Path, suffix: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -25,6 +26,7 @@ from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.module.parts import refuse_spawning
+from ssl_lightning.suggest import shortened as on_one_line
 
 DEFAULT_FOLDER = "runs/default"
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
@@ -81,6 +83,15 @@ class SSLCLI(LightningCLI):
         """Refuse, before processes are started, what each of them would refuse."""
         refuse_spawning(self.trainer.strategy)
 
+    def instantiate_classes(self) -> None:
+        """Make everything; let checkpoints hold what a backbone given by class was called with."""
+        super().instantiate_classes()
+        config = self.config[self.asked]
+        if isinstance(config.model.backbone, Namespace):
+            text = self._parser(self.asked).dump(config)
+            arguments = yaml.safe_load(text)["model"]["backbone"].get("init_args") or {}
+            self.model.hparams["backbone_init_args"] = arguments
+
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; take the model's settings from it only if none were given.
 
@@ -89,10 +100,17 @@ class SSLCLI(LightningCLI):
         """
         path = self.config.get(self.asked, {}).get("ckpt_path")
         if path and Path(path).suffix == ".ckpt":
-            read_checkpoint(path)
+            settings = read_checkpoint(path).get("hyper_parameters", {})
         given = (argument.partition("=")[0] for argument in self.given)
-        if not any(name in ("-c", "--config") or name.startswith("--model") for name in given):
-            super()._parse_ckpt_path()
+        if any(name in ("-c", "--config") or name.startswith("--model") for name in given):
+            return
+        if path and Path(path).suffix == ".ckpt" and "backbone_class" in settings:
+            raise ValueError(
+                f"{path} is of the network {on_one_line(settings['backbone_class'])}, and no code "
+                "is imported because a file names it. Give the config that it was trained with: "
+                "`--config`."
+            )
+        super()._parse_ckpt_path()
 
 
 def run(name: str, arguments: list[str]) -> None:

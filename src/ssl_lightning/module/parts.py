@@ -17,10 +17,10 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_lightning.backbones import create_backbone
+from ssl_lightning.backbones import class_path, create_backbone
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.compaction.store import Recipe
-from ssl_lightning.suggest import check_keys
+from ssl_lightning.suggest import check_keys, shortened
 from ssl_lightning.zoo.loading import PREFIX, load_with_digest, load_with_recipe
 
 
@@ -54,6 +54,32 @@ def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn
             )
         return backbone
     return create_backbone(backbone, **arguments)
+
+
+def backbone_settings(backbone: str | nn.Module) -> dict[str, Any]:
+    """Return what a checkpoint says of a backbone: its name, or the class of one given as object.
+
+    What that class was called with is not known here; the command line, which makes the network
+    from a config, adds it.
+    """
+    if isinstance(backbone, str):
+        return {"backbone": backbone}
+    return {"backbone_class": class_path(backbone), "backbone_init_args": {}}
+
+
+def refuse_another_network(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of the user's own network for a module that made one by name.
+
+    Raises:
+        ValueError: naming the class and the way out.
+    """
+    if "backbone" in own and "backbone" not in stored and "backbone_class" in stored:
+        raise ValueError(
+            f"The checkpoint is of the network {shortened(stored['backbone_class'])}, this module "
+            f"has the backbone {own['backbone']!r}, and no code is imported because a file names "
+            "it. Give that network: load_from_checkpoint(path, backbone=...), or the config that "
+            "it was trained with."
+        )
 
 
 def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
@@ -90,7 +116,7 @@ def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
     if source.startswith(PREFIX):
         start, digest = load_with_digest(source.removeprefix(PREFIX))
     else:
-        start = load_backbone(source).model
+        start = load_backbone(source, backbone).model
         with Path(source).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     state, wanted = start.state_dict(), backbone.state_dict()

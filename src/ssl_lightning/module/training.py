@@ -35,12 +35,14 @@ from ssl_lightning.module.batches import inputs_of, split_batch
 from ssl_lightning.module.parts import (
     Origin,
     attached_first,
+    backbone_settings,
     check_labels,
     clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
     make_backbone,
+    refuse_another_network,
     refuse_sharding,
     refuse_spawning,
     scheduler_settings,
@@ -133,7 +135,7 @@ class SSLLightningModule(pl.LightningModule):
         self.penalties: list[Penalty] = [parse_penalty(given) for given in penalties or []]
         self.save_hyperparameters(
             {
-                **({"backbone": backbone} if isinstance(backbone, str) else {}),
+                **backbone_settings(backbone),
                 "backbone_args": storable(backbone, backbone_args or {}),
                 "penalties": [penalty_to_dict(p) for p in self.penalties],
                 "lr_interval": lr_interval,
@@ -494,28 +496,17 @@ class SSLLightningModule(pl.LightningModule):
         self.plans, self.origin, self.locks = [], None, GroupLocks()
 
     def _start(self) -> Recipe:
-        """Return how the network is made that training started from.
-
-        Raises:
-            ValueError: if the backbone was given as an object, so that its name is unknown.
-        """
+        """Return how the network is made that training started from."""
         if self.started_from is not None:
             return self.started_from
-        if "backbone" not in self.hparams:
-            raise ValueError(
-                "SSLLightningModule: the backbone was given as an object, so that nobody could "
-                "create it again. Give its name."
-            )
+        if "backbone" not in self.hparams:  # the reader gives the network or its class
+            return Recipe(self.hparams["backbone_class"], self.hparams["backbone_init_args"])
         return Recipe(
             self.hparams["backbone"], storable(self.hparams["backbone"], self.backbone_arguments)
         )
 
     def recipe(self, plan: Plan) -> Recipe:
-        """Return how the network that ``plan`` leaves of the backbone is made again.
-
-        Raises:
-            ValueError: if the backbone was given as an object, so that its name is unknown.
-        """
+        """Return how the network that ``plan`` leaves of the backbone is made again."""
         return self._start().then(*self.plans, plan)
 
     # --- hooks ----------------------------------------------------------------------------------
@@ -593,6 +584,7 @@ class SSLLightningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore plans, locks and seed, after checking that the weights are numbers."""
         check_state(checkpoint["state_dict"], "the checkpoint")
+        refuse_another_network(checkpoint.get("hyper_parameters", {}), self.hparams)
         stored = checkpoint.get("ssl_lightning", {})
         plans = read_plans(checkpoint, "the checkpoint")
         origin = Origin(**stored["origin"]) if stored.get("origin") else None
