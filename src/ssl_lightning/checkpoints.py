@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.backbones import storable
-from ssl_lightning.compaction import Plan
+from ssl_lightning.compaction import Plan, expand
 from ssl_lightning.compaction.store import (
     OwnNetwork,
     Recipe,
@@ -48,6 +48,18 @@ class TrainedBackbone:
     def original(self) -> nn.Module:
         """Return what training started with, untrained."""
         return (self.started_from or Recipe(self.name, self.arguments)).create(self.own)
+
+    def masked(self) -> nn.Module:
+        """Return the trained network with the sizes that training started with.
+
+        What was removed during training is zero.
+        """
+        if not self.plans:
+            return self.model
+        masked = expand(self.model, self.original(), self.plans).eval()
+        if hasattr(self.model, "input_shape"):
+            masked.__dict__["input_shape"] = self.model.input_shape
+        return masked
 
     def recipe(self, plan: Plan) -> Recipe:
         """Return how the network that ``plan`` leaves of the model is made again."""

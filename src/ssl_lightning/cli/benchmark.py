@@ -82,9 +82,9 @@ def benchmark_checkpoint(
     shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
     makers: dict[str, Callable[[], nn.Module]] = {
         "dense": lambda: dense_baseline(trained, dense),
-        "masked": lambda: trained.model,
+        "masked": trained.masked,
         "compact": lambda: compact_network(trained, compacted, shape),
-        "csr": lambda: with_csr_layers(trained.model),
+        "csr": lambda: with_csr_layers(trained.masked()),
     }
     wanted = [forms] if isinstance(forms, str) else forms
     models = {form: pick("form", form, makers)() for form in wanted}

@@ -90,11 +90,11 @@ def read_network(
         return zoo.load(folder.name, root=folder.parent)
     if path.is_dir():
         return load_compact(path, own_network(model, config))
-    trained = load_trained(path, model, config).model
+    trained = load_trained(path, model, config)
     if masked:
-        return trained
-    example = torch.zeros(1, *trained.input_shape)  # type: ignore[misc]
-    return compact(trained, make_plan(trained, example))
+        return trained.masked()
+    example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
+    return compact(trained.model, make_plan(trained.model, example))
 
 
 def default_path(network: Path, suffix: str) -> Path:

@@ -86,9 +86,9 @@ class SSLCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""
         super().instantiate_classes()
-        config = self.config[self.asked]
+        config = self.config.get(str(self.subcommand), self.config)
         if isinstance(config.model.backbone, Namespace):
-            text = self._parser(self.asked).dump(config)
+            text = self._parser(self.subcommand).dump(config)
             arguments = yaml.safe_load(text)["model"]["backbone"].get("init_args") or {}
             self.model.hparams["backbone_init_args"] = arguments
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import wraps
 from pathlib import Path
@@ -37,11 +37,15 @@ class Origin:
         parameters: names of its parameters.
         group_sizes: group set name -> number of elements in one of its groups.
         groups: layer -> filters, channels, columns -> how many there were.
+        macs: multiply-adds of one example; None if its shape is not known.
+        singles: layer under an element-wise penalty -> how many weights it had.
     """
 
     parameters: list[str]
     group_sizes: dict[str, int]
     groups: dict[str, dict[str, int]]
+    macs: int | None = None
+    singles: dict[str, int] = field(default_factory=dict)
 
 
 def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:

@@ -31,7 +31,9 @@ from ssl_lightning.groups import (
 )
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
+from ssl_lightning.measure import count_macs
 from ssl_lightning.module.batches import inputs_of, split_batch
+from ssl_lightning.module.macs import MacsShare
 from ssl_lightning.module.parts import (
     Origin,
     attached_first,
@@ -76,7 +78,9 @@ class SSLLightningModule(pl.LightningModule):
     the epoch and the batch only, so that a resumed run continues as if it had never stopped.
 
     Logs ``train/loss`` (task loss), ``train/error``, ``val/loss``, ``val/error``, ``test/error``
-    (percent), and per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left).
+    (percent), per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left), and
+    ``macs/left``: the multiply-adds that compaction would leave now, in percent of the network's
+    that training started with.
 
     Args:
         backbone: name for :func:`~ssl_lightning.create_backbone`; ``zoo:<name>`` for an entry of
@@ -172,6 +176,7 @@ class SSLLightningModule(pl.LightningModule):
         self.locks = GroupLocks()
         self.plans: list[Plan] = []
         self.origin: Origin | None = None
+        self.macs = MacsShare()
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
         self._attachment: Attachment | None = None
@@ -465,12 +470,15 @@ class SSLLightningModule(pl.LightningModule):
 
     def _describe_backbone(self) -> Origin:
         counts = kept_groups(self.backbone)
+        example = self.example_input()
         return Origin(
             parameters=[name for name, _ in self.backbone.named_parameters()],
             group_sizes={s.name: s.group_size for s in self.regularizer.group_sets},
             groups={
                 layer: {k: of for k, (_, of) in kinds.items()} for layer, kinds in counts.items()
             },
+            macs=None if example is None else count_macs(self.backbone, example),
+            singles={s.layer: s.num_groups for s in self.regularizer.single_weights()},
         )
 
     def _restore_plans(self, plans: Sequence[Plan], origin: Origin | None) -> None:
@@ -539,7 +547,7 @@ class SSLLightningModule(pl.LightningModule):
         torch.manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def on_train_epoch_end(self) -> None:
-        """Log the training error and the groups that are left."""
+        """Log the training error, and the groups and multiply-adds that are left."""
         self._log_error("fit", "train/error")
         left: dict[str, float] = {
             f"groups/{penalty_name(p)}": 0.0 for p in self.penalties if isinstance(p, GroupLasso)
@@ -549,6 +557,9 @@ class SSLLightningModule(pl.LightningModule):
             key = f"groups/{group_set.kind}"
             left[key] = left.get(key, 0.0) + counts[group_set.name][0]
         self.log_dict(left)
+        share = self.macs.share(self)
+        if share is not None:
+            self.log("macs/left", share, prog_bar=True)
 
     def on_validation_epoch_start(self) -> None:
         """Averaged weights, swapped in for validation, keep locked groups at zero too."""
