@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from conftest import ROOT
 from ssl_lightning import (
@@ -39,7 +40,7 @@ from ssl_lightning.compaction import expand
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.groups import group_norms
 from ssl_lightning.locks import GroupLocks
-from toy import make_toy, toy_loader
+from toy import ToyNet, make_toy, toy_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
@@ -485,9 +486,17 @@ def test_save_compact_writes_a_network_with_the_same_function(trainer, tmp_path)
     torch.testing.assert_close(small(x), module.backbone.eval()(x), rtol=1e-4, atol=1e-5)
 
 
-def test_save_compact_needs_a_backbone_by_name(trainer):
-    with pytest.raises(ValueError, match="the backbone must be given by name"):
-        trainer(max_epochs=1, callbacks=[SaveCompact()]).fit(toy_module(), toy_loader())
+def test_save_compact_takes_a_backbone_given_as_an_object(trainer, tmp_path):
+    unsized = toy_module(net=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with pytest.raises(ValueError, match="shape of the backbone's input is not known"):
+        trainer(max_epochs=1, callbacks=[SaveCompact()]).fit(unsized, toy_loader())
+    module = toy_module()
+    callbacks = [SaveCompact(str(tmp_path / "small"))]
+    trainer(max_epochs=1, callbacks=callbacks).fit(module, toy_loader())
+    with pytest.raises(ValueError, match=r"of the network 'toy\.ToyNet', and no code is imported"):
+        load_compact(tmp_path / "small")
+    small, x = load_compact(tmp_path / "small", ToyNet), torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(small(x), module.backbone.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 # PruneLike: controls with the groups of a compact network

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import (
     Callback,
+    Checkpoint,
     EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
@@ -29,6 +30,8 @@ from ssl_lightning import (
     SparsityMonitor,
     SSLLightningModule,
     ThresholdPruning,
+    compact,
+    count_macs,
     create_backbone,
     load_backbone,
     load_compact,
@@ -36,6 +39,7 @@ from ssl_lightning import (
 )
 from ssl_lightning.compaction import slice_tensors
 from ssl_lightning.compaction.state import SLICEABLE
+from ssl_lightning.measure.left import MacsLeft
 from toy import make_toy, toy_loader
 
 pytestmark = [
@@ -661,6 +665,21 @@ def test_the_command_line_compacts_resumes_tests_and_publishes(tmp_path, monkeyp
     torch.testing.assert_close(load_compact(run / "compact")(x), trained.model(x))
     assert main(["test", f"--config={run / 'config.yaml'}", f"--ckpt_path={checkpoint}"]) == 0
     assert "test/error" in capsys.readouterr().out
+    report, arguments_ = run / "report.json", ["--repeats=1", "--per_layer=false", "--threads=1"]
+    assert main(["benchmark", str(checkpoint), *arguments_]) == 0
+    content = json.loads(report.read_text())
+    sizes = content["benchmark"]["models"]
+    assert sizes["masked"] == sizes["dense"]  # not of the network that is compact already
+    assert sizes["compact"]["macs"] < sizes["masked"]["macs"]
+    assert content["errors"]["masked"] == pytest.approx(content["errors"]["compact"], abs=0.02)
+    masked = trained.masked()
+    assert masked.conv1.out_channels == 20
+    torch.testing.assert_close(masked(x), trained.model(x))
+    file = tmp_path / "masked.pt2"
+    exporting = ["export", str(checkpoint), "--format=torch_export", "--masked=true"]
+    assert main([*exporting, f"--output={file}"]) == 0
+    state = torch.export.load(file).state_dict
+    assert len(state["conv1.weight"]) == 20
     zoo.publish(run, "short", tmp_path / "zoo")
     card = zoo.card("short", tmp_path / "zoo")
     assert card.dense.num_parameters == 431_080
@@ -668,3 +687,77 @@ def test_the_command_line_compacts_resumes_tests_and_publishes(tmp_path, monkeyp
     assert all(check.ok for check in zoo.verify("short", tmp_path / "zoo", latency=False))
     assert main([*arguments, "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}"]) == 0
     assert load_backbone(checkpoint).model.conv1.out_channels == trained.model.conv1.out_channels
+
+
+class Logged(Checkpoint):
+    """Keep what was logged in each epoch, by the module too: checkpoints come after it."""
+
+    def __init__(self, *names):
+        self.names, self.found = names, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.found.append([float(trainer.callback_metrics[name]) for name in self.names])
+
+
+def toy_macs(width):
+    """Of the toy, by hand: 8 x 8 pixels, and a linear layer on 4 x 4 of them."""
+    return 64 * width * 9 + 64 * width * width * 9 + 16 * width * 10
+
+
+def test_macs_left_and_sparsities_are_of_the_dense_network(trainer, tmp_path, caplog):
+    """Before compaction in epoch 1, after it, and in a run that is resumed."""
+    penalties = [{"kind": "l1", "layers": "conv2", "strength": 1e-9}]
+    module = SSLLightningModule(make_toy(), penalties=penalties, optimizer=SGD)
+    logged = Logged("macs/left", "sparsity/conv2/filters", "sparsity/conv2/weights")
+    keep = ModelCheckpoint(tmp_path, save_last=True)
+    callbacks = [Zero(), CompactDuringFit(at=1), SparsityMonitor(table=False), logged, keep]
+    run = trainer(max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        run.fit(module, toy_loader())
+    left = 100 * toy_macs(3) / toy_macs(6)
+    assert module.backbone.conv2.weight.shape[:2] == (3, 3)
+    assert logged.found[0] == pytest.approx([100.0, 0.0, 0.0])
+    assert logged.found[1] == pytest.approx([left, 50.0, 75.0], rel=1e-4)
+    assert f"{left:.1f} % of the dense network's MACs left, in epoch 1" in caplog.text
+    assert float(run.progress_bar_metrics["macs/left"]) == pytest.approx(left, rel=1e-4)
+    again = SSLLightningModule(make_toy(), penalties=penalties, optimizer=SGD)
+    logged = Logged("macs/left")
+    callbacks = [logged, CompactDuringFit(at=2)]
+    run = trainer(max_epochs=3, callbacks=callbacks, enable_checkpointing=True)
+    run.fit(again, toy_loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert logged.found == [[pytest.approx(left, rel=1e-4)]]
+
+
+def test_macs_left_of_a_network_that_cannot_be_captured_are_not_logged(trainer, caplog):
+    class Branching(nn.Sequential):
+        input_shape = (1, 8, 8)
+
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else x * 2)
+
+    net = Branching(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(net[1].weight[:, :8])
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        module = SSLLightningModule(net, optimizer=partial(torch.optim.SGD, lr=0.0))
+        run = trainer(max_epochs=2)
+        run.fit(module, toy_loader())
+    assert "macs/left" not in run.callback_metrics
+    assert caplog.text.count("`macs/left` is not logged: Cannot capture Branching") == 1
+
+
+@pytest.mark.parametrize("name", ["lenet", "resnet20", "timm:swin_s3_tiny_224"])
+def test_macs_left_are_those_of_the_plan(name):
+    """Also where sizes are fixed by code, and again and again as weights become zero."""
+    net = create_backbone(name).eval()
+    x = torch.zeros(1, *net.input_shape)
+    left = MacsLeft(x)
+    assert left(net) == count_macs(net, x)
+    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for count in (1, 2) if name != "timm:swin_s3_tiny_224" else (2,):
+        for layer in layers[:-1]:
+            with torch.no_grad():
+                layer.weight[: count * len(layer.weight) // 4] = 0
+                if layer.bias is not None:
+                    layer.bias[: count * len(layer.weight) // 4] = 0
+        small = compact(net, make_plan(net, x))
+        assert left(net) == count_macs(small, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -11,7 +12,15 @@ import torch
 from torch import nn
 
 from conftest import ROOT
-from ssl_lightning import compact, create_backbone, export_model, make_plan, save_compact
+from ssl_lightning import (
+    Inputs,
+    compact,
+    create_backbone,
+    export_model,
+    load_compact,
+    make_plan,
+    save_compact,
+)
 from ssl_lightning.callbacks.depth import skip_branch
 from ssl_lightning.cli import main
 from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv, ZeroLike
@@ -224,6 +233,131 @@ def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+SIZES = [(96, 96), (33, 65), (50, 20), (101, 127)]
+
+
+def at_sizes(net, path, kind, channels=3, sizes=SIZES):
+    """Compare a file with the network at other heights and widths."""
+    for height, width in sizes:
+        x = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            expected = net.eval()(x).numpy()
+        found = ENGINES[kind](path, x.numpy())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+class PadsOddHeights(nn.Module):
+    """Pads odd heights with ones: what holds on one path is wrong on the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        if x.shape[2] % 2:
+            x = nn.functional.pad(x, (0, 0, 0, 1), value=1.0)
+        return self.conv(x).mean((2, 3))
+
+
+class NeedsEvenSizes(nn.Module):
+    """As a U-Net: what goes down must come up again with the same size."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Upsample(scale_factor=2)
+
+    def forward(self, x):
+        return torch.cat([x, self.up(self.down(x))], 1)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_height_and_width_are_dynamic_where_the_network_allows_it(kind, tmp_path):
+    path = tmp_path / f"m{FORMATS[kind].suffix}"
+    net = small_network("resnet20")
+    result = export_model(net, torch.zeros(1, 3, 32, 32), path, kind)
+    assert (64, 32) in result.sizes
+    assert result.why_fixed == ""
+    assert result.refused == ()
+    at_sizes(net, path, kind)
+    fixed = export_model(net, torch.zeros(1, 3, 32, 32), path, kind, size="fixed")
+    assert fixed.sizes == ()
+    assert fixed.why_fixed == "as asked"
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each engine has its own
+        at_sizes(net, path, kind)
+    only_even = NeedsEvenSizes()
+    assert (64, 32) in export_model(only_even, torch.zeros(1, 3, 32, 32), path, kind).sizes
+    at_sizes(only_even, path, kind, sizes=[(16, 20)])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_never_computes_something_else_at_another_size(kind, tmp_path):
+    """A path that only holds for even heights must not be in a file that takes odd ones."""
+    path = tmp_path / f"m{FORMATS[kind].suffix}"
+    net, x = PadsOddHeights().eval(), torch.zeros(1, 3, 32, 32)
+    result = export_model(net, x, path, kind)
+    for height in (32, 64, 33):
+        x = torch.randn(1, 3, height, 32)
+        try:
+            found = ENGINES[kind](path, x.numpy())
+        except Exception:
+            continue  # it says so
+        np.testing.assert_allclose(found, net(x).detach().numpy(), atol=1e-5)
+    assert result.why_fixed or result.refused
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp"])
+def test_what_fixes_the_size_is_said(name, tmp_path):
+    net = create_backbone(name)
+    result = export_model(net, torch.zeros(1, 1, 28, 28), tmp_path / "m.pt2", "torch_export")
+    assert result.sizes == ()
+    assert "itself refuses (1, 1, 56, 28) (RuntimeError: mat1 and mat2 shapes" in result.why_fixed
+
+
+class ManyInputs(nn.Module):
+    """Takes tensors by position and by name, nested, beside None and a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x, bias=None, scale=1.0, *, mask=None, more=None):
+        y = self.conv(x) * scale
+        y = y if mask is None else y * mask
+        return y.mean((2, 3)) + more["a"][0]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_inputs_that_are_not_tensors(kind, tmp_path):
+    net, x, a = ManyInputs().eval(), torch.randn(2, 3, 8, 8), torch.randn(2, 4)
+    mask = torch.randn(2, 1, 8, 8)
+    inputs = Inputs(x, None, 2.0, mask=mask, more={"a": [a], "b": None})
+    path = tmp_path / f"m{FORMATS[kind].suffix}"
+    result = export_model(net, inputs, path, kind)
+    assert result.difference < 1e-5
+    assert (16, 8) in result.sizes
+    expected = inputs.run(net).detach().numpy()
+    if kind == "torch_export":
+        found = inputs.run(torch.export.load(path).module()).detach().numpy()
+    elif kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        assert [i.name for i in session.get_inputs()] == ["input_0", "mask", "more_a_0"]
+        given = {"input_0": x.numpy(), "mask": mask.numpy(), "more_a_0": a.numpy()}
+        (found,) = session.run(None, given)
+    else:
+        import openvino
+
+        model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found = model([t.numpy() for t in (x, mask, a)])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_no_tensor_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected an input that is a tensor"):
+        export_model(nn.Identity(), (None, 3), tmp_path / "m.onnx")
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     """What `fit` writes, of a LeNet with zeros."""
@@ -260,6 +394,7 @@ def test_the_command_on_a_checkpoint(checkpoint, capsys):
     assert_engine_agrees(net, file, "onnx", 4)
     shape, weights = onnx_shapes(file)
     assert shape == ["batch", 1, 28, 28]
+    assert "height and width: fixed at 28x28: LeNet itself refuses (1, 1, 56, 28)" in out
     assert [10, 20, 5, 5] in weights
     masked = path.with_name("masked.onnx")
     assert main(["export", str(path), "--masked=true", "--batch=3", f"--output={masked}"]) == 0
@@ -292,3 +427,37 @@ def test_the_command_names_mistakes(checkpoint, tmp_path, capsys, monkeypatch):
     assert main(["export", str(path)]) == 1
     assert "model.onnx was not written" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+def test_a_size_of_ones_own_is_measured_and_exported(tmp_path, capsys):
+    """Made for 224 pixels, trained at 96: compact folder, figures and file are of 96."""
+    net = create_backbone("timm:mobilenetv3_small_050", num_classes=3)
+    with torch.no_grad():
+        net.conv_head.weight[100:] = 0
+        net.conv_head.bias[100:] = 0
+    content = {
+        "state_dict": {f"backbone.{name}": t for name, t in net.state_dict().items()},
+        "hyper_parameters": {
+            "backbone": "timm:mobilenetv3_small_050",
+            "backbone_args": {"num_classes": 3},
+            "input_shape": [3, 96, 96],
+        },
+    }
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    assert main(["compact", str(path)]) == 0
+    small = tmp_path / "run" / "compact"
+    assert load_compact(small).input_shape == (3, 96, 96)
+    arguments = ["--compacted", str(small), "--repeats=1", "--per_layer=false"]
+    assert main(["benchmark", str(path), *arguments]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["benchmark"]["input_shape"] == [3, 96, 96]
+    assert main(["export", str(small), "--size=fixed"]) == 0
+    assert onnx_shapes(small.with_suffix(".onnx"))[0] == ["batch", 3, 96, 96]
+    capsys.readouterr()
+    assert main(["export", str(path)]) == 0
+    file = tmp_path / "run" / "model.onnx"
+    assert onnx_shapes(file)[0] == ["batch", 3, "height", "width"]
+    assert "height and width: dynamic, compared at 192x96" in capsys.readouterr().out
+    at_sizes(net, file, "onnx")

@@ -302,7 +302,31 @@ def test_engine_chart_has_a_panel_for_every_run(tmp_path, monkeypatch):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_timings_per_layer_there_are_no_rows_of_layers():
+    record = make_record()
+    runs = tuple(dataclasses.replace(run, layers={}) for run in record.runs)
+    report = make_report(benchmark=dataclasses.replace(record, runs=runs, layer_macs={}))
+    table = comparison_table(report)
+    assert [row["layer"] for row in rows_of(table)] == ["whole network", "", ""]
+    assert "filters" not in [str(column.header) for column in table.columns]
+
+
 # --- the chart ---
+
+
+@pytest.mark.parametrize("count", [16, 40])
+def test_the_chart_says_which_layers_it_leaves_out(count, tmp_path, monkeypatch):
+    record = make_record(layers=[f"conv{i}" for i in range(count)])
+    macs = {name: {"dense": 100 + i} for i, name in enumerate(record.layer_macs)}
+    report = make_report(benchmark=dataclasses.replace(record, layer_macs=macs), layers={})
+    figure = drawn(lambda: bar_chart(report, tmp_path / "chart.png"), monkeypatch)
+    below = figure.legends[0].get_title().get_text()
+    if count == 16:
+        assert "not shown" not in below
+        return
+    share = 100 * sum(100 + i for i in range(24)) / sum(100 + i for i in range(40))
+    assert "not shown: 24 layers of 40, those with the fewest multiply-adds" in below
+    assert f"({share:.2g} % of dense's)" in below
 
 
 def drawn(draw, monkeypatch):

@@ -11,8 +11,15 @@ import torch
 from torch import nn
 
 from ssl_lightning.backbones import storable
-from ssl_lightning.compaction import Plan
-from ssl_lightning.compaction.store import Recipe, carry_out_, check_state, plans_from_data
+from ssl_lightning.compaction import Plan, expand
+from ssl_lightning.compaction.store import (
+    OwnNetwork,
+    Recipe,
+    carry_out_,
+    check_state,
+    is_own_class,
+    plans_from_data,
+)
 from ssl_lightning.suggest import shortened
 
 
@@ -27,6 +34,7 @@ class TrainedBackbone:
         epoch: number of the last one trained.
         plans: what was carried out on the backbone during training; nothing, usually.
         started_from: how the network is made that training started from, if it was compact already.
+        own: the dense network, or what makes it, if it is the user's own.
     """
 
     model: nn.Module
@@ -35,10 +43,23 @@ class TrainedBackbone:
     epoch: int
     plans: tuple[Plan, ...] = ()
     started_from: Recipe | None = None
+    own: OwnNetwork | None = None
 
     def original(self) -> nn.Module:
         """Return what training started with, untrained."""
-        return (self.started_from or Recipe(self.name, self.arguments)).create()
+        return (self.started_from or Recipe(self.name, self.arguments)).create(self.own)
+
+    def masked(self) -> nn.Module:
+        """Return the trained network with the sizes that training started with.
+
+        What was removed during training is zero.
+        """
+        if not self.plans:
+            return self.model
+        masked = expand(self.model, self.original(), self.plans).eval()
+        if hasattr(self.model, "input_shape"):
+            masked.__dict__["input_shape"] = self.model.input_shape
+        return masked
 
     def recipe(self, plan: Plan) -> Recipe:
         """Return how the network that ``plan`` leaves of the model is made again."""
@@ -108,31 +129,25 @@ def checked(content: Any, path: str) -> dict[str, Any]:
     return content
 
 
-def load_backbone(path: str | Path) -> TrainedBackbone:
+def load_backbone(path: str | Path, model: OwnNetwork | None = None) -> TrainedBackbone:
     """Return the trained backbone of a checkpoint, in eval mode, as small as it was in training.
 
+    Args:
+        path: of the checkpoint.
+        model: the dense network, its class or a function that makes it; needed, and only used, if
+            it is the user's own. A file never says what to import. A class is called with the
+            arguments that the checkpoint holds.
+
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_checkpoint`, and if the backbone was given to
-            the module as an object, so that its name is unknown.
+        FileNotFoundError, ValueError: as :func:`read_checkpoint`, and if the network is the user's
+            own and ``model`` was not given, or does not fit.
     """
     content = read_checkpoint(path)
     settings = content.get("hyper_parameters", {})
-    name = settings.get("backbone")
-    if not isinstance(name, str):
-        raise ValueError(
-            f"{path} does not name its backbone: it was trained from a module given as an object. "
-            "Load it with SSLLightningModule.load_from_checkpoint(path, backbone=...) and call "
-            "make_plan and compact yourself."
-        )
-    arguments = settings.get("backbone_args") or {}
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{path}: `backbone_args` are no mapping: {shortened(arguments)}.")
+    name, arguments = named_backbone(settings, path)
     start = read_start(content, str(path))
-    if start is None:
-        arguments = storable(name, arguments)
-        if settings.get("num_classes") is not None:
-            arguments.setdefault("num_classes", settings["num_classes"])
-    model = (start or Recipe(name, arguments, where=str(path))).create()
+    own = model if start is None and is_own_class(name) else None
+    network = (start or Recipe(name, arguments, where=str(path))).create(own)
     plans = read_plans(content, str(path))
     prefix = "backbone."
     state = {
@@ -141,17 +156,42 @@ def load_backbone(path: str | Path) -> TrainedBackbone:
         if str(k).startswith(prefix)
     }
     try:
-        carry_out_(model, plans, str(path)).load_state_dict(state)
+        carry_out_(network, plans, str(path)).load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} does not fit the backbone {shortened(name)}: {shortened(str(error), 300)}"
         ) from error
     if settings.get("input_shape") is not None:  # of the run: the backbone may be made for another
-        model.__dict__["input_shape"] = read_shape(settings["input_shape"], str(path))
+        network.__dict__["input_shape"] = read_shape(settings["input_shape"], str(path))
     epoch = content.get("epoch", 0)
     if type(epoch) is not int:
         raise ValueError(f"{path} is damaged: `epoch` is {shortened(epoch)}, no number.")
-    return TrainedBackbone(model.eval(), name, arguments, epoch, plans, start)
+    return TrainedBackbone(network.eval(), name, arguments, epoch, plans, start, own)
+
+
+def named_backbone(settings: Mapping[str, Any], path: str | Path) -> tuple[str, dict[str, Any]]:
+    """Return the name of a checkpoint's backbone, or of the user's class, and its arguments.
+
+    Raises:
+        ValueError: if it holds none.
+    """
+    name = settings.get("backbone", settings.get("backbone_class"))
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{path} does not name its backbone. Load it with "
+            "SSLLightningModule.load_from_checkpoint(path, backbone=...) and call make_plan and "
+            "compact yourself."
+        )
+    own = "backbone" not in settings
+    arguments = settings.get("backbone_init_args" if own else "backbone_args") or {}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path}: `backbone_args` are no mapping: {shortened(arguments)}.")
+    if own and not is_own_class(name):
+        raise ValueError(f"{path}: {shortened(name)} is not the import path of a class.")
+    arguments = storable(name, arguments)
+    if not own and settings.get("num_classes") is not None and not name.startswith("zoo:"):
+        arguments.setdefault("num_classes", settings["num_classes"])
+    return name, arguments
 
 
 def read_shape(value: Any, where: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from ssl_lightning.backbones.lenet import LeNet
 from ssl_lightning.backbones.mlp import MLP
 from ssl_lightning.backbones.resnet_cifar import BasicBlock, PadShortcut, ResNetCIFAR
 from ssl_lightning.backbones.response_norm import ChannelResponseNorm
-from ssl_lightning.backbones.stored import admit, create_stored, storable
+from ssl_lightning.backbones.stored import admit, admit_own, class_path, create_stored, storable
 from ssl_lightning.backbones.table import BACKBONES, create_backbone, list_backbones
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "ResNetCIFAR",
     "SpatialResponseNorm",
     "admit",
+    "admit_own",
+    "class_path",
     "create_backbone",
     "create_stored",
     "list_backbones",

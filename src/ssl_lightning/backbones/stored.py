@@ -128,6 +128,43 @@ def admit(name: Any, arguments: Any, where: str) -> dict[str, Any]:
     return admitted
 
 
+def admit_own(made: type[nn.Module], arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the arguments of a file that a class which the caller gave may be called with.
+
+    Raises:
+        ValueError: naming the first that is no argument of the class, or neither its default, nor
+            a plain value or a word.
+
+    Example:
+        >>> admit_own(nn.Dropout, {"p": 0.1, "inplace": False}, "plan.json")
+        {'p': 0.1, 'inplace': False}
+    """
+    known = inspect.signature(made).parameters
+    for key, value in arguments.items():
+        if key in known and (is_plain(value) or is_choice(key, value, own=True)):
+            continue
+        if key in known and value == known[key].default:
+            continue
+        raise ValueError(
+            f"{where}: the argument {shortened(key)} of {made.__name__} is {shortened(value)}; of "
+            "a file, numbers, lists of numbers and single words are taken, for arguments that the "
+            "class has. Give the network itself (`model=`, or `--config` with the config that it "
+            "was trained with)."
+        )
+    return dict(arguments)
+
+
+def class_path(network: nn.Module) -> str:
+    """Return the import path of a network's class: a name to be read, which is never imported.
+
+    Example:
+        >>> class_path(nn.Dropout())
+        'torch.nn.modules.dropout.Dropout'
+    """
+    made = type(network)
+    return f"{made.__module__}.{made.__qualname__}".replace("<locals>.", "")
+
+
 def storable(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a user's arguments without those that only say where weights come from.
 

@@ -16,14 +16,14 @@ from ssl_lightning.compaction import compact, make_plan, save_compact
 class SaveCompact(Callback):
     """At the end of training, compact the network and write it to ``folder``.
 
-    Where Weights & Biases logs the run, the folder also becomes an artifact of type ``model``.
+    Where Weights & Biases logs the run, the folder also becomes an artifact of type ``model``. A
+    backbone of the user's own is read back with ``load_compact(folder, model=...)``.
 
     Args:
         folder: where to write (default: ``compact`` in the trainer's ``default_root_dir``).
 
     Raises:
-        ValueError: at the start of training, if the backbone was not given by name, or does not
-            tell its input shape.
+        ValueError: at the start of training, if the shape of the backbone's input is not known.
 
     Example:
         >>> SaveCompact("runs/lenet/compact").folder
@@ -36,11 +36,10 @@ class SaveCompact(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reject a run whose compact network could not be stored."""
         module = require_module(pl_module, self)
-        if "backbone" not in module.hparams or module.example_input() is None:
+        if module.example_input() is None:
             raise ValueError(
-                "SaveCompact: the backbone must be given by name, so that the stored network can "
-                "be created again, and its input shape be known (`input_shape`). For other "
-                "modules, call make_plan and compact yourself."
+                "SaveCompact: the shape of the backbone's input is not known. Pass `input_shape`, "
+                "such as [3, 32, 32], to SSLLightningModule."
             )
 
     @rank_zero_only

@@ -101,9 +101,11 @@ class CompactDuringFit(EpochStartCallback):
         before = num_parameters(module.backbone)
         if plan.removed():
             compact_in_place_(trainer, module, plan)
+        share = module.macs.share(module)
+        macs = "" if share is None else f", {share:.1f} % of the dense network's MACs left,"
         rank_zero_info(
-            f"CompactDuringFit: {before:,} -> {num_parameters(module.backbone):,} parameters in "
-            f"epoch {trainer.current_epoch}."
+            f"CompactDuringFit: {before:,} -> {num_parameters(module.backbone):,} parameters{macs} "
+            f"in epoch {trainer.current_epoch}."
         )
 
 

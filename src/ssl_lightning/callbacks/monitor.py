@@ -28,7 +28,8 @@ class SparsityMonitor(Callback):
 
     Per epoch and layer it logs ``sparsity/<layer>/<filters|channels|columns>`` (percent that is
     zero) and ``strength/<layer>:<kind>`` to whatever loggers the trainer has; for a layer under an
-    ``l1`` penalty also ``sparsity/<layer>/weights``, of the weights that the layer has by then.
+    ``l1`` penalty also ``sparsity/<layer>/weights``. All sparsities are of the masked network: what
+    was removed during training counts as zero.
     ``smallest_norm/<layer>:<kind>``, of the penalised groups that are not zero, falls before the
     next group goes: where it does not, the strength is too small.
 
@@ -74,9 +75,12 @@ def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
         for kind, (kept, total) in kinds.items()
     }
     parameters = dict(module.backbone.named_parameters())
-    for singles in module.regularizer.single_weights():
-        zero = ~nonzero_groups(singles, parameters)
-        figures[f"sparsity/{singles.layer}/weights"] = 100.0 * float(zero.double().mean())
+    singles = module.regularizer.single_weights()
+    sizes = {s.layer: s.num_groups for s in singles} if module.origin is None else {}
+    sizes |= {} if module.origin is None else module.origin.singles
+    kept = {s.layer: int(nonzero_groups(s, parameters).sum()) for s in singles}
+    for layer, size in sizes.items():
+        figures[f"sparsity/{layer}/weights"] = 100.0 * (1.0 - kept.get(layer, 0) / size)
     for group_set in module.regularizer.group_sets:
         norms = group_norms(group_set, parameters).detach()
         left = norms[norms > 0]

@@ -13,9 +13,11 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
+from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.report import RunReport, print_report
@@ -45,6 +47,8 @@ def benchmark_checkpoint(
     repeats: int = 30,
     title: str | None = None,
     output: str | None = None,
+    model: str | None = None,
+    config: str | None = None,
 ) -> None:
     """Measure the dense, masked and compact network of a run side by side.
 
@@ -69,15 +73,18 @@ def benchmark_checkpoint(
         repeats: interleaved samples per network and engine.
         title: heading of the report.
         output: report to write; default: ``report.json`` in the folder above the checkpoint's.
+        model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
+            own; it is called with the arguments that the checkpoint holds.
+        config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
-    trained = load_backbone(checkpoint)
+    trained = load_trained(checkpoint, model, config)
     folder = Path(checkpoint).parent.parent
     shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
     makers: dict[str, Callable[[], nn.Module]] = {
         "dense": lambda: dense_baseline(trained, dense),
-        "masked": lambda: trained.model,
-        "compact": lambda: compact_network(trained.model, compacted, shape),
-        "csr": lambda: with_csr_layers(trained.model),
+        "masked": trained.masked,
+        "compact": lambda: compact_network(trained, compacted, shape),
+        "csr": lambda: with_csr_layers(trained.masked()),
     }
     wanted = [forms] if isinstance(forms, str) else forms
     models = {form: pick("form", form, makers)() for form in wanted}
@@ -105,22 +112,28 @@ def benchmark_checkpoint(
 def dense_baseline(trained: TrainedBackbone, checkpoint: str | None) -> nn.Module:
     """Return the dense network: from its checkpoint, or the backbone with random weights."""
     if checkpoint is not None:
-        return load_backbone(checkpoint).model
+        return load_backbone(checkpoint, trained.own).model
     dense = trained.original().eval()
     for parameter in dense.parameters():
         nn.init.normal_(parameter, std=0.01)
     return dense
 
 
-def compact_network(model: nn.Module, folder: str | None, shape: tuple[int, ...]) -> nn.Module:
+def compact_network(
+    trained: TrainedBackbone, folder: str | None, shape: tuple[int, ...]
+) -> nn.Module:
     """Return the compact network: from its folder, or made now."""
     if folder is not None:
-        return load_compact(folder)
-    return compact(model, make_plan(model, torch.zeros(1, *shape)))
+        return load_compact(folder, trained.own)
+    return compact(trained.model, make_plan(trained.model, torch.zeros(1, *shape)))
 
 
 def data_section(config: str | None, folder: Path) -> dict[str, Any] | None:
-    """Return the ``data`` section of a config, or None if errors are not to be measured."""
+    """Return the ``data`` section of a config, or None if errors are not to be measured.
+
+    A config that the user did not name, which lies beside the checkpoint, may only name the
+    library's data modules: no code is imported because a file names it.
+    """
     path = Path(config) if config else folder / "config.yaml"
     if config == "none" or (config is None and not path.is_file()):
         return None
@@ -131,7 +144,27 @@ def data_section(config: str | None, folder: Path) -> dict[str, Any] | None:
             "or `--data none`."
         )
     section: dict[str, Any] = content["data"]
+    if config is None and not is_own_data(str(section["class_path"])):
+        Console().print(
+            f"Errors are not measured: {path} names the data module {section['class_path']}. To "
+            f"import it, give `--data {path}`."
+        )
+        return None
     return section
+
+
+OWN_DATA = ("", "ssl_lightning", "ssl_lightning.data", "ssl_lightning.data.sets")
+
+
+def is_own_data(class_path: str) -> bool:
+    """Whether a class is one of the library's data modules.
+
+    Example:
+        >>> is_own_data("ssl_lightning.data.MNISTDataModule"), is_own_data("mine.MNISTDataModule")
+        (True, False)
+    """
+    room, _, name = class_path.rpartition(".")
+    return room in OWN_DATA and name in {kind.__name__ for kind in DATA_MODULES.values()}
 
 
 def measure_errors(

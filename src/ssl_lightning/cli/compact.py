@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import choose_layers, compact, make_plan, save_compact
 from ssl_lightning.measure import count_macs, num_parameters
@@ -20,7 +20,11 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def compact_checkpoint(
-    checkpoint: str, output: str | None = None, prefer: Literal["dense", "auto"] = "dense"
+    checkpoint: str,
+    output: str | None = None,
+    prefer: Literal["dense", "auto"] = "dense",
+    model: str | None = None,
+    config: str | None = None,
 ) -> None:
     """Write the smaller network that computes the same function as a checkpoint.
 
@@ -30,9 +34,12 @@ def compact_checkpoint(
         prefer: ``auto`` measures each convolution that still has zero columns, dense and
             column-sparse, and takes what is faster on this machine with its present threads;
             ``dense`` keeps ordinary convolutions, which run anywhere.
+        model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
+            own; it is called with the arguments that the checkpoint holds.
+        config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
     console = Console()
-    trained = load_backbone(checkpoint)
+    trained = load_trained(checkpoint, model, config)
     example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
     plan = make_plan(trained.model, example)
     if prefer == "auto":

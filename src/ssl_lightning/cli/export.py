@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,10 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning import zoo
-from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.cli.network import load_trained, own_network
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import compact, load_compact, make_plan
-from ssl_lightning.export import FORMATS, export_model
+from ssl_lightning.export import FORMATS, ExportResult, export_model
 from ssl_lightning.export.exporting import TOLERANCE
 from ssl_lightning.zoo.cards import CARD
 
@@ -28,8 +29,11 @@ def export_network(
     format: Literal["onnx", "torch_export", "openvino"] = "onnx",  # noqa: A002
     output: str | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
+    size: Literal["dynamic", "fixed"] = "dynamic",
     masked: bool = False,
     tolerance: float = TOLERANCE,
+    model: str | None = None,
+    config: str | None = None,
 ) -> None:
     """Write a network for another runtime, once that runtime was seen to compute the same.
 
@@ -40,34 +44,57 @@ def export_network(
         output: file to write; default: ``model`` with the format's suffix in the folder above the
             checkpoint's, or, for a folder, its name with that suffix beside it.
         batch: the one batch size that the file takes, or dynamic.
+        size: dynamic (the file takes other heights and widths where the network does), or fixed.
         masked: leave the zeros of a checkpoint in; otherwise it is compacted first.
         tolerance: largest difference of outputs to accept, relative to the largest output.
+        model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
+            own.
+        config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
-    model = read_network(Path(network), masked=masked)
+    net = read_network(Path(network), masked=masked, model=model, config=config)
     path = Path(output) if output else default_path(Path(network), FORMATS[format].suffix)
-    example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
-    result = export_model(model, example, path, format, batch=batch, tolerance=tolerance)
+    example = torch.zeros(1, *net.input_shape)  # type: ignore[misc]
+    result = export_model(net, example, path, format, batch=batch, size=size, tolerance=tolerance)
     sizes = ", ".join(map(str, result.batch_sizes))
     console = Console()
     console.print(
         f"{result.engine} against torch on random inputs, batch size {sizes}: outputs differ by "
         f"{result.difference:.1e} of their scale (tolerance {result.tolerance:g})"
     )
+    console.print(what_sizes(result, example.shape[2:]))
     console.print(f"Wrote {result.path}")
 
 
-def read_network(path: Path, *, masked: bool) -> nn.Module:
+def what_sizes(result: ExportResult, own: Sequence[int]) -> str:
+    """Say which heights and widths a file takes.
+
+    Example:
+        >>> file = Path("m.onnx")
+        >>> result = ExportResult(file, "onnx", "onnxruntime", (1,), 0.0, 1e-4, ((64, 32),))
+        >>> what_sizes(result, (32, 32))
+        'height and width: dynamic, compared at 64x32'
+    """
+    if not result.sizes:
+        return f"height and width: fixed at {'x'.join(map(str, own))}: {result.why_fixed}"
+    text = ", ".join("x".join(map(str, sizes)) for sizes in result.sizes)
+    refused = f"; the file refuses {', '.join(result.refused)}" if result.refused else ""
+    return f"height and width: dynamic, compared at {text}{refused}"
+
+
+def read_network(
+    path: Path, *, masked: bool, model: str | None = None, config: str | None = None
+) -> nn.Module:
     """Return the network of a checkpoint, a compact network's folder or a zoo entry's."""
     if (path / CARD).is_file():
         folder = path.resolve()
         return zoo.load(folder.name, root=folder.parent)
     if path.is_dir():
-        return load_compact(path)
-    model = load_backbone(path).model
+        return load_compact(path, own_network(model, config))
+    trained = load_trained(path, model, config)
     if masked:
-        return model
-    example = torch.zeros(1, *model.input_shape)  # type: ignore[misc]
-    return compact(model, make_plan(model, example))
+        return trained.masked()
+    example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
+    return compact(trained.model, make_plan(trained.model, example))
 
 
 def default_path(network: Path, suffix: str) -> Path:

@@ -11,21 +11,24 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-import ssl_lightning.callbacks
-import ssl_lightning.data.datamodule
 import ssl_lightning.schedules  # noqa: F401
+from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.cli.parser_errors import one_sentence
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
+from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.module.parts import refuse_spawning
+from ssl_lightning.suggest import shortened as on_one_line
 
 DEFAULT_FOLDER = "runs/default"
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
@@ -73,6 +76,22 @@ class RunFolderConfig(SaveConfigCallback):
                 logger.log_hyperparams({"config": yaml.safe_load(text)})
 
 
+class OneSentenceParser(LightningArgumentParser):
+    """Says in one sentence what is wrong with a config, if it knows how."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Write the sentence and exit with status 2, as for wrong usage."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [action.dest for action in parser._actions]
+        modules = [kind.__name__ for kind in DATA_MODULES.values()]
+        classes = {"trainer.callbacks": list(CALLBACKS), "data": modules}
+        sentence = one_sentence(message, options, classes) if self.exit_on_error else None
+        if sentence is None:
+            super().error(message, ex)
+        sys.stderr.write(f"error: {sentence}\n")
+        sys.exit(2)
+
+
 class SSLCLI(LightningCLI):
     """LightningCLI that builds only the asked subcommand's parser and checks ``ckpt_path``."""
 
@@ -112,6 +131,15 @@ class SSLCLI(LightningCLI):
             if any(c.held for c in configs):
                 self.traces["run"].remove()
 
+    def instantiate_classes(self) -> None:
+        """Make everything; let checkpoints hold what a backbone given by class was called with."""
+        super().instantiate_classes()
+        config = self.config.get(str(self.subcommand), self.config)
+        if isinstance(config.model.backbone, Namespace):
+            text = self._parser(self.subcommand).dump(config)
+            arguments = yaml.safe_load(text)["model"]["backbone"].get("init_args") or {}
+            self.model.hparams["backbone_init_args"] = arguments
+
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; take the model's settings from it only if none were given.
 
@@ -120,10 +148,17 @@ class SSLCLI(LightningCLI):
         """
         path = self.config.get(self.asked, {}).get("ckpt_path")
         if path and Path(path).suffix == ".ckpt":
-            read_checkpoint(path)
+            settings = read_checkpoint(path).get("hyper_parameters", {})
         given = (argument.partition("=")[0] for argument in self.given)
-        if not any(name in ("-c", "--config") or name.startswith("--model") for name in given):
-            super()._parse_ckpt_path()
+        if any(name in ("-c", "--config") or name.startswith("--model") for name in given):
+            return
+        if path and Path(path).suffix == ".ckpt" and "backbone_class" in settings:
+            raise ValueError(
+                f"{path} is of the network {on_one_line(settings['backbone_class'])}, and no code "
+                "is imported because a file names it. Give the config that it was trained with: "
+                "`--config`."
+            )
+        super()._parse_ckpt_path()
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -157,6 +192,7 @@ def carry_out(name: str, arguments: list[str]) -> None:
             seed_everything_default=0,
             save_config_callback=RunFolderConfig,
             trainer_defaults={"default_root_dir": DEFAULT_FOLDER},
+            parser_class=OneSentenceParser,
             parser_kwargs={name: {"usage": USAGE}},
         )
     finally:

@@ -16,7 +16,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
-from ssl_lightning.backbones import create_stored, storable
+from ssl_lightning.backbones import admit_own, create_stored, storable
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan
 from ssl_lightning.files import parse_json, replacing
@@ -25,7 +25,8 @@ from ssl_lightning.suggest import shortened
 WEIGHTS = "model.safetensors"
 RECIPE = "plan.json"
 MOST_PLANS = 1000
-OwnNetwork = nn.Module | Callable[[], nn.Module]
+OwnNetwork = nn.Module | type[nn.Module] | Callable[[], nn.Module]
+"""A network, its class, or a function that makes it."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,54 @@ class Recipe:
     where: str = field(default=RECIPE, compare=False)
 
     def create(self, model: OwnNetwork | None = None) -> nn.Module:
-        """Return the architecture, with fresh weights.
+        """Return the architecture, with fresh weights, and the ``input_shape`` of its last plan.
 
         Args:
-            model: the dense network, or what makes it, for a recipe of the user's own network.
+            model: as :meth:`create_dense` takes it.
 
         Raises:
             ValueError: if the plan does not fit the backbone, or as :meth:`create_dense`.
         """
-        dense = self.create_dense() if model is None else made(model)
-        return carry_out_(dense, self.plans, self.where)
+        dense = self.create_dense(model)
+        small = carry_out_(dense, self.plans, self.where)
+        shapes = self.plans[-1].input_shapes if self.plans else ()
+        if len(shapes) == 1 and len(shapes[0]) > 1:  # the backbone may be made for another size
+            small.__dict__["input_shape"] = shapes[0][1:]
+        return small
 
-    def create_dense(self) -> nn.Module:
+    def create_dense(self, model: OwnNetwork | None = None) -> nn.Module:
         """Return the backbone that it was made from, with fresh weights.
 
+        Args:
+            model: the dense network, its class, or a function that makes it, for a recipe of the
+                user's own network. A class is called with the stored arguments.
+
         Raises:
-            ValueError: if it is none of the library's, timm's or torchvision's, or an argument is
-                not admitted (see :mod:`ssl_lightning.backbones.stored`).
+            ValueError: if it is none of the library's, timm's or torchvision's and ``model`` is not
+                given, or an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`).
         """
-        return create_stored(self.backbone, self.arguments, self.where)
+        if model is None and is_own_class(self.backbone):
+            raise ValueError(
+                f"{self.where} is of the network {shortened(self.backbone)}, and no code is "
+                "imported because a file names it. Give that network, its class or a function that "
+                "makes it (`model=`); on the command line `--model` with its import path, or "
+                "`--config` with the config that it was trained with."
+            )
+        if model is None:
+            return create_stored(self.backbone, self.arguments, self.where)
+        if isinstance(model, nn.Module):
+            return copy.deepcopy(model)
+        if not isinstance(model, type):
+            return model()
+        arguments = admit_own(model, self.arguments, self.where)
+        try:
+            network: nn.Module = model(**arguments)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.where}: cannot make a {model.__name__} with the stored arguments "
+                f"{shortened(arguments)}: {shortened(str(error), 200)}. Give the network itself."
+            ) from error
+        return network
 
     def then(self, *plans: Plan) -> Recipe:
         """Return the recipe of what further plans leave of this network."""
@@ -108,11 +138,6 @@ class Recipe:
         return cls(name, arguments, plans, where)
 
 
-def made(model: OwnNetwork) -> nn.Module:
-    """Return a copy of a network, or what a class or function makes."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-
-
 def carry_out_(model: nn.Module, plans: Sequence[Plan], where: str) -> nn.Module:
     """Shrink a network as stored plans say, in place.
 
@@ -150,7 +175,8 @@ def save_compact(
         arguments: arguments of that backbone; those that only say where weights come from, such
             as ``pretrained``, are not stored, since the weights are. Of the user's own network
             (any other name, such as ``"my_package.MyNetwork"``) none are needed:
-            ``load_compact(folder, model=...)`` is given the dense network.
+            ``load_compact(folder, model=...)`` is given the dense network, or its class, which is
+            called with the arguments that are stored.
 
     Returns:
         The folder.
@@ -323,10 +349,4 @@ def create_small(folder: Path, where: str, model: OwnNetwork | None = None) -> n
                 f"{RECIPE}. Write one with `ssl-lightning compact CHECKPOINT`."
             )
     recipe = Recipe.from_json((folder / RECIPE).read_bytes(), f"{where}/{RECIPE}")
-    if model is None and is_own_class(recipe.backbone):
-        raise ValueError(
-            f"{where}/{RECIPE} is of the network {shortened(recipe.backbone)}, and no code is "
-            "imported because a file names it. Give that network, its class or a function that "
-            "makes it: load_compact(folder, model=...)."
-        )
     return recipe.create(model)

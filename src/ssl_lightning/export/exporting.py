@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from ssl_lightning.export.capturing import (
+    Batch,
+    Sizes,
+    Trial,
+    accepted_sizes,
+    capture,
+    naming,
+    size_text,
+    trials,
+)
 from ssl_lightning.export.formats import FORMATS, Format, Runner, tensors_of
 from ssl_lightning.files import replacing_together
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
 from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.suggest import pick
 
@@ -23,7 +32,7 @@ TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 2, 5)
 """Batch sizes that a file with a dynamic batch dimension is run with."""
 
-Batch = int | Literal["dynamic"]
+Size = Literal["dynamic", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,9 @@ class ExportResult:
         format: one of :data:`~ssl_lightning.export.FORMATS`.
         engine: what ran the file.
         batch_sizes: at which it was run.
+        sizes: heights and widths (or lengths) at which it was run, beside the example's.
+        why_fixed: why it takes the example's height and width only; empty if it takes others.
+        refused: sizes that the network takes, and the file refuses with an error of the engine.
         difference: largest difference of outputs, relative to the largest output.
         tolerance: the largest difference that is accepted.
     """
@@ -45,15 +57,19 @@ class ExportResult:
     batch_sizes: tuple[int, ...]
     difference: float
     tolerance: float
+    sizes: tuple[tuple[int, ...], ...] = ()
+    why_fixed: str = ""
+    refused: tuple[str, ...] = ()
 
 
 def export_model(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: ExampleInput,
     path: str | Path,
     format: str = "onnx",  # noqa: A002 - the field's name for it
     *,
     batch: Batch = "dynamic",
+    size: Size = "dynamic",
     tolerance: float = TOLERANCE,
 ) -> ExportResult:
     """Write a network for another runtime, if that runtime computes what torch does.
@@ -63,10 +79,16 @@ def export_model(
 
     Args:
         model: the network, on the CPU; compact or with zeros, it is written as it is.
-        example_input: its inputs, batch first; the values do not matter.
+        example_input: its inputs, batch first; the values of tensors do not matter. A tensor, a
+            tuple of all positional inputs, or ``Inputs(x, mask=None)``; what is no tensor becomes
+            part of the network.
         path: file to write, ending in ``.onnx``, ``.pt2`` or ``.xml``; missing folders are made.
         format: ``"onnx"``, ``"torch_export"`` or ``"openvino"``.
         batch: ``"dynamic"``, or the one batch size that the file takes.
+        size: ``"dynamic"``: the file takes other heights and widths (lengths of sequences) too if
+            the network does, and was run there; else ``why_fixed`` of the result says why not.
+            ``"fixed"``: only the example's. Networks that compute their padding from the size of
+            the image (timm's ``tf_...``) take minutes to be captured with dynamic sizes.
         tolerance: largest difference to accept, relative to the largest output.
 
     Raises:
@@ -83,24 +105,66 @@ def export_model(
         (1, 2, 5) True True
     """
     chosen = pick("export format", format, FORMATS)
-    check_arguments(batch, tolerance)
+    inputs = as_inputs(example_input)
+    check_arguments(inputs, batch, size, tolerance)
     check_suffix(Path(path), format, chosen)
     chosen.require_packages(format)
-    example = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    sizes = CHECKED_BATCHES if batch == "dynamic" else (batch,)
-    with evaluating(model), torch.no_grad(), replacing_together(path) as temporary:
-        program = capture(model, example, batch)
-        with naming(f"{format} cannot hold this {type(model).__name__}"):
-            chosen.write(program, temporary, batch == "dynamic")
+    with evaluating(model), torch.no_grad():
+        sizes = Sizes(why_fixed="as asked")
+        if size == "dynamic":
+            sizes = accepted_sizes(model, inputs)
+        if sizes.axes is not None:
+            try:
+                return written(model, inputs, path, format, batch, sizes, tolerance)
+            except ValueError as error:
+                sizes = Sizes(why_fixed=str(error).removeprefix("export_model: "))
+        return written(model, inputs, path, format, batch, sizes, tolerance)
+
+
+def written(
+    model: nn.Module,
+    inputs: Inputs,
+    path: str | Path,
+    name: str,
+    batch: Batch,
+    sizes: Sizes,
+    tolerance: float,
+) -> ExportResult:
+    """Capture, write, run and compare.
+
+    Raises:
+        ValueError: as :func:`export_model`.
+    """
+    chosen, kind = FORMATS[name], type(model).__name__
+    with replacing_together(path) as temporary:
+        captured = capture(model, inputs, batch, sizes.axes, flat=chosen.flat)
+        with naming(f"{name} cannot hold this {kind}"):
+            chosen.write(captured, temporary)
             run = chosen.load(temporary)
-        found = largest_difference(model, run, example, sizes)
+        cases = trials(inputs, batch, CHECKED_BATCHES, sizes)
+        found, refused = largest_difference(model, run, cases)
         if not found <= tolerance:
-            raise ValueError(refusal(chosen, type(model).__name__, found, tolerance, path))
-    return ExportResult(Path(path), format, chosen.engine, tuple(sizes), found, tolerance)
+            raise ValueError(refusal(chosen, kind, found, tolerance, path))
+    batches = CHECKED_BATCHES if batch == "dynamic" else (batch,)
+    return ExportResult(
+        Path(path),
+        name,
+        chosen.engine,
+        batches,
+        found,
+        tolerance,
+        tuple(each for each in sizes.further if size_text(each) not in refused),
+        sizes.why_fixed,
+        tuple(refused),
+    )
 
 
-def check_arguments(batch: Batch, tolerance: float) -> None:
-    """Reject a batch size or a tolerance that makes no sense."""
+def check_arguments(inputs: Inputs, batch: Batch, size: Size, tolerance: float) -> None:
+    """Reject inputs, a batch size, a size or a tolerance that make no sense."""
+    if not inputs.tensors():
+        raise ValueError(f"export_model: expected an input that is a tensor, got {inputs}.")
+    if size not in ("dynamic", "fixed"):
+        raise ValueError(f"export_model: expected size 'dynamic' or 'fixed', got {size!r}.")
     if batch != "dynamic" and (type(batch) is not int or batch < 1):
         raise ValueError(
             f"export_model: expected batch 'dynamic' or a number of at least 1, got {batch!r}."
@@ -121,65 +185,35 @@ def check_suffix(path: Path, name: str, chosen: Format) -> None:
         )
 
 
-def capture(model: nn.Module, example: Sequence[Tensor], batch: Batch) -> ExportedProgram:
-    """Return the network as ``torch.export`` sees it, with a fixed or a dynamic batch dimension.
-
-    Raises:
-        ValueError: if it cannot be captured, or not with a dynamic batch dimension.
-    """
-    dynamic = batch == "dynamic"
-    inputs = tuple(with_batch(x, 2 if batch == "dynamic" else batch) for x in example)
-    shapes = ShapesCollection() if dynamic else None
-    if shapes is not None:
-        size = Dim("batch")
-        for x in inputs:
-            shapes[x] = {0: size}
-    advice = " with a dynamic batch dimension; give one batch size (`batch`)" if dynamic else ""
-    with naming(f"{type(model).__name__} cannot be captured{advice}"):
-        return torch.export.export(model, inputs, dynamic_shapes=shapes)
-
-
-@contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside torch or an engine into a ValueError that says where."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"export_model: {what}: {reason[:500]}.") from error
-
-
-def with_batch(x: Tensor, batch: int) -> Tensor:
-    """Return a tensor with that many rows, which are those of ``x`` over and over.
-
-    Example:
-        >>> with_batch(torch.tensor([[1], [2]]), 3).flatten().tolist()
-        [1, 2, 1]
-    """
-    rows = torch.arange(batch, device=x.device) % len(x)
-    return x.detach().index_select(0, rows)
-
-
 def largest_difference(
-    model: nn.Module, run: Runner, example: Sequence[Tensor], batch_sizes: Sequence[int]
-) -> float:
-    """Return how far an engine's outputs are from torch's on random inputs.
+    model: nn.Module, run: Runner, cases: Iterable[Trial]
+) -> tuple[float, list[str]]:
+    """Return how far an engine's outputs are from torch's on random inputs, and what it refuses.
 
     Returns:
         Largest difference relative to the largest output of the same tensor; infinity if shapes
-        or numbers of outputs differ, or a value is NaN.
+        or numbers of outputs differ, or a value is NaN. The trials that the file did not run.
+
+    Raises:
+        ValueError: if the file does not run one that it must.
     """
     generator = torch.Generator().manual_seed(0)
-    worst = 0.0
-    for size in batch_sizes:
-        inputs = [random_like(with_batch(x, size), generator) for x in example]
-        expected = tensors_of(model(*(x.clone() for x in inputs)))
-        with naming(f"the written file does not run at batch size {size}"):
-            found = run(inputs)
+    worst, refused = 0.0, []
+    for case in cases:
+        inputs = case.inputs.map(lambda x: random_like(x, generator))
+        expected = tensors_of(inputs.run(model))
+        try:
+            with naming(f"the written file does not run at {case.what}"):
+                found = run(inputs)
+        except ValueError:
+            if case.required:
+                raise
+            refused.append(case.what)
+            continue
         if [t.shape for t in found] != [t.shape for t in expected]:
-            return float("inf")
+            return float("inf"), refused
         worst = max([worst, *map(relative_difference, found, expected)])
-    return worst
+    return worst, refused
 
 
 def random_like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-Runner: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]
+from ssl_lightning.export.capturing import Captured, numbered
+from ssl_lightning.graph import Inputs
+
+Runner: TypeAlias = Callable[[Inputs], list[Tensor]]
 """From inputs to outputs, on the CPU."""
 
 ONNX_LIMIT = 2_000_000_000
@@ -28,15 +30,17 @@ class Format:
         suffix: of the file; there may be others beside it.
         packages: modules that must be installed, from the extra ``engines``.
         engine: what runs the file, for messages.
-        write: writes a captured network to a path; told whether its batch dimension is dynamic.
+        write: writes a captured network to a path.
         load: opens a file and returns what runs it.
+        flat: whether the file takes tensors by position, and nothing else.
     """
 
     suffix: str
     packages: tuple[str, ...]
     engine: str
-    write: Callable[[ExportedProgram, Path, bool], None]
+    write: Callable[[Captured, Path], None]
     load: Callable[[Path], Runner]
+    flat: bool = True
 
     def require_packages(self, name: str) -> None:
         """Refuse to start without what is needed to write and to check.
@@ -52,47 +56,53 @@ class Format:
             )
 
 
-def write_program(program: ExportedProgram, path: Path, dynamic: bool) -> None:
+def write_program(captured: Captured, path: Path) -> None:
     """Write a ``.pt2`` file."""
-    torch.export.save(program, path)
+    torch.export.save(captured.program, path)
 
 
 def load_program(path: Path) -> Runner:
     """Open a ``.pt2`` file."""
     module = torch.export.load(path).module()
 
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+    def run(inputs: Inputs) -> list[Tensor]:
         with torch.no_grad():
-            return tensors_of(module(*inputs))
+            return tensors_of(module(*inputs.args, **inputs.kwargs))
 
     return run
 
 
-def write_onnx(program: ExportedProgram, path: Path, dynamic: bool) -> None:
+def write_onnx(captured: Captured, path: Path) -> None:
     """Write an ``.onnx`` file; weights of more than 2 GB go to a second one beside it."""
-    inputs = names("input", len(program.graph_signature.user_inputs))
-    outputs = names("output", len(program.graph_signature.user_outputs))
+    program = captured.program
+    outputs = [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     torch.onnx.export(
         program,
         f=path,
         dynamo=True,
-        input_names=inputs,
-        output_names=outputs,
-        dynamic_shapes=({0: "batch"}, *[None] * (len(inputs) - 1)) if dynamic else None,
+        input_names=captured.names,
+        output_names=numbered("output", len(outputs)),
+        dynamic_shapes=named_once(captured.dims),
         external_data=weights > ONNX_LIMIT,
         verbose=False,
     )
 
 
-def names(stem: str, count: int) -> list[str]:
-    """Return names for so many inputs or outputs.
+def named_once(dims: Sequence[dict[int, str]]) -> tuple[dict[int, str] | None, ...] | None:
+    """Return names of dimensions, each where it is met first: the exporter ties those it knows.
 
     Example:
-        >>> names("input", 1), names("output", 2)
-        (['input'], ['output_0', 'output_1'])
+        >>> named_once([{0: "batch", 2: "height"}, {0: "batch"}])
+        ({0: 'batch', 2: 'height'}, None)
     """
-    return [stem] if count == 1 else [f"{stem}_{index}" for index in range(count)]
+    known: set[str] = set()
+    found = []
+    for own in dims:
+        new = {dim: name for dim, name in own.items() if name not in known}
+        known.update(new.values())
+        found.append(new or None)
+    return tuple(found) if known else None
 
 
 def load_onnx(path: Path) -> Runner:
@@ -100,41 +110,28 @@ def load_onnx(path: Path) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # errors are raised
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     known = [entry.name for entry in session.get_inputs()]
 
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        arrays = {name: x.numpy() for name, x in zip(known, inputs, strict=True)}
+    def run(inputs: Inputs) -> list[Tensor]:
+        arrays = {name: x.numpy() for name, x in zip(known, inputs.tensors(), strict=True)}
         return [torch.from_numpy(output) for output in session.run(None, arrays)]
 
     return run
 
 
-def write_openvino(program: ExportedProgram, path: Path, dynamic: bool) -> None:
+def write_openvino(captured: Captured, path: Path) -> None:
     """Write an ``.xml`` file and its weights, ``.bin``, in full precision."""
     import openvino
 
-    model = openvino.convert_model(program)
-    shapes = [list(meta_of(node).shape) for node in input_nodes(program)]
-    for entry, shape in zip(model.inputs, shapes, strict=True):
-        batch = [-1] if dynamic else [int(shape[0])]
-        entry.get_node().set_partial_shape(
-            openvino.PartialShape(batch + [int(n) for n in shape[1:]])
-        )
+    model = openvino.convert_model(captured.program)
+    tensors = captured.inputs.tensors()
+    for entry, tensor, dims in zip(model.inputs, tensors, captured.dims, strict=True):
+        shape = [-1 if dim in dims else size for dim, size in enumerate(tensor.shape)]
+        entry.get_node().set_partial_shape(openvino.PartialShape(shape))
     model.validate_nodes_and_infer_types()
     openvino.save_model(model, path, compress_to_fp16=False)
-
-
-def input_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
-    """Return the nodes of a captured network's inputs, in order."""
-    wanted = program.graph_signature.user_inputs
-    return [node for node in program.graph.nodes if node.name in wanted]
-
-
-def meta_of(node: torch.fx.Node) -> Any:
-    """Return a tensor without values that has a node's shape and type."""
-    return node.meta["val"]
 
 
 def load_openvino(path: Path) -> Runner:
@@ -143,8 +140,8 @@ def load_openvino(path: Path) -> Runner:
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        found = model([x.numpy() for x in inputs])
+    def run(inputs: Inputs) -> list[Tensor]:
+        found = model([x.numpy() for x in inputs.tensors()])
         return [torch.from_numpy(found[index].copy()) for index in range(len(model.outputs))]
 
     return run
@@ -159,7 +156,9 @@ FORMATS: dict[str, Format] = {
     "onnx": Format(
         ".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnxruntime", write_onnx, load_onnx
     ),
-    "torch_export": Format(".pt2", (), "the reloaded program", write_program, load_program),
+    "torch_export": Format(
+        ".pt2", (), "the reloaded program", write_program, load_program, flat=False
+    ),
     "openvino": Format(".xml", ("openvino",), "OpenVINO", write_openvino, load_openvino),
 }
 """Name -> format."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_lightning.backbones import create_backbone
+from ssl_lightning.backbones import class_path, create_backbone
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.suggest import check_keys, shortened
@@ -37,11 +37,15 @@ class Origin:
         parameters: names of its parameters.
         group_sizes: group set name -> number of elements in one of its groups.
         groups: layer -> filters, channels, columns -> how many there were.
+        macs: multiply-adds of one example; None if its shape is not known.
+        singles: layer under an element-wise penalty -> how many weights it had.
     """
 
     parameters: list[str]
     group_sizes: dict[str, int]
     groups: dict[str, dict[str, int]]
+    macs: int | None = None
+    singles: dict[str, int] = field(default_factory=dict)
 
 
 def read_origin(data: Any) -> Origin | None:
@@ -58,6 +62,8 @@ def read_origin(data: Any) -> Origin | None:
             [str(name) for name in names],
             {str(name): int(size) for name, size in sizes.items()},
             {str(n): {str(k): int(of) for k, of in kinds.items()} for n, kinds in groups.items()},
+            None if data.get("macs") is None else int(data["macs"]),
+            {str(name): int(of) for name, of in data.get("singles", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
@@ -75,6 +81,32 @@ def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn
             )
         return backbone
     return create_backbone(backbone, **arguments)
+
+
+def backbone_settings(backbone: str | nn.Module) -> dict[str, Any]:
+    """Return what a checkpoint says of a backbone: its name, or the class of one given as object.
+
+    What that class was called with is not known here; the command line, which makes the network
+    from a config, adds it.
+    """
+    if isinstance(backbone, str):
+        return {"backbone": backbone}
+    return {"backbone_class": class_path(backbone), "backbone_init_args": {}}
+
+
+def refuse_another_network(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of the user's own network for a module that made one by name.
+
+    Raises:
+        ValueError: naming the class and the way out.
+    """
+    if "backbone" in own and "backbone" not in stored and "backbone_class" in stored:
+        raise ValueError(
+            f"The checkpoint is of the network {shortened(stored['backbone_class'])}, this module "
+            f"has the backbone {own['backbone']!r}, and no code is imported because a file names "
+            "it. Give that network: load_from_checkpoint(path, backbone=...), or the config that "
+            "it was trained with."
+        )
 
 
 def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
@@ -111,7 +143,7 @@ def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
     if source.startswith(PREFIX):
         start, digest = load_with_digest(source.removeprefix(PREFIX))
     else:
-        start = load_backbone(source).model
+        start = load_backbone(source, backbone).model
         with Path(source).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     state, wanted = start.state_dict(), backbone.state_dict()

@@ -32,10 +32,13 @@ from ssl_lightning.groups import (
 )
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
+from ssl_lightning.measure import count_macs
 from ssl_lightning.module.batches import inputs_of, split_batch
+from ssl_lightning.module.macs import MacsShare
 from ssl_lightning.module.parts import (
     Origin,
     attached_first,
+    backbone_settings,
     check_labels,
     check_tensors,
     clip_unscaled,
@@ -44,6 +47,7 @@ from ssl_lightning.module.parts import (
     load_entry,
     make_backbone,
     read_origin,
+    refuse_another_network,
     refuse_sharding,
     refuse_spawning,
     scheduler_settings,
@@ -83,7 +87,9 @@ class SSLLightningModule(pl.LightningModule):
     the epoch and the batch only, so that a resumed run continues as if it had never stopped.
 
     Logs ``train/loss`` (task loss), ``train/error``, ``val/loss``, ``val/error``, ``test/error``
-    (percent), and per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left).
+    (percent), per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left), and
+    ``macs/left``: the multiply-adds that compaction would leave now, in percent of the network's
+    that training started with.
 
     Args:
         backbone: name for :func:`~ssl_lightning.create_backbone`; ``zoo:<name>`` for an entry of
@@ -142,7 +148,7 @@ class SSLLightningModule(pl.LightningModule):
         self.penalties: list[Penalty] = [parse_penalty(given) for given in penalties or []]
         self.save_hyperparameters(
             {
-                **({"backbone": backbone} if isinstance(backbone, str) else {}),
+                **backbone_settings(backbone),
                 "backbone_args": storable(backbone, backbone_args or {}),
                 "penalties": [penalty_to_dict(p) for p in self.penalties],
                 "lr_interval": lr_interval,
@@ -179,6 +185,7 @@ class SSLLightningModule(pl.LightningModule):
         self.locks = GroupLocks()
         self.plans: list[Plan] = []
         self.origin: Origin | None = None
+        self.macs = MacsShare()
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
         self._attachment: Attachment | None = None
@@ -521,12 +528,15 @@ class SSLLightningModule(pl.LightningModule):
 
     def _describe_backbone(self) -> Origin:
         counts = kept_groups(self.backbone)
+        example = self.example_input()
         return Origin(
             parameters=[name for name, _ in self.backbone.named_parameters()],
             group_sizes={s.name: s.group_size for s in self.regularizer.group_sets},
             groups={
                 layer: {k: of for k, (_, of) in kinds.items()} for layer, kinds in counts.items()
             },
+            macs=None if example is None else count_macs(self.backbone, example),
+            singles={s.layer: s.num_groups for s in self.regularizer.single_weights()},
         )
 
     def _restore_plans(self, plans: Sequence[Plan], origin: Origin | None) -> None:
@@ -552,28 +562,17 @@ class SSLLightningModule(pl.LightningModule):
         self.plans, self.origin, self.locks = [], None, GroupLocks()
 
     def _start(self) -> Recipe:
-        """Return how the network is made that training started from.
-
-        Raises:
-            ValueError: if the backbone was given as an object, so that its name is unknown.
-        """
+        """Return how the network is made that training started from."""
         if self.started_from is not None:
             return self.started_from
-        if "backbone" not in self.hparams:
-            raise ValueError(
-                "SSLLightningModule: the backbone was given as an object, so that nobody could "
-                "create it again. Give its name."
-            )
+        if "backbone" not in self.hparams:  # the reader gives the network or its class
+            return Recipe(self.hparams["backbone_class"], self.hparams["backbone_init_args"])
         return Recipe(
             self.hparams["backbone"], storable(self.hparams["backbone"], self.backbone_arguments)
         )
 
     def recipe(self, plan: Plan) -> Recipe:
-        """Return how the network that ``plan`` leaves of the backbone is made again.
-
-        Raises:
-            ValueError: if the backbone was given as an object, so that its name is unknown.
-        """
+        """Return how the network that ``plan`` leaves of the backbone is made again."""
         return self._start().then(*self.plans, plan)
 
     # --- hooks ----------------------------------------------------------------------------------
@@ -606,7 +605,7 @@ class SSLLightningModule(pl.LightningModule):
         torch.manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def on_train_epoch_end(self) -> None:
-        """Log the training error and the groups that are left."""
+        """Log the training error, and the groups and multiply-adds that are left."""
         self._log_error("fit", "train/error")
         left: dict[str, float] = {
             f"groups/{penalty_name(p)}": 0.0 for p in self.penalties if isinstance(p, GroupLasso)
@@ -616,6 +615,9 @@ class SSLLightningModule(pl.LightningModule):
             key = f"groups/{group_set.kind}"
             left[key] = left.get(key, 0.0) + counts[group_set.name][0]
         self.log_dict(left)
+        share = self.macs.share(self)
+        if share is not None:
+            self.log("macs/left", share, prog_bar=True)
 
     def on_validation_epoch_start(self) -> None:
         """Averaged weights, swapped in for validation, keep locked groups at zero too."""
@@ -651,6 +653,7 @@ class SSLLightningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore plans, locks and seed, after checking that the weights are numbers."""
         check_state(checkpoint["state_dict"], "the checkpoint")
+        refuse_another_network(checkpoint.get("hyper_parameters", {}), self.hparams)
         stored = checkpoint.get("ssl_lightning", {})
         plans = read_plans(checkpoint, "the checkpoint")
         origin, seed = read_origin(stored.get("origin")), stored.get("run_seed")

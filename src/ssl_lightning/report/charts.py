@@ -24,7 +24,8 @@ def bar_chart(report: RunReport, path: str | Path, run: Run | None = None) -> No
 
     Two panels side by side, each with the whole network and below it the layers; one bar per model
     with its value at its end, "removed" where a model has no such layer.
-    Of very deep networks the 16 layers with the most multiply-adds are shown.
+    Of very deep networks the 16 layers with the most multiply-adds are shown, and the line below
+    says how many are not.
 
     Args:
         report: what to draw.
@@ -42,7 +43,8 @@ def bar_chart(report: RunReport, path: str | Path, run: Run | None = None) -> No
         _draw_bars(axes, bars, models)
         _decorate(axes, f"{title}, % of {models[0]}", list(bars))
     labels = [_legend(report, model) for model in models]
-    finish_figure(figure, report.title, labels, _conditions(report.benchmark, run), path)
+    conditions = "\n".join([_conditions(report.benchmark, run), *left_out(report)])
+    finish_figure(figure, report.title, labels, conditions, path)
 
 
 def finish_figure(
@@ -70,6 +72,21 @@ def _layers(report: RunReport) -> list[str]:
     with_baseline = [layer for layer in macs if macs[layer].get(baseline)]
     largest = sorted(with_baseline, key=lambda layer: -macs[layer][baseline])[:MAX_LAYERS]
     return [layer for layer in with_baseline if layer in largest]
+
+
+def left_out(report: RunReport) -> list[str]:
+    """Return a sentence about the layers that the picture does not show; none if it shows all."""
+    macs, baseline = report.benchmark.layer_macs, report.benchmark.baseline
+    counts = {layer: found.get(baseline, 0) for layer, found in macs.items()}
+    shown = _layers(report)
+    hidden = [layer for layer in counts if layer not in shown]
+    if not hidden:
+        return []
+    share = 100 * sum(counts[layer] for layer in hidden) / max(sum(counts.values()), 1)
+    return [
+        f"not shown: {plural(len(hidden), 'layer')} of {len(counts)}, those with the fewest "
+        f"multiply-adds ({share:.2g} % of {baseline}'s); `ssl-lightning report` lists them"
+    ]
 
 
 def _macs(report: RunReport) -> Bars:

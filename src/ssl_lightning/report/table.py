@@ -19,14 +19,16 @@ def comparison_table(report: RunReport, run: Run | None = None) -> Table:
     terminal whatever the number of models. Kept groups as ``kept/of`` (filter size is the number
     of kept columns). Per model: error %, multiply-adds and their share of the first model's,
     latency (median and interquartile range) and its ratio to the first model's. What is not
-    known, or not there in a model, is ``-``.
+    known, or not there in a model, is ``-``. Layers are left out if none was timed.
 
     Args:
         report: what to show.
         run: which of its runs to show, in eager; the first if None.
     """
     record, run = report.benchmark, run or report.benchmark.run()
-    kinds = [kind for kind in TITLES if any(kind in layer for layer in report.layers.values())]
+    layers = dict.fromkeys([*run.layers, *report.layers]) if run.layers else {}
+    known = [report.layers.get(layer, {}) for layer in layers]
+    kinds = [kind for kind in TITLES if any(kind in counts for counts in known)]
     table = Table(title=report.title, caption=_caption(record, run), box=SIMPLE_HEAD)
     table.add_column("layer", overflow="fold")
     for title in (TITLES[kind] for kind in kinds):
@@ -36,7 +38,7 @@ def comparison_table(report: RunReport, run: Run | None = None) -> Table:
         table.add_column(Text(title), justify="right", no_wrap=title == "latency ms")
     whole = {name: size.macs for name, size in record.models.items()}
     _add_block(table, report, WHOLE, [NOTHING] * len(kinds), whole, run.network)
-    for layer in dict.fromkeys([*run.layers, *report.layers]):
+    for layer in layers:
         kept = [_kept(report.layers.get(layer, {}).get(kind)) for kind in kinds]
         macs, timings = record.layer_macs.get(layer, {}), run.layers.get(layer, {})
         _add_block(table, report, layer, kept, macs, timings)

@@ -1,0 +1,104 @@
+"""How many multiply-adds compaction would leave, asked again and again while a network trains."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from ssl_lightning.compaction import make_plan
+from ssl_lightning.compaction.rewrite import apply_slices
+from ssl_lightning.graph import (
+    ExampleInput,
+    SiteSlices,
+    Trace,
+    analyse,
+    as_inputs,
+    trace,
+    with_plain_weights,
+    working_copy,
+)
+from ssl_lightning.measure.macs import count_macs
+
+
+class MacsLeft:
+    """Counts the multiply-adds that a network would have if it were compacted now.
+
+    The network is captured once, and analysed anew only where other weights are zero than the last
+    time; while nothing is zero, not even that. The result is not compared with the network's, as
+    :func:`~ssl_lightning.compaction.make_plan` does, unless its sizes are fixed by code.
+
+    Args:
+        example_input: as :func:`~ssl_lightning.compaction.make_plan` takes it.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net, left = create_backbone("lenet"), MacsLeft(torch.zeros(1, 1, 28, 28))
+        >>> left(net)
+        2293000
+        >>> with torch.no_grad():
+        ...     net.conv1.weight[10:] = 0
+        ...     net.conv1.bias[10:] = 0
+        >>> left(net)
+        1349000
+    """
+
+    def __init__(self, example_input: ExampleInput) -> None:
+        self.inputs = as_inputs(example_input)
+        self._last: tuple[nn.Module, str, int] | None = None
+        self._traced: tuple[nn.Module, nn.Module, Trace] | None = None
+
+    def __call__(self, model: nn.Module) -> int:
+        """Return the multiply-adds of one forward pass after compaction.
+
+        Raises:
+            ValueError: if the network cannot be captured, or its weights are not finite.
+        """
+        pattern = zero_pattern(model)
+        if self._last is None or self._last[0] is not model or self._last[1] != pattern:
+            self._last = model, pattern, self.count(model, dense=not pattern)
+        return self._last[2]
+
+    def count(self, model: nn.Module, *, dense: bool) -> int:
+        """Return the multiply-adds, of the network as it is if nothing in it is zero."""
+        if dense:
+            return count_macs(model, self.inputs)
+        try:
+            return self.compacted(model, self.analysed(model))
+        except (
+            Exception
+        ):  # sizes that code fixes raise anything; only a plan finds what may go then
+            return self.compacted(model, make_plan(model, self.inputs).modules)
+
+    def compacted(self, model: nn.Module, modules: dict[str, SiteSlices]) -> int:
+        """Return the multiply-adds of what is left of a network."""
+        return count_macs(apply_slices(working_copy(model, apart=False), modules), self.inputs)
+
+    def analysed(self, model: nn.Module) -> dict[str, SiteSlices]:
+        """Return what can be removed, from a trace that is made once."""
+        plain = with_plain_weights(working_copy(model, torch.float64))
+        if self._traced is None or self._traced[0] is not model:
+            inputs = self.inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+            self._traced = model, plain, trace(plain, inputs)
+        else:
+            self._traced[1].load_state_dict(plain.state_dict())
+        return analyse(self._traced[1], self._traced[2])
+
+
+@torch.no_grad()
+def zero_pattern(model: nn.Module) -> str:
+    """Return a digest of which parameters' elements are zero; empty if no weight is.
+
+    Biases are zero in many networks that nothing can be removed from, so they alone do not count.
+
+    Example:
+        >>> zero_pattern(nn.Linear(3, 2)) == ""
+        True
+    """
+    digest, some = hashlib.blake2b(digest_size=16), False
+    for name, parameter in model.named_parameters():
+        zero = parameter == 0
+        some |= bool(zero.any()) and not (parameter.dim() < 2 and name.endswith("bias"))
+        digest.update(zero.cpu().numpy().tobytes())
+    return digest.hexdigest() if some else ""

@@ -1,0 +1,54 @@
+"""The share of multiply-adds that compaction would leave now, once per epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from ssl_lightning.measure import count_macs
+from ssl_lightning.measure.left import MacsLeft
+
+if TYPE_CHECKING:
+    from ssl_lightning.module.training import SSLLightningModule
+
+
+class MacsShare:
+    """Tells the share for a module; nothing is analysed while the same weights are zero."""
+
+    def __init__(self) -> None:
+        self._left: MacsLeft | None = None
+        self._dense: tuple[nn.Module, int] | None = None
+        self._failed = False
+
+    def __reduce__(self) -> tuple[type[MacsShare], tuple[()]]:
+        """Let copies and pickles of a module have a fresh one."""
+        return MacsShare, ()
+
+    def share(self, module: SSLLightningModule) -> float | None:
+        """Return the multiply-adds left, in percent of the network's that training started with.
+
+        None if the shape of its input is not known, or it cannot be captured.
+        """
+        example = module.example_input()
+        if example is None or self._failed:
+            return None
+        self._left = self._left or MacsLeft(example)
+        try:
+            dense = self.dense(module)
+            return 100.0 * self._left(module.backbone) / dense if dense else None
+        except Exception as error:  # whatever the network's code raises; training goes on
+            self._failed = True
+            reason = str(error).splitlines()[0][:200]
+            rank_zero_info(f"`macs/left` is not logged: {reason}")
+            return None
+
+    def dense(self, module: SSLLightningModule) -> int | None:
+        """Return the multiply-adds of the network that training started with, if they are known."""
+        if module.origin is not None:
+            return module.origin.macs
+        if self._dense is None or self._dense[0] is not module.backbone:
+            example = module.example_input()
+            self._dense = module.backbone, count_macs(module.backbone, example)
+        return self._dense[1]
