@@ -45,7 +45,8 @@ def whole(tmp_path_factory):
 
 
 def start(folder: Path, far: Path) -> subprocess.Popen:
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    given = os.environ.get("PYTHONPATH")
+    paths = os.pathsep.join(filter(None, [given, str(ROOT / "src"), str(ROOT / "tests")]))
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "killed_run.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": paths, "TMPDIR": str(far), "OMP_NUM_THREADS": "1"},
@@ -109,6 +110,29 @@ def test_a_run_killed_at_any_moment_leaves_a_checkpoint_and_is_resumed_to_the_sa
             assert left == ["last.ckpt", f"step={EPOCHS * STEPS}.ckpt", "weights.pt"]
     finally:
         shutil.rmtree(far)
+
+
+class Keep(Callback):
+    """Copies the checkpoint that was written at each step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        last = self.folder / "last.ckpt"
+        if last.exists():
+            shutil.copy(last, self.folder / f"kept-{trainer.global_step}.ckpt")
+
+
+def test_a_run_resumed_after_an_epochs_last_batch_can_be_resumed_again(whole, tmp_path):
+    source = tmp_path
+    for start_from in (None, STEPS, STEPS + 2):
+        folder = tmp_path / str(start_from)
+        folder.mkdir()
+        if start_from is not None:
+            shutil.copy(source / f"kept-{start_from}.ckpt", folder / "last.ckpt")
+        check_same(train(folder, [Keep(folder)]).backbone.state_dict(), whole[0])
+        source = folder
 
 
 class Limit(Callback):

@@ -44,7 +44,8 @@ def test_what_a_card_says_cannot_be_html_on_a_page():
 def read(kind: str, folder: Path) -> list[dict]:
     """Read forged files in a new process; return what became of each."""
     command = [sys.executable, str(ROOT / "tests/forged_run.py"), kind, "0", str(SIZES[kind])]
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    given = os.environ.get("PYTHONPATH")
+    paths = os.pathsep.join(filter(None, [given, str(ROOT / "src"), str(ROOT / "tests")]))
     done = subprocess.run(
         [*command, str(folder)],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},

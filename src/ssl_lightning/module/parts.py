@@ -262,6 +262,18 @@ def refuse_spawning(strategy: Any) -> None:
         )
 
 
+def begin_next_epoch_(loop: Any) -> None:
+    """Let a fit that is resumed after the last batch of an epoch begin the next one as any other.
+
+    Lightning counts the epoch as done then, but still takes the next for the rest of it: it leaves
+    out ``on_train_epoch_start`` and counts one epoch too few, so that checkpoints of the resumed
+    run would be resumed at a wrong place.
+    """
+    progress = loop.epoch_progress.total
+    if loop.restarted_mid_epoch and progress.processed == progress.started:
+        loop.reset_restart_stage()
+
+
 def check_labels(target: Tensor) -> None:
     """Refuse targets that are no class numbers: cross-entropy would take them for probabilities.
 

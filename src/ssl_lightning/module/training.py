@@ -39,6 +39,7 @@ from ssl_lightning.module.parts import (
     Origin,
     attached_first,
     backbone_settings,
+    begin_next_epoch_,
     check_labels,
     check_tensors,
     clip_unscaled,
@@ -594,6 +595,7 @@ class SSLLightningModule(pl.LightningModule):
         """Begin to count: what a search for the learning rate or batch size did is forgotten."""
         for metric in self.accuracy.values():
             metric.reset()
+        begin_next_epoch_(self.trainer.fit_loop)
         for group, rate in self._found_rates:
             group["lr"] = rate
         self._found_rates = []
