@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_lightning import Inputs, kept_groups, prune_like_
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.measure import (
     BenchmarkResult,
@@ -417,13 +418,13 @@ def test_without_layers():
 def engines(monkeypatch):
     """Put a right engine, a wrong one, one that fails and a missing one in the place of all."""
 
-    def right(model, x):
-        return lambda: model(x)
+    def right(model, inputs):
+        return lambda: inputs.run(model)
 
-    def wrong(model, x):
-        return lambda: model(x) + 1
+    def wrong(model, inputs):
+        return lambda: inputs.run(model) + 1
 
-    def failing(model, x):
+    def failing(model, inputs):
         raise RuntimeError("no such operator\nand a long trace")
 
     packages = {"eager": (), "right": (), "wrong": (), "failing": (), "missing": ("nowhere",)}
@@ -749,3 +750,69 @@ def test_errors_say_what_to_do(arguments, message):
     usual = {"models": {"a": nn.Linear(3, 2)}, "example_input": torch.zeros(1, 3), **QUICK}
     with pytest.raises(ValueError, match=message):
         benchmark(**{**usual, **arguments})
+
+
+class ManyInputs(nn.Module):
+    """Takes tensors by position and by name, nested, beside None, a number and token numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.tokens = nn.Conv2d(3, 4, 3, padding=1), nn.Embedding(7, 4)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x, bias=None, scale=1.0, *, mask=None, more=None):
+        y = (self.conv(x) * scale * mask).mean((2, 3))
+        return self.fc(y + self.tokens(more["tokens"][0]).sum(1))
+
+
+def many_inputs(batch=2):
+    tokens = torch.arange(3 * batch).reshape(batch, 3) % 7
+    x, mask = torch.randn(batch, 3, 8, 8), torch.rand(batch, 1, 8, 8)
+    return Inputs(x, None, 2.0, mask=mask, more={"tokens": [tokens], "none": None})
+
+
+def test_inputs_that_are_not_tensors():
+    """Every engine times them, after its output was compared with eager's."""
+    net = ManyInputs().eval()
+    result = benchmark(
+        {"dense": net, "same": copy.deepcopy(net)},
+        many_inputs(),
+        engines="all",
+        batch_size=[1, 3],
+        dtype=["float32", "float64"],
+        repeats=1,
+        warmup=0,
+        min_run_time=0,
+        threads=1,
+    )
+    assert result.input_shape == (3, 8, 8)
+    assert result.models["dense"].macs == 64 * 3 * 4 * 9 + 20
+    assert [(run.dtype, run.batch_size) for run in result.runs] == [
+        ("float32", 1),
+        ("float32", 3),
+        ("float64", 1),
+        ("float64", 3),
+    ]
+    for run in result.runs:
+        assert set(run.layers) == {"conv", "fc"}
+        if run.dtype == "float32":
+            assert set(run.engines) == set(engines_module.installed_engines())
+            assert run.left_out == {}
+    with pytest.raises(ValueError, match="expected an input that is a tensor"):
+        benchmark({"dense": net}, (None, 1))
+
+
+def test_a_network_of_token_numbers_is_measured_in_its_own_type():
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2)).double()
+    result = benchmark({"a": net}, torch.zeros(2, 3, dtype=torch.long), repeats=1, threads=1)
+    assert (result.runs[0].dtype, result.models["a"].macs) == ("float64", 24)
+
+
+def test_prune_like_takes_inputs_that_are_not_tensors():
+    torch.manual_seed(0)
+    net, like, inputs = ManyInputs(), ManyInputs(), many_inputs()
+    with torch.no_grad():
+        like.conv.weight[:2] = 0
+        like.conv.bias[:2] = 0
+    prune_like_(net, inputs, like, [{"kind": "filter", "layers": "conv"}])
+    assert kept_groups(net)["conv"]["filters"] == [2, 4]

@@ -464,3 +464,45 @@ def test_the_script_and_the_console_command_are_this_main(monkeypatch):
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"ssl-lightning": "ssl_lightning.cli:main"}
     assert "from ssl_lightning.cli import main" in (ROOT / "cli.py").read_text()
+
+
+def given(name, **arguments):
+    return {"class_path": name, "init_args": arguments}
+
+
+PRUNING, CALLBACKS_ = "ThresholdPruning", "`trainer.callbacks`: "
+MISTAKES = [
+    ("trainer.callbacks", [given(PRUNING, treshold=1)],
+     CALLBACKS_ + "ThresholdPruning has no argument 'treshold'. Did you mean threshold?"),
+    ("trainer.callbacks", [given("TresholdPruning")],
+     CALLBACKS_ + "there is no class 'TresholdPruning'. Did you mean ThresholdPruning?"),
+    ("trainer.callbacks", [given(PRUNING, start="x")],
+     CALLBACKS_ + "ThresholdPruning: `start`: expected int, got 'x'."),
+    ("trainer.callbacks", [given(PRUNING, threshold=1)],
+     CALLBACKS_ + "ThresholdPruning needs the argument start. Give it under `init_args`."),
+    ("trainer.max_epoch", 3,
+     "There is no option `trainer.max_epoch`. Did you mean trainer.max_epochs"),
+    ("trainer.max_epochs", "x", "`trainer.max_epochs`: expected int, got 'x'."),
+    ("model.lr_interval", "day",
+     "`model.lr_interval`: expected Literal['epoch', 'step'], got 'day'."),
+    ("model.penaltys", [], "There is no option `model.penaltys`. Did you mean model.penalties?"),
+    ("model.optimizer", given("torch.optim.SGD", lrr=1),
+     "`model.optimizer`: SGD has no argument 'lrr'. Did you mean lr?"),
+    ("data", given("MNISTDataModule", bach_size=3),
+     "`data`: MNISTDataModule has no argument 'bach_size'. Did you mean batch_size"),
+    ("data", "MNIST", "`data`: there is no class 'MNIST'. "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "value", "sentence"), MISTAKES)
+def test_a_mistake_in_a_config_is_one_sentence(folder, option, value, sentence, capsys):
+    section, _, key = option.partition(".")
+    content = {section: {key: value} if key else value}
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit) as status:
+        main(["fit", f"--config={QUICK}", f"--config={folder / 'wrong.yaml'}"])
+    assert status.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}")
+    assert said.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] == ["wrong.yaml"]

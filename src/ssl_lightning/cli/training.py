@@ -10,19 +10,20 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-import ssl_lightning.callbacks
-import ssl_lightning.data.datamodule
 import ssl_lightning.schedules  # noqa: F401
+from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.cli.parser_errors import one_sentence
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
+from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.module.parts import refuse_spawning
@@ -66,6 +67,22 @@ class RunFolderConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams({"config": yaml.safe_load(text)})
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Says in one sentence what is wrong with a config, if it knows how."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Write the sentence and exit with status 2, as for wrong usage."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [action.dest for action in parser._actions]
+        modules = [kind.__name__ for kind in DATA_MODULES.values()]
+        classes = {"trainer.callbacks": list(CALLBACKS), "data": modules}
+        sentence = one_sentence(message, options, classes) if self.exit_on_error else None
+        if sentence is None:
+            super().error(message, ex)
+        sys.stderr.write(f"error: {sentence}\n")
+        sys.exit(2)
 
 
 class SSLCLI(LightningCLI):
@@ -144,6 +161,7 @@ def carry_out(name: str, arguments: list[str]) -> None:
             seed_everything_default=0,
             save_config_callback=RunFolderConfig,
             trainer_defaults={"default_root_dir": DEFAULT_FOLDER},
+            parser_class=OneSentenceParser,
             parser_kwargs={name: {"usage": USAGE}},
         )
     finally:

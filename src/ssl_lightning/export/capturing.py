@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
-from ssl_lightning.graph import Inputs
+from ssl_lightning.graph import Flat, Inputs
 
 Batch = int | Literal["dynamic"]
 POSITIONS = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -96,16 +96,6 @@ def refusal_of(model: nn.Module, inputs: Inputs) -> str | None:
     return None
 
 
-def at_batch(inputs: Inputs, batch: int) -> Inputs:
-    """Return inputs with another batch size, whose rows are those given, over and over.
-
-    Example:
-        >>> at_batch(Inputs(torch.tensor([[1], [2]])), 3).args[0].flatten().tolist()
-        [1, 2, 1]
-    """
-    return Axes((), ()).resized(inputs, batch, ())
-
-
 def capture(
     model: nn.Module, inputs: Inputs, batch: Batch, axes: Axes | None, *, flat: bool
 ) -> Captured:
@@ -121,10 +111,10 @@ def capture(
     Raises:
         ValueError: if it cannot be captured, or not with these dimensions.
     """
-    example = at_batch(inputs, 2 if batch == "dynamic" else batch).map(lambda x: x.detach())
+    example = inputs.at_batch(2 if batch == "dynamic" else batch).map(lambda x: x.detach())
     dims = dynamic_dims(inputs, batch, axes)
     names = input_names(inputs)
-    if flat and not by_position(example):
+    if flat and not example.by_position():
         model, example = Flat(model, example), Inputs(*example.tensors())
     shapes = ShapesCollection() if any(dims) else None
     if shapes is not None:
@@ -164,11 +154,6 @@ def dynamic_dims(inputs: Inputs, batch: Batch, axes: Axes | None) -> tuple[dict[
     return tuple(found)
 
 
-def by_position(inputs: Inputs) -> bool:
-    """Whether inputs are tensors by position, and nothing else."""
-    return not inputs.kwargs and all(isinstance(value, Tensor) for value in inputs.args)
-
-
 def input_names(inputs: Inputs) -> tuple[str, ...]:
     """Return a name for each tensor: by number, or the keyword and the keys that lead to it.
 
@@ -179,7 +164,7 @@ def input_names(inputs: Inputs) -> tuple[str, ...]:
         >>> input_names(Inputs(x, None, mask=x, more={"a": [x]}))
         ('input_0', 'mask', 'more_a_0')
     """
-    if by_position(inputs):
+    if inputs.by_position():
         return tuple(numbered("input", len(inputs.args)))
     found = []
     for path, leaf in pytree.tree_flatten_with_path((inputs.args, inputs.kwargs))[0]:
@@ -197,26 +182,6 @@ def numbered(stem: str, count: int) -> list[str]:
         (['input'], ['output_0', 'output_1'])
     """
     return [stem] if count == 1 else [f"{stem}_{index}" for index in range(count)]
-
-
-class Flat(nn.Module):
-    """A network that takes all tensors by position; other values are those of an example.
-
-    Args:
-        model: the network.
-        inputs: how it is called.
-    """
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        super().__init__()
-        self.model = model
-        self.inputs = inputs
-
-    def forward(self, *tensors: Tensor) -> Any:
-        """Call the network with these tensors in the places of the example's."""
-        left = iter(tensors)
-        inputs = self.inputs.map(lambda _: next(left))
-        return self.model(*inputs.args, **inputs.kwargs)
 
 
 @contextmanager
@@ -247,7 +212,7 @@ class Trial:
 def trials(inputs: Inputs, batch: Batch, batches: Sequence[int], sizes: Sizes) -> Iterator[Trial]:
     """Yield what to run a file with: all batch sizes, then the further heights and widths."""
     for count in batches if batch == "dynamic" else (batch,):
-        yield Trial(f"batch size {count}", at_batch(inputs, int(count)), True)
+        yield Trial(f"batch size {count}", inputs.at_batch(int(count)), True)
     for i, further in enumerate(sizes.further):
         assert sizes.axes is not None
         count = 1 if batch == "dynamic" else batch

@@ -11,7 +11,7 @@ from ssl_lightning.graph.coupling import (
     weight_places,
     written,
 )
-from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs
+from ssl_lightning.graph.inputs import ExampleInput, Flat, Inputs, as_inputs
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
 from ssl_lightning.graph.plain import (
@@ -29,6 +29,7 @@ __all__ = [
     "SIZED",
     "CoupledFamily",
     "ExampleInput",
+    "Flat",
     "Inputs",
     "LayerWrapper",
     "LeafOperation",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, cat, nn
 from torch.utils import _pytree as pytree
 
 
@@ -51,6 +51,56 @@ class Inputs:
         """Return inputs of the same structure with another tensor for each."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
         return Inputs(*args, **kwargs)
+
+    def by_position(self) -> bool:
+        """Whether these are tensors by position, and nothing else."""
+        return not self.kwargs and all(isinstance(value, Tensor) for value in self.args)
+
+    def at_batch(self, batch: int) -> Inputs:
+        """Return inputs with another batch size, whose rows are those given, over and over.
+
+        Tensors whose first dimension is as long as the first tensor's have one row per example.
+
+        Example:
+            >>> import torch
+            >>> Inputs(torch.tensor([[1], [2]])).at_batch(3).args[0].flatten().tolist()
+            [1, 2, 1]
+        """
+        first = next(iter(self.tensors()), None)
+        count = len(first) if first is not None and first.dim() else 0
+
+        def rows(tensor: Tensor) -> Tensor:
+            if not count or not tensor.dim() or len(tensor) != count:
+                return tensor
+            return tensor[:batch] if batch <= count else cat([tensor] * -(-batch // count))[:batch]
+
+        return self.map(rows)
+
+
+class Flat(nn.Module):
+    """A network that takes all tensors by position; other values are those of an example.
+
+    Args:
+        model: the network.
+        inputs: how it is called.
+
+    Example:
+        >>> import torch
+        >>> flat = Flat(nn.Linear(3, 2), Inputs(input=torch.zeros(1, 3)))
+        >>> flat(torch.ones(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """Call the network with these tensors in the places of the example's."""
+        left = iter(tensors)
+        inputs = self.inputs.map(lambda _: next(left))
+        return self.model(*inputs.args, **inputs.kwargs)
 
 
 ExampleInput: TypeAlias = Any

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.graph import ExampleInput, Flat, Inputs, as_inputs
 from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.measure.csr import CsrProduct
 from ssl_lightning.suggest import pick
@@ -42,13 +44,13 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Of the largest output: how far an engine may be from eager."""
 
 
-def prepare(engine: str, model: nn.Module, example_input: Tensor) -> Call:
+def prepare(engine: str, model: nn.Module, example_input: ExampleInput) -> Call:
     """Build a call that runs ``model`` on ``example_input`` and returns the output as a tensor.
 
     Args:
         engine: one of :data:`PACKAGES`.
         model: in evaluation mode, on the CPU.
-        example_input: batch; its values are those that are computed with.
+        example_input: batch, or all inputs; their values are those that are computed with.
 
     Raises:
         ValueError: if there is no such engine, its packages are not installed, or it cannot run
@@ -67,17 +69,19 @@ def prepare(engine: str, model: nn.Module, example_input: Tensor) -> Call:
             "Run such layers in eager or compile."
         )
     with torch.inference_mode():
-        return _ENGINES[engine](model, example_input)
+        return _ENGINES[engine](model, as_inputs(example_input))
 
 
 @torch.no_grad()
-def prepare_checked(engine: str, model: nn.Module, example_input: Tensor, expected: object) -> Call:
+def prepare_checked(
+    engine: str, model: nn.Module, example_input: ExampleInput, expected: object
+) -> Call:
     """As :func:`prepare`, if the engine computes what eager does.
 
     Args:
         engine: one of :data:`PACKAGES`.
         model: as :func:`prepare` takes it.
-        example_input: batch.
+        example_input: as :func:`prepare` takes it.
         expected: eager's output for it.
 
     Raises:
@@ -99,7 +103,9 @@ def prepare_checked(engine: str, model: nn.Module, example_input: Tensor, expect
     call = prepare(engine, model, example_input)
     found = call()
     assert isinstance(found, Tensor)
-    bound = TOLERANCE[example_input.dtype] * float(expected.abs().max())
+    bound = TOLERANCE[type_of(as_inputs(example_input), expected.dtype)] * float(
+        expected.abs().max()
+    )
     error = float((found.double() - expected.double()).abs().max())
     if not error <= bound:
         raise ValueError(
@@ -151,26 +157,38 @@ def engine_versions() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _eager(model: nn.Module, x: Tensor) -> Call:
-    return lambda: model(x)
+def type_of(inputs: Inputs, default: torch.dtype = torch.float32) -> torch.dtype:
+    """Return the type of the first floating-point tensor."""
+    return next((x.dtype for x in inputs.tensors() if x.is_floating_point()), default)
 
 
-def _compile(model: nn.Module, x: Tensor) -> Call:
+def flat(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return a network that takes the inputs' tensors by position, and those."""
+    tensors = tuple(tensor.contiguous() for tensor in inputs.tensors())
+    return (model if inputs.by_position() else Flat(model, inputs).eval()), tensors
+
+
+def _eager(model: nn.Module, inputs: Inputs) -> Call:
+    return partial(model, *inputs.args, **inputs.kwargs)
+
+
+def _compile(model: nn.Module, inputs: Inputs) -> Call:
     with _quiet():
         compiled = torch.compile(model, dynamic=False)
-        compiled(x)
-    return lambda: compiled(x)
+        compiled(*inputs.args, **inputs.kwargs)
+    return partial(compiled, *inputs.args, **inputs.kwargs)
 
 
-def _onnxruntime(model: nn.Module, x: Tensor) -> Call:
-    """Bind input and output once, as one would in a program that cares."""
+def _onnxruntime(model: nn.Module, inputs: Inputs) -> Call:
+    """Bind inputs and output once, as one would in a program that cares."""
     import onnxruntime
 
-    if x.dtype != torch.float32:
+    if type_of(inputs) != torch.float32:
         raise ValueError(
             "The engine 'onnxruntime' runs convolutions on the CPU in float32 only, got "
-            f"{x.dtype}. Leave it out for this type."
+            f"{type_of(inputs)}. Leave it out for this type."
         )
+    network, tensors = flat(model, inputs)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
@@ -178,40 +196,44 @@ def _onnxruntime(model: nn.Module, x: Tensor) -> Call:
     # its threads wait busily only while it runs, not while another engine is timed
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
-        _onnx_bytes(model, x), options, providers=["CPUExecutionProvider"]
+        _onnx_bytes(network, tensors), options, providers=["CPUExecutionProvider"]
     )
     with torch.inference_mode():
-        output = model(x).contiguous().clone()
+        output = network(*tensors).contiguous().clone()
     binding = session.io_binding()
-    for name, tensor, bind in (
-        (session.get_inputs()[0].name, x.contiguous(), binding.bind_input),
-        (session.get_outputs()[0].name, output, binding.bind_output),
-    ):
-        bind(name, "cpu", 0, "float32", tuple(tensor.shape), tensor.data_ptr())
+    names = [entry.name for entry in session.get_inputs()]
+    bound = [(name, x, binding.bind_input) for name, x in zip(names, tensors, strict=True)]
+    bound.append((session.get_outputs()[0].name, output, binding.bind_output))
+    for name, tensor, bind in bound:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        bind(name, "cpu", 0, kind, tuple(tensor.shape), tensor.data_ptr())
 
-    def run(kept: tuple[Tensor, ...] = (x.contiguous(), output)) -> Tensor:
+    def run(kept: tuple[Tensor, ...] = (*tensors, output)) -> Tensor:
         session.run_with_iobinding(binding)
-        return kept[1]
+        return kept[-1]
 
     return run
 
 
-def _onnx_bytes(model: nn.Module, x: Tensor) -> bytes:
+def _onnx_bytes(model: nn.Module, tensors: tuple[Tensor, ...]) -> bytes:
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        program: Any = torch.onnx.export(model, (x.clone(),), dynamo=True, verbose=False)
+        copies = tuple(x.clone() for x in tensors)
+        program: Any = torch.onnx.export(model, copies, dynamo=True, verbose=False)
     file = io.BytesIO()
     file.write(program.model_proto.SerializeToString())
     return file.getvalue()
 
 
-def _openvino(model: nn.Module, x: Tensor) -> Call:
+def _openvino(model: nn.Module, inputs: Inputs) -> Call:
     """Compute in the type of the input: by itself it would take bfloat16 where it is faster."""
     import openvino
 
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        wide = copy.deepcopy(model).float()  # the type to compute in is a hint
-        exported = torch.export.export(wide, (x.clone().float(),))
-        graph = openvino.convert_model(exported, input=[x.shape])
+        # the type to compute in is a hint
+        wide = copy.deepcopy(model).float()
+        network, tensors = flat(wide, inputs.map(lambda x: widened(x).clone()))
+        exported = torch.export.export(network, tensors)
+        graph = openvino.convert_model(exported, input=[x.shape for x in tensors])
     compiled = openvino.Core().compile_model(
         graph,
         "CPU",
@@ -219,19 +241,24 @@ def _openvino(model: nn.Module, x: Tensor) -> Call:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if x.dtype == torch.bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if type_of(inputs) == torch.bfloat16 else "f32",
         },
     )
     request = compiled.create_infer_request()
-    kept = x.contiguous().float()
-    request.set_input_tensor(openvino.Tensor(kept.numpy(), shared_memory=True))
+    for i, x in enumerate(tensors):
+        request.set_input_tensor(i, openvino.Tensor(x.numpy(), shared_memory=True))
     output = torch.from_numpy(request.get_output_tensor().data)
 
-    def run(_: Tensor = kept) -> Tensor:
+    def run(_: tuple[Tensor, ...] = tensors) -> Tensor:
         request.infer()
         return output
 
     return run
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return a floating-point tensor in float32; others as they are."""
+    return x.float() if x.is_floating_point() else x
 
 
 @contextmanager
@@ -247,7 +274,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-_ENGINES: Mapping[str, Callable[[nn.Module, Tensor], Call]] = {
+_ENGINES: Mapping[str, Callable[[nn.Module, Inputs], Call]] = {
     "eager": _eager,
     "compile": _compile,
     "onnxruntime": _onnxruntime,

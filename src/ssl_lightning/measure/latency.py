@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
 from ssl_lightning.measure.engines import (
     engine_versions,
     forget_compiled,
@@ -32,7 +33,7 @@ Key = tuple[str, str]  # engine, model
 
 def benchmark(
     models: Mapping[str, nn.Module],
-    example_input: Tensor,
+    example_input: ExampleInput,
     *,
     engines: Sequence[str] | str = "eager",
     batch_size: Sequence[int] | int | None = None,
@@ -60,7 +61,8 @@ def benchmark(
     Args:
         models: name -> model; ratios refer to the first one, such as
             ``{"dense": a, "masked": b, "compact": c}``.
-        example_input: batch ``(N, ...)`` in the type, memory format and device to measure.
+        example_input: batch ``(N, ...)`` in the type, memory format and device to measure: a
+            tensor, a tuple of all positional inputs, or ``Inputs(x, mask=None)``.
         engines: one or several of ``"eager"`` (always measured, first), ``"compile"``,
             ``"onnxruntime"`` and ``"openvino"``, or ``"all"`` that are installed.
         batch_size: images per call, one number or several, for which ``example_input`` is cut or
@@ -87,12 +89,13 @@ def benchmark(
         (640, 1.0)
     """
     counts = _several(torch.get_num_threads() if threads is None else threads)
-    batches = _several(_batch_of(example_input) if batch_size is None else batch_size)
-    kinds = _several(_name(example_input.dtype) if dtype is None else dtype)
+    inputs = as_inputs(example_input)
+    batches = _several(_batch_of(inputs) if batch_size is None else batch_size)
+    kinds = _several(_name(_type_of(models, inputs)) if dtype is None else dtype)
     chosen = list(dict.fromkeys(["eager", *_engines(engines)]))
     _check(models, repeats, warmup, min_run_time, {"threads": counts, "batch_size": batches})
     time = {"repeats": repeats, "warmup": warmup, "min_run_time": min_run_time}
-    image = example_input[:1]
+    image, first = inputs.at_batch(1), inputs.tensors()[0]
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
@@ -101,16 +104,16 @@ def benchmark(
         _check_outputs(models, image)
         runs = []
         for kind, size in product(kinds, batches):
-            converted, x = _converted(models, _batch(example_input, size), kind)
+            converted, batch = _converted(models, inputs.at_batch(size), kind)
             for count in counts:
                 with num_threads(count):
-                    runs.append(_run(converted, x, chosen, per_layer, time))
+                    runs.append(_run(converted, batch, (kind, size), chosen, per_layer, time))
     layers = dict.fromkeys(layer for run in runs for layer in run.layers)
     return BenchmarkResult(
-        machine=machine(example_input.device),
+        machine=machine(first.device),
         versions=engine_versions(),
-        input_shape=tuple(example_input.shape[1:]),
-        memory_format=memory_format(example_input),
+        input_shape=tuple(first.shape[1:]),
+        memory_format=memory_format(first),
         models={name: _size(model, own[name]) for name, model in models.items()},
         layer_macs={name: layer_macs(models, own, name) for name in layers},
         runs=tuple(runs),
@@ -119,7 +122,8 @@ def benchmark(
 
 def _run(
     models: Mapping[str, nn.Module],
-    x: Tensor,
+    x: Inputs,
+    setting: tuple[str, int],
     engines: Sequence[str],
     per_layer: bool,
     time: Mapping[str, Any],
@@ -131,8 +135,8 @@ def _run(
     layers = layer_calls(running, x) if per_layer else {}
     base = next(iter(calls))
     return Run(
-        dtype=_name(x.dtype),
-        batch_size=len(x),
+        dtype=setting[0],
+        batch_size=setting[1],
         threads=torch.get_num_threads(),
         engines={
             engine: {name: turns.timing((e, name), base) for e, name in calls if e == engine}
@@ -145,7 +149,7 @@ def _run(
 
 
 def _prepared(
-    models: Mapping[str, nn.Module], x: Tensor, engines: Sequence[str]
+    models: Mapping[str, nn.Module], x: Inputs, engines: Sequence[str]
 ) -> tuple[dict[Key, Call], dict[str, str]]:
     """Return what can be timed, and what cannot: ``"model, engine"`` -> why."""
     forget_compiled()
@@ -154,13 +158,13 @@ def _prepared(
     expected = {}
     for name, model in models.items():
         try:
-            expected[name] = model(x)
+            expected[name] = model(*x.args, **x.kwargs)
         except Exception as error:  # whatever a model's code raises
             if not calls:  # the first model is what all others are compared with
                 raise
             left_out[f"{name}, eager"] = _reason(error)
             continue
-        calls["eager", name] = partial(model, x)
+        calls["eager", name] = partial(model, *x.args, **x.kwargs)
     for engine, name in product(engines[1:], expected):
         try:
             calls[engine, name] = prepare_checked(engine, models[name], x, expected[name])
@@ -188,27 +192,34 @@ def _fastest(turns: Turns[Key], first: str) -> dict[str, Fastest]:
 
 
 def _converted(
-    models: Mapping[str, nn.Module], x: Tensor, dtype: str
-) -> tuple[Mapping[str, nn.Module], Tensor]:
-    """Return models and input in that type: copies, unless they have it already."""
+    models: Mapping[str, nn.Module], x: Inputs, dtype: str
+) -> tuple[Mapping[str, nn.Module], Inputs]:
+    """Return models and inputs in that type: copies, unless they have it already."""
     kind = pick("type", dtype, DTYPES)
-    if x.dtype == kind:
+    if _type_of(models, x) == kind:
         return models, x
     with torch.inference_mode(False), torch.no_grad():
-        return {name: copy.deepcopy(model).to(kind) for name, model in models.items()}, x.to(kind)
+        copies = {name: copy.deepcopy(model).to(kind) for name, model in models.items()}
+        return copies, x.map(lambda t: t.to(kind) if t.is_floating_point() else t)
 
 
-def _batch(x: Tensor, size: int) -> Tensor:
-    """Return so many images, from the first on and again."""
-    return torch.cat([x] * -(-size // len(x)))[:size] if size > len(x) else x[:size]
+def _type_of(models: Mapping[str, nn.Module], x: Inputs) -> torch.dtype:
+    """Return the floating-point type of the inputs, or of the first model if they have none."""
+    parameters = (p for model in models.values() for p in model.parameters())
+    found = (t.dtype for t in (*x.tensors(), *parameters) if t.is_floating_point())
+    return next(found, torch.float32)
 
 
-def _batch_of(x: Tensor) -> int:
+def _batch_of(inputs: Inputs) -> int:
     """Return the batch size.
 
     Raises:
         ValueError: if there is none.
     """
+    tensors = inputs.tensors()
+    if not tensors:
+        raise ValueError(f"benchmark: expected an input that is a tensor, got {inputs}.")
+    x = tensors[0]
     if x.dim() < 2:
         raise ValueError(
             f"benchmark: expected `example_input` with a batch dimension, got the shape "
@@ -273,9 +284,9 @@ def _check(
         )
 
 
-def _check_outputs(models: Mapping[str, nn.Module], example_input: Tensor) -> None:
+def _check_outputs(models: Mapping[str, nn.Module], inputs: Inputs) -> None:
     """Run each model once; raise if they do not give outputs of one shape."""
-    shapes = {name: _shape(model(example_input)) for name, model in models.items()}
+    shapes = {name: _shape(inputs.run(model)) for name, model in models.items()}
     if len(set(map(str, shapes.values()))) > 1:
         raise ValueError(
             f"benchmark: expected all models to give outputs of one shape, got {shapes}. "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ssl_lightning import graph
@@ -37,7 +37,7 @@ def layer_macs(
 
 
 def layer_calls(
-    models: Mapping[str, nn.Module], example_input: Tensor
+    models: Mapping[str, nn.Module], inputs: graph.Inputs
 ) -> dict[str, dict[str, Call]]:
     """Return layer -> model -> call of that layer alone on its real input.
 
@@ -45,7 +45,7 @@ def layer_calls(
     that no model calls is left out.
     """
     names = layer_names(models)
-    calls = {name: _calls(model, names, example_input) for name, model in models.items()}
+    calls = {name: _calls(model, names, inputs) for name, model in models.items()}
     by_layer = {
         layer: {model: calls[model][layer] for model in models if layer in calls[model]}
         for layer in names
@@ -53,7 +53,7 @@ def layer_calls(
     return {layer: found for layer, found in by_layer.items() if found}
 
 
-def _calls(model: nn.Module, names: Sequence[str], example_input: Tensor) -> dict[str, Call]:
+def _calls(model: nn.Module, names: Sequence[str], inputs: graph.Inputs) -> dict[str, Call]:
     """Run the model once and keep the arguments that reach each named layer first."""
     modules = dict(model.named_modules())
     calls: dict[str, Call] = {}
@@ -67,7 +67,7 @@ def _calls(model: nn.Module, names: Sequence[str], example_input: Tensor) -> dic
         if _has_layer(modules, name)
     ]
     try:
-        model(example_input)
+        inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction import compact, expand, make_plan
 from ssl_lightning.compaction.planning import check_finite
+from ssl_lightning.graph import ExampleInput
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -27,7 +28,7 @@ Masks = list[tuple[GroupSet, Tensor]]
 @torch.no_grad()
 def prune_like_(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: ExampleInput,
     like: nn.Module,
     groups: Sequence[Selector | Mapping[str, Any]] = ({"kind": "coupled"},),
     importance: str = "l2",
@@ -40,7 +41,8 @@ def prune_like_(
 
     Args:
         model: to prune in place.
-        example_input: its input, shape such as ``(1, C, H, W)``.
+        example_input: its inputs, as :func:`~ssl_lightning.make_plan` takes them, shape such as
+            ``(1, C, H, W)``.
         like: network of the same architecture, with zeros.
         groups: selectors as :func:`resolve_groups` takes them.
         importance: ``"l2"``, ``"l1"`` or ``"random"``.
@@ -83,7 +85,7 @@ def prune_like_(
     return masks
 
 
-def clear_dead_(model: nn.Module, example_input: Tensor) -> None:
+def clear_dead_(model: nn.Module, example_input: ExampleInput) -> None:
     """Zero in place what could be removed without changing the function."""
     plan = make_plan(model, example_input)
     masked = expand(compact(model, plan), model, plan)
