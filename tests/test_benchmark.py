@@ -418,13 +418,13 @@ def test_without_layers():
 def engines(monkeypatch):
     """Put a right engine, a wrong one, one that fails and a missing one in the place of all."""
 
-    def right(model, x):
-        return lambda: model(x)
+    def right(model, inputs):
+        return lambda: inputs.run(model)
 
-    def wrong(model, x):
-        return lambda: model(x) + 1
+    def wrong(model, inputs):
+        return lambda: inputs.run(model) + 1
 
-    def failing(model, x):
+    def failing(model, inputs):
         raise RuntimeError("no such operator\nand a long trace")
 
     packages = {"eager": (), "right": (), "wrong": (), "failing": (), "missing": ("nowhere",)}

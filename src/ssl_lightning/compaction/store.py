@@ -78,11 +78,11 @@ class Recipe:
                 given, or an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`).
         """
         if model is None and is_own_class(self.backbone):
+            name = shortened(self.backbone)
             raise ValueError(
-                f"{self.where} is of the network {shortened(self.backbone)}, and no code is "
-                "imported because a file names it. Give that network, its class or a function that "
-                "makes it (`model=`); on the command line `--model` with its import path, or "
-                "`--config` with the config that it was trained with."
+                f"{self.where} is of the network {name}. Give it: `--model {name[1:-1]}` or "
+                "`--config` with the config of the run; in Python `model=`, the network, its class "
+                "or a function that makes it. No code is imported because a file names it."
             )
         if model is None:
             return create_stored(self.backbone, self.arguments, self.where)
