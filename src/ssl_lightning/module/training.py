@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ssl_lightning.backbones import storable
-from ssl_lightning.checkpoints import read_plans
-from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
-from ssl_lightning.compaction.store import Recipe, check_state, plans_to_data
 from ssl_lightning.groups import (
-    GroupSet,
     group_counts,
-    kept_groups,
-    nonzero_groups,
-    zero_groups_,
 )
-from ssl_lightning.groups.resolve import named_tensors
-from ssl_lightning.locks import GroupLocks
-from ssl_lightning.measure import count_macs
+from ssl_lightning.module.backbone import CompactableModule
 from ssl_lightning.module.batches import inputs_of, split_batch
 from ssl_lightning.module.macs import MacsShare
 from ssl_lightning.module.parts import (
-    Origin,
     attached_first,
     backbone_settings,
     begin_next_epoch_,
     check_labels,
-    check_tensors,
     clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
     make_backbone,
-    read_origin,
-    refuse_another_network,
     refuse_sharding,
     refuse_spawning,
     scheduler_settings,
@@ -57,28 +38,22 @@ from ssl_lightning.module.parts import (
     start_from_,
 )
 from ssl_lightning.module.saving import (
-    check_settings,
-    entry_start,
-    read_anywhere,
     save_whole_files_,
 )
 from ssl_lightning.penalties import (
     Attachment,
     GroupLasso,
-    Penalty,
-    Regularizer,
     parse_penalty,
     penalty_name,
     penalty_to_dict,
 )
-from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.loading import PREFIX
 
 ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
 """Hooks before which the penalties are attached to the optimizers of the run."""
 
 
-class SSLLightningModule(pl.LightningModule):
+class SSLLightningModule(CompactableModule):
     """Train a classifier with structured-sparsity penalties.
 
     Works with gradient accumulation, clipping, mixed precision, several parameter groups, manual
@@ -146,7 +121,7 @@ class SSLLightningModule(pl.LightningModule):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.penalties: list[Penalty] = [parse_penalty(given) for given in penalties or []]
+        self.penalties = [parse_penalty(given) for given in penalties or []]
         self.save_hyperparameters(
             {
                 **backbone_settings(backbone),
@@ -162,7 +137,6 @@ class SSLLightningModule(pl.LightningModule):
             }
         )
         self.backbone_arguments = dict(backbone_args or {})
-        self.started_from: Recipe | None = None
         if isinstance(backbone, str) and backbone.startswith(PREFIX):
             self.backbone, self.started_from = load_entry(backbone, self.backbone_arguments)
         else:
@@ -170,7 +144,6 @@ class SSLLightningModule(pl.LightningModule):
                 self.backbone_arguments.setdefault("num_classes", num_classes)
             self.backbone = make_backbone(backbone, self.backbone_arguments)
         self.init_from = init_from
-        self.initialised_from: dict[str, str] | None = None
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -183,12 +156,7 @@ class SSLLightningModule(pl.LightningModule):
             self.backbone.to(memory_format=torch.channels_last)
         if compile:
             self.backbone.compile()
-        self.locks = GroupLocks()
-        self.plans: list[Plan] = []
-        self.origin: Origin | None = None
         self.macs = MacsShare()
-        self.run_seed: int | None = None
-        self._regularizer: Regularizer | None = None
         self._attachment: Attachment | None = None
         self._attached_at = 0
         self._batches_checked: set[str] = set()
@@ -206,77 +174,12 @@ class SSLLightningModule(pl.LightningModule):
             if not getattr(hook, "attaches", False):
                 setattr(cls, name, attached_first(hook))
 
-    @_restricted_classmethod
-    def load_from_checkpoint(
-        cls,  # noqa: N805 - it is a classmethod
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Return the module of a checkpoint; nothing is imported or opened because a file says so.
-
-        Args:
-            checkpoint_path: file that training wrote.
-            map_location: of its tensors.
-            hparams_file: YAML of settings that replace those in the checkpoint.
-            strict: whether the tensors must be exactly those of the module.
-            weights_only: ``False`` unpickles whatever the file holds, and so runs its code.
-            kwargs: settings of the module that replace those in the checkpoint.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, holds anything but tensors and plain values, or does not
-                fit the module.
-        """
-        places = (checkpoint_path, map_location, hparams_file, strict)
-        load = super().load_from_checkpoint
-        if weights_only is False:
-            return load(*places, weights_only=False, **kwargs)
-        where, content = str(checkpoint_path), read_anywhere(checkpoint_path)
-        check_settings(content, kwargs, where)
-        start = entry_start(content, kwargs, where)
-        if start is not None:
-            kwargs = {**kwargs, "backbone": start.create(), "backbone_args": None}
-        try:
-            module = load(*places, weights_only=True, **kwargs)
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-            raise ValueError(
-                f"{where} does not fit {cls.__name__}: {shortened(str(error), 300)}"
-            ) from error
-        if start is not None:
-            stored = content["hyper_parameters"]
-            module.hparams.update({key: stored.get(key) for key in ("backbone", "backbone_args")})
-            module.started_from = start
-        return module
-
     # --- the network ----------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, C, H, W)``."""
         logits: Tensor = self.backbone(x.to(memory_format=self.layout) if x.dim() == 4 else x)
         return logits
-
-    def example_input(self) -> Tensor | None:
-        """Return one example of zeros, shape ``(1, C, H, W)``, if the input shape is known."""
-        if self.input_shape is None:
-            return None
-        like = next(
-            (p for p in self.backbone.parameters() if p.is_floating_point()), torch.empty(0)
-        )
-        return torch.zeros(1, *self.input_shape, dtype=like.dtype, device=like.device)
-
-    @property
-    def regularizer(self) -> Regularizer:
-        """The penalties, bound to the backbone (on first use: its graph may be traced)."""
-        if self._regularizer is None:
-            sizes = None if self.origin is None else self.origin.group_sizes
-            self._regularizer = Regularizer(
-                self.backbone, self.penalties, self.example_input(), sizes
-            )
-        return self._regularizer
 
     @property
     def epoch(self) -> float:
@@ -471,111 +374,6 @@ class SSLLightningModule(pl.LightningModule):
             optimizers, epoch=lambda: self.epoch, locks=self.locks
         )
 
-    # --- locked groups --------------------------------------------------------------------------
-
-    def prune_groups_(self, group_set: GroupSet, mask: Tensor, *, lock: bool) -> int:
-        """Set groups to exactly zero and, with ``lock``, keep them there from now on.
-
-        Args:
-            group_set: a group set of the backbone.
-            mask: ``(num_groups,)`` bool, True for the groups to zero.
-            lock: whether they stay zero whatever the optimizer does.
-
-        Returns:
-            How many of them were not zero (or, with ``lock``, not locked) before.
-        """
-        parameters = dict(self.backbone.named_parameters())
-        new = int((mask & nonzero_groups(group_set, parameters)).sum())
-        zero_groups_(group_set, mask, named_tensors(self.backbone))
-        trained = tuple(m for m in group_set.companions if m.parameter in parameters)
-        return self.locks.lock(replace(group_set, companions=trained), mask) if lock else new
-
-    def enforce_locks_(self) -> None:
-        """Write zeros into all locked groups."""
-        self.locks.enforce_(dict(self.backbone.named_parameters()))
-
-    # --- compaction in training -----------------------------------------------------------------
-
-    def adopt_(self, plan: Plan, small: nn.Module) -> None:
-        """Put a compact network in the backbone's place; penalties and locks go on with it.
-
-        Optimizers that hold the old parameters need
-        :func:`~ssl_lightning.compaction.slice_optimizer_`; ``CompactDuringFit`` does all of it.
-
-        Args:
-            plan: leads from the backbone to ``small``; checkpoints hold all plans so far.
-            small: the compact network.
-        """
-        if self.origin is None:
-            self.origin = self._describe_backbone()
-        marks = self.locks.marks(dict(self.backbone.named_parameters()))
-        if marks:
-            marks = slice_tensors(self.backbone, plan, marks)
-        self._take_backbone(small)
-        self.plans.append(plan)
-        self.locks.carry_over(marks, self.regularizer.group_sets if marks else [])
-
-    def follow_(self, plan: Plan) -> None:
-        """Shrink the backbone as a plan says, whatever its weights."""
-        self.adopt_(plan, apply_plan(copy.deepcopy(self.backbone), plan))
-
-    def _take_backbone(self, backbone: nn.Module) -> None:
-        if self.layout == torch.channels_last:
-            backbone.to(memory_format=torch.channels_last)
-        if self.hparams["compile"]:
-            backbone.compile()
-        self.backbone = backbone
-        self._regularizer = None
-
-    def _describe_backbone(self) -> Origin:
-        counts = kept_groups(self.backbone)
-        example = self.example_input()
-        return Origin(
-            parameters=[name for name, _ in self.backbone.named_parameters()],
-            group_sizes={s.name: s.group_size for s in self.regularizer.group_sets},
-            groups={
-                layer: {k: of for k, (_, of) in kinds.items()} for layer, kinds in counts.items()
-            },
-            macs=None if example is None else count_macs(self.backbone, example),
-            singles={s.layer: s.num_groups for s in self.regularizer.single_weights()},
-        )
-
-    def _restore_plans(self, plans: Sequence[Plan], origin: Origin | None) -> None:
-        """Give the backbone the shape it had when a checkpoint was written."""
-        if list(plans[: len(self.plans)]) != self.plans:
-            self._start_again()
-        for plan in plans[len(self.plans) :]:
-            self.origin = origin
-            self.follow_(plan)
-
-    def _start_again(self) -> None:
-        """Make the backbone anew, as it was before all plans."""
-        if "backbone" not in self.hparams:
-            raise ValueError(
-                "The checkpoint was written before the network was compacted, or in another run "
-                "that compacted it otherwise, and the backbone is a module given as an object, "
-                "which cannot be created again. Make a new SSLLightningModule with a new backbone "
-                "and load the checkpoint into that."
-            )
-        like = next(iter(self.backbone.parameters()))
-        backbone = self._start().create().to(like.device, like.dtype)
-        self._take_backbone(backbone.train(self.backbone.training))
-        self.plans, self.origin, self.locks = [], None, GroupLocks()
-
-    def _start(self) -> Recipe:
-        """Return how the network is made that training started from."""
-        if self.started_from is not None:
-            return self.started_from
-        if "backbone" not in self.hparams:  # the reader gives the network or its class
-            return Recipe(self.hparams["backbone_class"], self.hparams["backbone_init_args"])
-        return Recipe(
-            self.hparams["backbone"], storable(self.hparams["backbone"], self.backbone_arguments)
-        )
-
-    def recipe(self, plan: Plan) -> Recipe:
-        """Return how the network that ``plan`` leaves of the backbone is made again."""
-        return self._start().then(*self.plans, plan)
-
     # --- hooks ----------------------------------------------------------------------------------
 
     @attached_first
@@ -636,48 +434,3 @@ class SSLLightningModule(pl.LightningModule):
     def on_train_end(self) -> None:
         """Averaged weights, copied in at the end, keep locked groups at zero too."""
         self.enforce_locks_()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store locks, seed and plans; what is stored has zeros in all locked groups."""
-        self.locks.enforce_(checkpoint["state_dict"], prefix="backbone.")
-        data = getattr(self._trainer, "datamodule", None)
-        checkpoint["ssl_lightning"] = {
-            "locks": self.locks.state_dict(),
-            "run_seed": self.run_seed,
-            "plans": plans_to_data(self.plans),
-            "origin": None if self.origin is None else asdict(self.origin),
-            "initialised_from": self.initialised_from,
-            "data": type(data).__name__ if data is not None else None,
-        }
-        if self.started_from is not None:  # so that the checkpoint can be read without the zoo
-            checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore plans, locks and seed, after checking that the weights are numbers."""
-        check_state(checkpoint["state_dict"], "the checkpoint")
-        refuse_another_network(checkpoint.get("hyper_parameters", {}), self.hparams)
-        stored = checkpoint.get("ssl_lightning", {})
-        plans = read_plans(checkpoint, "the checkpoint")
-        origin, seed = read_origin(stored.get("origin")), stored.get("run_seed")
-        if not (seed is None or type(seed) is int):
-            raise ValueError(f"`run_seed` is damaged: expected a number, got {shortened(seed)}.")
-        for module in (self, *averaged_copies(self._trainer)):
-            module._restore_plans(plans, origin)
-        check_tensors(
-            checkpoint["state_dict"],
-            self.state_dict(),
-            complete=self._trainer is not None and self.strict_loading,
-        )
-        shapes = {name: value.shape for name, value in named_tensors(self.backbone).items()}
-        self.locks.load_state_dict(stored.get("locks", []), shapes)
-        self.run_seed = seed
-        self.initialised_from = stored.get("initialised_from")
-
-
-def averaged_copies(trainer: pl.Trainer | None) -> Iterator[SSLLightningModule]:
-    """Yield the copies of the module in which Lightning's averaging callbacks keep averages."""
-    for callback in getattr(trainer, "callbacks", []):
-        if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
-            average = getattr(callback._average_model, "module", callback._average_model)
-            if isinstance(average, SSLLightningModule):
-                yield average
