@@ -149,7 +149,7 @@ def tensors(content: bytes, rng: random.Random) -> bytes:
     name = rng.choice(sorted(stored))
     changes: list[Callable[[torch.Tensor], torch.Tensor]] = [
         lambda t: t * float("nan"), lambda t: t / 0.0, lambda t: t.half(), lambda t: t.bool(),
-        lambda t: t.to(torch.complex64), lambda t: t[:0], lambda t: t.flatten(), lambda t: t[None],
+        lambda t: t.to(torch.int8), lambda t: t[:0], lambda t: t.flatten(), lambda t: t[None],
         lambda t: t[..., :1], lambda t: t.to(torch.float8_e5m2), lambda t: t.long(),
         lambda t: t.double(),
     ]  # fmt: skip
