@@ -21,10 +21,19 @@ from ssl_lightning.groups import GroupSet, kept_groups, nonzero_groups, zero_gro
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.measure import count_macs
-from ssl_lightning.module.parts import Origin, check_tensors, read_origin, refuse_another_network
+from ssl_lightning.module.parts import (
+    Origin,
+    attached_first,
+    check_tensors,
+    read_origin,
+    refuse_another_network,
+)
 from ssl_lightning.module.saving import check_settings, entry_start, read_anywhere
-from ssl_lightning.penalties import Penalty, Regularizer
+from ssl_lightning.penalties import Attachment, Penalty, Regularizer
 from ssl_lightning.suggest import shortened
+
+ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
+"""Hooks before which the penalties are attached to the optimizers of the run."""
 
 
 class CompactableModule(pl.LightningModule):
@@ -59,6 +68,16 @@ class CompactableModule(pl.LightningModule):
         self.initialised_from: dict[str, str] | None = None
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
+        self._attachment: Attachment | None = None
+        self._attached_at = 0
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Attach the penalties also where a subclass overrides a hook without calling super."""
+        super().__init_subclass__(**arguments)
+        for name in ATTACHING_HOOKS:
+            hook = getattr(cls, name)
+            if not getattr(hook, "attaches", False):
+                setattr(cls, name, attached_first(hook))
 
     def example_input(self) -> Tensor | None:
         """Return one example of zeros, shape ``(1, C, H, W)``, if the input shape is known."""
@@ -78,6 +97,38 @@ class CompactableModule(pl.LightningModule):
                 self.backbone, self.penalties, self.example_input(), sizes
             )
         return self._regularizer
+
+    @property
+    def epoch(self) -> float:
+        """Fractional epoch: optimizer steps done, divided by optimizer steps per epoch.
+
+        In manual optimization, batches are counted instead.
+        """
+        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if per_epoch in (0, float("inf")):
+            return float(self.current_epoch)
+        if not self.automatic_optimization:  # several optimizers may step, or not, at each batch
+            return self.current_epoch + max(0, self.trainer.fit_loop.batch_idx) / per_epoch
+        return self.trainer.global_step / -(-per_epoch // 1)
+
+    def attach_penalties(self) -> None:
+        """Hang penalties and locks on all optimizers of the run, unless they hang there already.
+
+        Raises:
+            ValueError: if a penalty or a lock could not act on them, or they are never stepped.
+        """
+        optimizers = tuple(getattr(o, "optimizer", o) for o in self.trainer.optimizers)
+        now = self._attachment
+        if now is not None:
+            same = now.regularizer is self._regularizer and now.locks is self.locks
+            if same and now.optimizers == optimizers:
+                now.check_called(self.trainer.global_step - self._attached_at)
+                return
+            now.detach()
+        self._attached_at = self.trainer.global_step
+        self._attachment = self.regularizer.attach(
+            optimizers, epoch=lambda: self.epoch, locks=self.locks
+        )
 
     # --- locked groups ----------------------------------------------------------------------------
 

@@ -41,16 +41,12 @@ from ssl_lightning.module.saving import (
     save_whole_files_,
 )
 from ssl_lightning.penalties import (
-    Attachment,
     GroupLasso,
     parse_penalty,
     penalty_name,
     penalty_to_dict,
 )
 from ssl_lightning.zoo.loading import PREFIX
-
-ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
-"""Hooks before which the penalties are attached to the optimizers of the run."""
 
 
 class SSLLightningModule(CompactableModule):
@@ -157,8 +153,6 @@ class SSLLightningModule(CompactableModule):
         if compile:
             self.backbone.compile()
         self.macs = MacsShare()
-        self._attachment: Attachment | None = None
-        self._attached_at = 0
         self._batches_checked: set[str] = set()
         self._found_rates: list[tuple[dict[str, Any], float]] = []
         accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
@@ -166,33 +160,12 @@ class SSLLightningModule(CompactableModule):
             {stage: accuracy.clone() for stage in ("fit", "val", "test")}, compute_groups=False
         )
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Attach the penalties also where a subclass overrides a hook without calling super."""
-        super().__init_subclass__(**arguments)
-        for name in ATTACHING_HOOKS:
-            hook = getattr(cls, name)
-            if not getattr(hook, "attaches", False):
-                setattr(cls, name, attached_first(hook))
-
     # --- the network ----------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for images ``(N, C, H, W)``."""
         logits: Tensor = self.backbone(x.to(memory_format=self.layout) if x.dim() == 4 else x)
         return logits
-
-    @property
-    def epoch(self) -> float:
-        """Fractional epoch: optimizer steps done, divided by optimizer steps per epoch.
-
-        In manual optimization, batches are counted instead.
-        """
-        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        if per_epoch in (0, float("inf")):
-            return float(self.current_epoch)
-        if not self.automatic_optimization:  # several optimizers may step, or not, at each batch
-            return self.current_epoch + max(0, self.trainer.fit_loop.batch_idx) / per_epoch
-        return self.trainer.global_step / -(-per_epoch // 1)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -354,25 +327,6 @@ class SSLLightningModule(CompactableModule):
             clip_unscaled(plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def attach_penalties(self) -> None:
-        """Hang penalties and locks on all optimizers of the run, unless they hang there already.
-
-        Raises:
-            ValueError: if a penalty or a lock could not act on them, or they are never stepped.
-        """
-        optimizers = tuple(getattr(o, "optimizer", o) for o in self.trainer.optimizers)
-        now = self._attachment
-        if now is not None:
-            same = now.regularizer is self._regularizer and now.locks is self.locks
-            if same and now.optimizers == optimizers:
-                now.check_called(self.trainer.global_step - self._attached_at)
-                return
-            now.detach()
-        self._attached_at = self.trainer.global_step
-        self._attachment = self.regularizer.attach(
-            optimizers, epoch=lambda: self.epoch, locks=self.locks
-        )
 
     # --- hooks ----------------------------------------------------------------------------------
 
