@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 
 import pytest
@@ -45,6 +46,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     yield tmp_path
     sys.modules.pop("my_nets", None)
 
@@ -99,9 +101,10 @@ def failing(arguments, capsys):
 
 @pytest.mark.parametrize("named", ["--model=my_nets.MyNet", "--config=own.yaml"])
 def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
-    path = trained(own)
+    trained(own)
     forget()
-    small = own / "run" / "compact"
+    shutil.copytree(own / "run", own / "elsewhere")
+    path, small = own / "elsewhere/checkpoints/last.ckpt", own / "elsewhere/compact"
     for arguments in (
         ["compact", str(path)],
         ["benchmark", str(path)],
@@ -123,10 +126,13 @@ def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
     assert "The outputs of both networks agree" in capsys.readouterr().out
     arguments = ["--repeats=1", "--threads=1", "--dense", str(path), "--compacted", str(small)]
     assert main(["benchmark", str(path), named, *arguments]) == 0
-    report = json.loads((own / "run" / "report.json").read_text())
+    report = json.loads((own / "elsewhere" / "report.json").read_text())
     assert report["errors"]["masked"] == pytest.approx(report["errors"]["compact"], abs=0.02)
     assert report["benchmark"]["models"]["compact"]["macs"] < 12 * 26 * 26 * 9
-    for network, file in ((path, own / "run" / "model.onnx"), (small, small.with_suffix(".onnx"))):
+    for network, file in (
+        (path, own / "elsewhere" / "model.onnx"),
+        (small, small.with_suffix(".onnx")),
+    ):
         assert main(["export", str(network), named]) == 0
         assert file.is_file()
     assert main(["test", f"--config={own / 'own.yaml'}", f"--ckpt_path={path}"]) == 0
@@ -142,6 +148,38 @@ def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
             loaded = load_compact(folder, model)
             assert loaded.conv.out_channels < 12
             torch.testing.assert_close(loaded(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_in_the_folder_of_the_run_the_network_is_known(own, capsys):
+    path = trained(own)
+    for arguments in (["compact", path], ["export", path], ["export", own / "run" / "compact"]):
+        forget()
+        assert main([str(argument) for argument in arguments]) == 0
+        assert "my_nets.MyNet, which you trained in this folder" in capsys.readouterr().out
+    again = own / "again"
+    (own / "run").rename(again)  # as one that came from elsewhere
+    forget()
+    assert "Give it: `--model" in failing(["compact", str(again / "checkpoints/last.ckpt")], capsys)
+    assert "my_nets" not in sys.modules
+
+
+@pytest.mark.parametrize("forgery", ["another class", "another module", "a damaged register"])
+def test_what_was_not_trained_there_is_not_imported(own, capsys, monkeypatch, forgery):
+    path = trained(own)
+    forget()
+    other = own / "other"
+    other.mkdir()
+    (other / "forged.py").write_text("raise SystemError('imported')")
+    if forgery == "another class":
+        content = torch.load(path, weights_only=True)
+        content["hyper_parameters"]["backbone_class"] = "forged.MyNet"
+        torch.save(content, path)
+    elif forgery == "another module":
+        (other / "my_nets.py").write_text("raise SystemError('imported')")
+    else:
+        (own / "home/ssl_lightning/own_runs.json").write_text('{"/": [')
+    monkeypatch.syspath_prepend(str(other))
+    assert "Give it: `--model" in failing(["compact", str(path)], capsys)
 
 
 def test_what_only_a_config_can_say(own, capsys):

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning import zoo
-from ssl_lightning.cli.network import load_trained, own_network
+from ssl_lightning.cli.network import load_trained, own_network, with_own_network
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.export import FORMATS, ExportResult, export_model
@@ -89,7 +89,8 @@ def read_network(
         folder = path.resolve()
         return zoo.load(folder.name, root=folder.parent)
     if path.is_dir():
-        return load_compact(path, own_network(model, config))
+        own = own_network(model, config)
+        return with_own_network(lambda given: load_compact(path, given), path, own)
     trained = load_trained(path, model, config)
     if masked:
         return trained.masked()

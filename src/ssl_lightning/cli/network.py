@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
+from rich.console import Console
 from torch import nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
-from ssl_lightning.compaction.store import OwnNetwork, is_own_class
+from ssl_lightning.cli.own_runs import is_own_run
+from ssl_lightning.compaction.store import OwnNetwork, OwnNetworkError, is_own_class
+
+Loaded = TypeVar("Loaded")
 
 
 def load_trained(
     checkpoint: str | Path, model: str | None = None, config: str | None = None
 ) -> TrainedBackbone:
     """Return the trained backbone of a checkpoint.
+
+    A network of the user's own has to be named, unless the checkpoint lies in the folder of a run
+    in which this user trained it (see :mod:`ssl_lightning.cli.own_runs`).
 
     Args:
         checkpoint: file that ``fit`` wrote.
@@ -29,13 +37,32 @@ def load_trained(
             checkpoint that has a backbone by name.
     """
     own = own_network(model, config)
-    trained = load_backbone(checkpoint, own)
+    trained = with_own_network(lambda given: load_backbone(checkpoint, given), checkpoint, own)
     if own is not None and trained.own is None:
         raise ValueError(
             f"{checkpoint} has the backbone {trained.name!r}, which is made by its name. Leave "
             f"{'--model' if config is None else '--config'} out."
         )
     return trained
+
+
+def with_own_network(
+    load: Callable[[OwnNetwork | None], Loaded], path: str | Path, own: OwnNetwork | None
+) -> Loaded:
+    """Load a file with the network that the user names, or that they trained where it lies.
+
+    Args:
+        load: reads the file, given the network, its class or nothing.
+        path: of the file.
+        own: what the user names.
+    """
+    try:
+        return load(own)
+    except OwnNetworkError as error:
+        if not is_own_run(Path(path), error.name):
+            raise
+        Console().print(f"{path}: of {error.name}, which you trained in this folder.")
+        return load(imported(error.name))
 
 
 def own_network(model: str | None, config: str | None) -> OwnNetwork | None:

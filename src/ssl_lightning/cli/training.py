@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import WandbLogger
 import ssl_lightning.schedules  # noqa: F401
 from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.cli.own_runs import remember_run
 from ssl_lightning.cli.parser_errors import one_sentence
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.data import DATA_MODULES
@@ -48,6 +49,12 @@ class RunFolderConfig(SaveConfigCallback):
             self.lock = FolderLock(Path(trainer.default_root_dir))
             self.held = True
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that this user trains a network of their own here."""
+        if trainer.is_global_zero and isinstance(self.config.model.backbone, Namespace):
+            assert isinstance(pl_module, SSLLightningModule)
+            remember_run(Path(trainer.default_root_dir), pl_module.backbone)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Know that the run has begun, so that what it wrote stays."""

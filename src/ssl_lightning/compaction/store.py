@@ -29,6 +29,18 @@ OwnNetwork = nn.Module | type[nn.Module] | Callable[[], nn.Module]
 """A network, its class, or a function that makes it."""
 
 
+class OwnNetworkError(ValueError):
+    """A file is of the user's own network, and the network was not given.
+
+    Attributes:
+        name: import path of its class, as the file says.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the architecture of a compact network is made again.
@@ -74,15 +86,17 @@ class Recipe:
                 user's own network. A class is called with the stored arguments.
 
         Raises:
-            ValueError: if it is none of the library's, timm's or torchvision's and ``model`` is not
-                given, or an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`).
+            OwnNetworkError: if it is none of the library's, timm's or torchvision's and ``model``
+                is not given.
+            ValueError: if an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`).
         """
         if model is None and is_own_class(self.backbone):
             name = shortened(self.backbone)
-            raise ValueError(
+            raise OwnNetworkError(
+                self.backbone,
                 f"{self.where} is of the network {name}. Give it: `--model {name[1:-1]}` or "
                 "`--config` with the config of the run; in Python `model=`, the network, its class "
-                "or a function that makes it. No code is imported because a file names it."
+                "or a function that makes it. No code is imported because a file names it.",
             )
         if model is None:
             return create_stored(self.backbone, self.arguments, self.where)
