@@ -15,11 +15,17 @@ WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @torch.no_grad()
 def randomise_(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every vector (biases, scales, shifts) and every running statistic random values."""
+    """Give every vector (biases, scales, shifts) and every running statistic random values.
+
+    Matrices that start as zeros (the heads of some transformers) get some too: else the network's
+    output is constant, and everything can be removed.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, p in net.named_parameters():
         if p.dim() <= 1:
             p.copy_(torch.randn(p.shape, generator=generator) * 0.3 + name.endswith("weight"))
+        elif not bool(p.any()):
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
     for name, b in net.named_buffers():
         if name.endswith("running_mean"):
             b.copy_(torch.randn(b.shape, generator=generator) * 0.3)
