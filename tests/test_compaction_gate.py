@@ -131,6 +131,17 @@ class Tokens(nn.Module):
         return self.down(torch.sigmoid(self.up(y)) * self.up(y))
 
 
+def test_a_network_that_fails_without_a_word_is_named():
+    class Silent(nn.Module):
+        def forward(self, x):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Cannot run Silent on .*: AssertionError"):
+        make_plan(Silent(), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"Cannot capture Silent .*: AssertionError\. Check"):
+        prune_(Silent(), torch.zeros(1, 3), fraction=0.5)
+
+
 def test_stored_indices_stay():
     net, tokens = randomise_(Tokens()).eval(), torch.randint(9, (2, 8))
     prune_(net, tokens, fraction=0.5)

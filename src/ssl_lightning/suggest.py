@@ -48,6 +48,17 @@ def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> No
             raise ValueError(f"{where} has no argument {shortened(key)}. {nearest(key, known)}")
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    r"""Return the first line of what an error says; of one that says nothing, its type.
+
+    Example:
+        >>> first_line(ValueError("No such file. \nMore about it")), first_line(AssertionError())
+        ('No such file', 'AssertionError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:most].rstrip(".") if lines else type(error).__name__
+
+
 def shortened(value: object, most: int = 60) -> str:
     r"""Write a value that came from a file on one line: escaped, and at most so many characters.
 

@@ -26,6 +26,7 @@ from ssl_lightning.compaction.equality import (
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
 from ssl_lightning.graph import Inputs, SiteSlices, same_random_state, working_copy
+from ssl_lightning.suggest import first_line
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def open_gate(model: nn.Module, example: Inputs) -> Gate:
             with Precision() as precision:
                 first = run(network, inputs)
         except Exception as error:
-            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            reasons.append(f"{type(error).__name__}: {first_line(error)}")
             continue
         gate = Gate(model, inputs, dtype, trials=[first])
         set_tolerance_(gate, network, precision, reasons)

@@ -28,6 +28,7 @@ from ssl_lightning.graph import (
     with_plain_weights,
     working_copy,
 )
+from ssl_lightning.suggest import first_line
 
 ATTEMPTS = 8
 
@@ -133,7 +134,7 @@ def add_paths(
         try:
             traces = [*traces, trace(model, trial.inputs)]
         except ValueError as error:
-            failed.append(f"constants were not folded: {first_sentence(error)}")
+            failed.append(f"constants were not folded: {first_line(error)}")
     if gate.only_in_training():
         traces = [*traces, *train_trace(model, gate)]
     return traces, tuple(failed)
@@ -145,13 +146,8 @@ def train_trace(model: nn.Module, gate: Gate) -> list[Trace]:
     try:
         return [trace(model, inputs, train=True)]
     except ValueError as error:
-        gate.notes.append(f"the paths for training were not analysed: {first_sentence(error)}")
+        gate.notes.append(f"the paths for training were not analysed: {first_line(error)}")
         return []
-
-
-def first_sentence(error: Exception) -> str:
-    """Return the start of an error's message."""
-    return str(error).splitlines()[0][:200]
 
 
 def suspects(

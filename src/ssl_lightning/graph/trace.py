@@ -25,6 +25,7 @@ from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs
 from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace, has_hooks
 from ssl_lightning.graph.owners import by_parameters, call_types
 from ssl_lightning.graph.plain import with_plain_weights
+from ssl_lightning.suggest import first_line
 
 NEUTRAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 """Modules that do in training what no analysis of zeros needs to know."""
@@ -97,12 +98,10 @@ def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
             return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as error:
         shapes = [tuple(x.shape) for x in inputs.tensors()]
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0].rstrip(".") if lines else type(error).__name__
         raise ValueError(
             f"Cannot capture {type(model).__name__} with torch.export on inputs of shapes "
-            f"{shapes}: {reason}. Check the input shape, and that forward() has no control "
-            "flow that depends on the tensors' values."
+            f"{shapes}: {first_line(error)}. Check the input shape, and that forward() has no "
+            "control flow that depends on the tensors' values."
         ) from error
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import MacsLeft
+from ssl_lightning.suggest import first_line
 
 if TYPE_CHECKING:
     from ssl_lightning.module.training import SSLLightningModule
@@ -40,8 +41,7 @@ class MacsShare:
             return 100.0 * self._left(module.backbone) / dense if dense else None
         except Exception as error:  # whatever the network's code raises; training goes on
             self._failed = True
-            reason = str(error).splitlines()[0][:200]
-            rank_zero_info(f"`macs/left` is not logged: {reason}")
+            rank_zero_info(f"`macs/left` is not logged: {first_line(error)}.")
             return None
 
     def dense(self, module: SSLLightningModule) -> int | None:

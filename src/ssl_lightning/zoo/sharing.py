@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ssl_lightning.files import appearing
+from ssl_lightning.suggest import first_line
 from ssl_lightning.zoo.cards import CARD, FILES, Card
 from ssl_lightning.zoo.entries import checked_entry, checked_file
 from ssl_lightning.zoo.listing import write_table
@@ -53,7 +54,7 @@ def push(
         commit = api.create_commit(repository, operations, commit_message=message)
     except HfHubHTTPError as error:
         raise PermissionError(
-            f"Cannot upload to {repository}: {str(error).splitlines()[0]}. Check the name, and "
+            f"Cannot upload to {repository}: {first_line(error)}. Check the name, and "
             "whether your token (`HF_TOKEN`) may write there."
         ) from error
     return str(commit.commit_url)
@@ -111,6 +112,6 @@ def fetch(api: Any, repository: str, file: str, revision: str | None, place: str
         return Path(api.hf_hub_download(repository, file, revision=revision, local_dir=place))
     except HfHubHTTPError as error:
         raise FileNotFoundError(
-            f"Cannot download {file} of {repository}: {str(error).splitlines()[0]}. Check the "
+            f"Cannot download {file} of {repository}: {first_line(error)}. Check the "
             "name, the revision, and whether you may read it."
         ) from error
