@@ -368,6 +368,18 @@ def test_a_loop_that_never_steps_its_optimizer_is_refused(trainer: Any) -> None:
         trainer(max_epochs=30).fit(module, toy_loader(), toy_loader())
 
 
+def test_a_resumed_run_counts_its_own_steps(trainer: Any, tmp_path: Any) -> None:
+    def run(epochs: int, path: Any = None) -> Any:
+        torch.manual_seed(0)
+        made = trainer(max_epochs=epochs)
+        module = SSLLightningModule(make_toy(), penalties=MIXED, optimizer=MAKE)
+        made.fit(module, toy_loader(256), toy_loader(), ckpt_path=path)
+        return made
+
+    run(1).save_checkpoint(tmp_path / "32 steps.ckpt")
+    assert run(2, tmp_path / "32 steps.ckpt").global_step == 64
+
+
 def test_a_run_without_optimizers_is_refused(trainer: Any) -> None:
     with (
         pytest.warns(UserWarning, match="returned `None`"),

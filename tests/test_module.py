@@ -487,7 +487,7 @@ def test_what_cannot_be_started_from_is_named(trainer, dense, tmp_path):
     for source, error, message in (
         (tmp_path / "none.ckpt", FileNotFoundError, "No checkpoint at .*none.ckpt"),
         (tmp_path / "bad.ckpt", ValueError, "truncated or damaged"),
-        (tmp_path / "code.ckpt", ValueError, "truncated or damaged, or no checkpoint of tensors"),
+        (tmp_path / "code.ckpt", ValueError, "truncated or damaged, or holds objects"),
         ("zoo:lenet_mnist_shap", ValueError, "Did you mean lenet_mnist_shape"),
         ("zoo:lenet_mnist_shape", ValueError, "expected the weights of LeNet, got .* Give the sam"),
     ):

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins import AsyncCheckpointIO
 
 from ssl_lightning import SSLLightningModule
+from ssl_lightning.cli import main
 from ssl_lightning.module.saving import WholeFiles
 from toy import make_toy, toy_loader
 
@@ -141,8 +142,21 @@ NAMED = {
         "of the entry 'zoo:lenet_mnist_shape', but has no `started_from`",
     ),
     "another network": ({"hyper_parameters__backbone": "mlp"}, "does not fit SSLLightningModule"),
-    "no shape": ({"hyper_parameters__input_shape": {"a": 1}}, "`input_shape`"),
-    "no penalties": ({"hyper_parameters__penalties": 3}, "does not fit SSLLightningModule"),
+    "no shape": ({"hyper_parameters__input_shape": {"a": 1}}, "its setting 'input_shape' is"),
+    "no penalties": ({"hyper_parameters__penalties": 3}, "its setting 'penalties' is 3"),
+    "a penalty's file": ({"hyper_parameters__penalties": ["a.yaml"]}, "expected mappings in 'pen"),
+    "a call": (
+        {"hyper_parameters__penalties": [{"class_path": "forged_code.Penalty"}]},
+        "the setting 'penalties' holds",
+    ),
+    "a call in depth": (
+        {"hyper_parameters__backbone_args": {"num_classes": {"init_args": {}}}},
+        "the setting 'backbone_args' holds",
+    ),
+    "a call as text": (
+        {"hyper_parameters__lr_interval": "{class_path: forged_code.run}"},
+        "the setting 'lr_interval' holds",
+    ),
 }
 
 
@@ -156,6 +170,48 @@ def test_settings_name_nothing(saved, tmp_path, monkeypatch, case):
     with pytest.raises(ValueError, match=message) as caught:
         SSLLightningModule.load_from_checkpoint(path)
     assert "\n" not in str(caught.value)
+    assert "forged_code" not in sys.modules
+
+
+PARSED = {
+    **{name: NAMED[name][0] for name in NAMED if name not in ("old settings", "older settings")},
+    "a shell": {
+        "hyper_parameters__penalties": [
+            {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "marker"]}}
+        ]
+    },
+    "an argument": {
+        "hyper_parameters__backbone_args": {
+            "num_classes": {
+                "class_path": "logging.FileHandler",
+                "init_args": {"filename": "marker"},
+            }
+        }
+    },
+    "a backbone": {"hyper_parameters__backbone": {"class_path": "forged_code.Net"}},
+    "a backbone's name": {"hyper_parameters__backbone": "forged_code.Net"},
+    "a class of one's own": {"hyper_parameters__backbone_class": "forged_code.Net"},
+    "a scheduler": {"hyper_parameters__lr_scheduler": {"class_path": "forged_code.Scheduler"}},
+    "a file": {"hyper_parameters__backbone_args": "/named/by/the/file"},
+    "another setting": {"hyper_parameters__callbacks": "forged_code.Callback"},
+}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("case", PARSED)
+def test_commands_import_nothing_that_a_checkpoint_names(
+    saved, tmp_path, monkeypatch, capsys, case, command
+):
+    """Lightning's command line lets its parser read the settings in a checkpoint."""
+    _, path = saved
+    (tmp_path / "forged_code.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    forge(path, **PARSED[case])
+    data = ["--data=MNISTDataModule", "--data.source=bundled", "--trainer.logger=false"]
+    assert main([command, *data, f"--ckpt_path={path}", "--trainer.fast_dev_run=true"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "marker").exists()
     assert "forged_code" not in sys.modules
 
 
@@ -201,6 +257,23 @@ def test_a_remote_file_is_read_as_safely(saved):
     forge(path, hyper_parameters___instantiator="forged_code.run")
     with pytest.raises(ValueError, match="'_instantiator'"):
         SSLLightningModule.load_from_checkpoint(f"file://{path}")
+
+
+class OwnSetup(SSLLightningModule):
+    def setup(self, stage):
+        pass
+
+
+@pytest.mark.parametrize("place", ["{}", "file://{}"])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_a_subclass_with_its_own_setup_reads_as_safely(trainer, saved, tmp_path, place, stage):
+    _, path = saved
+    forge(path, extra=Bomb(tmp_path / "marker"))
+    given = OwnSetup("lenet"), toy_loader(16, shape=SHAPE)
+    with pytest.raises(ValueError, match="holds objects beside tensors") as caught:
+        READERS[stage](trainer(max_epochs=2), given, place.format(path))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "marker").exists()
 
 
 def test_the_method_is_still_of_the_class(saved):

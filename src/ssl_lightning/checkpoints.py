@@ -104,11 +104,16 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         if opened:
             path.seek(0)
     except Exception as error:  # damaged archives raise whatever the unpickler stumbles over
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is truncated or damaged, or no checkpoint "
-            "of tensors and plain values. Take another one, or train again."
-        ) from error
+        raise unreadable(path) from error
     return checked(content, str(path))
+
+
+def unreadable(path: Any) -> ValueError:
+    """Return the error of a file that is no checkpoint of tensors and plain values."""
+    return ValueError(
+        f"{path} cannot be read as a checkpoint: it is truncated or damaged, or holds objects "
+        "beside tensors and plain values, whose code would run. Take another one, or train again."
+    )
 
 
 def checked(content: Any, path: str) -> dict[str, Any]:

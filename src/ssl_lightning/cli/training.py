@@ -25,11 +25,14 @@ from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.own_runs import remember_run
 from ssl_lightning.cli.parser_errors import one_sentence
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
+from ssl_lightning.compaction.store import is_own_class
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.module.parts import refuse_spawning
+from ssl_lightning.module.saving import KINDS, check_settings
 from ssl_lightning.suggest import shortened as on_one_line
+from ssl_lightning.zoo.loading import PREFIX
 
 DEFAULT_FOLDER = "runs/default"
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
@@ -154,18 +157,41 @@ class SSLCLI(LightningCLI):
         that ``fit --ckpt_path X --model.penalties ...`` would silently train with the old ones.
         """
         path = self.config.get(self.asked, {}).get("ckpt_path")
-        if path and Path(path).suffix == ".ckpt":
-            settings = read_checkpoint(path).get("hyper_parameters", {})
+        content = read_checkpoint(path) if path and Path(path).is_file() else None
         given = (argument.partition("=")[0] for argument in self.given)
         if any(name in ("-c", "--config") or name.startswith("--model") for name in given):
             return
-        if path and Path(path).suffix == ".ckpt" and "backbone_class" in settings:
-            raise ValueError(
-                f"{path} is of the network {on_one_line(settings['backbone_class'])}, and no code "
-                "is imported because a file names it. Give the config that it was trained with: "
-                "`--config`."
-            )
+        if content is not None:
+            check_parsed(content, path)
         super()._parse_ckpt_path()
+
+
+def check_parsed(content: Mapping[str, Any], path: str) -> None:
+    """Make sure that the parser may read a checkpoint's settings: it would import what they name.
+
+    Raises:
+        ValueError: if they name anything to import or open, or are not the module's.
+    """
+    settings = content.get("hyper_parameters", {})
+    name = settings.get("backbone_class", settings.get("backbone"))
+    if isinstance(name, str) and is_own_class(name):
+        raise ValueError(
+            f"{path} is of the network {on_one_line(name)}, and no code is imported because a "
+            "file names it. Give the config that it was trained with: `--config`."
+        )
+    if unknown := [key for key in settings if key not in KINDS]:
+        raise ValueError(
+            f"{path} is damaged: SSLLightningModule has no setting {on_one_line(unknown[0])}. Give "
+            "the config that it was trained with: `--config`."
+        )
+    check_settings(content, {}, path)
+    arguments = settings.get("backbone_args") or {}
+    if str(name).startswith(PREFIX) and (named := [k for k in arguments if k != "pretrained"]):
+        raise ValueError(
+            f"{path}: the argument {on_one_line(named[0])} of {on_one_line(name)} says what to "
+            "open, and no file is opened because a checkpoint names it. Give the config that it "
+            "was trained with: `--config`."
+        )
 
 
 def run(name: str, arguments: list[str]) -> None:

@@ -28,12 +28,21 @@ from ssl_lightning.module.parts import (
     read_origin,
     refuse_another_network,
 )
-from ssl_lightning.module.saving import check_settings, entry_start, read_anywhere
+from ssl_lightning.module.saving import (
+    check_settings,
+    entry_start,
+    read_anywhere,
+    whole_files_first,
+)
 from ssl_lightning.penalties import Attachment, Penalty, Regularizer
 from ssl_lightning.suggest import shortened
 
-ATTACHING_HOOKS = ("on_fit_start", "on_train_batch_start")
-"""Hooks before which the penalties are attached to the optimizers of the run."""
+WRAPPED = {
+    "setup": whole_files_first,
+    "on_fit_start": attached_first,
+    "on_train_batch_start": attached_first,
+}
+"""Hook -> what returns one that first does what must be done whatever a subclass overrides."""
 
 
 class CompactableModule(pl.LightningModule):
@@ -69,15 +78,18 @@ class CompactableModule(pl.LightningModule):
         self.run_seed: int | None = None
         self._regularizer: Regularizer | None = None
         self._attachment: Attachment | None = None
-        self._attached_at = 0
+        self._attached_at: int | None = None
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Attach the penalties also where a subclass overrides a hook without calling super."""
+        """Do what must be done also where a subclass overrides a hook without calling super.
+
+        Penalties are attached, and checkpoints read and written by our own reader and writer.
+        """
         super().__init_subclass__(**arguments)
-        for name in ATTACHING_HOOKS:
+        for name, wrap in WRAPPED.items():
             hook = getattr(cls, name)
-            if not getattr(hook, "attaches", False):
-                setattr(cls, name, attached_first(hook))
+            if not getattr(hook, "wrapped", False):
+                setattr(cls, name, wrap(hook))
 
     def example_input(self) -> Tensor | None:
         """Return one example of zeros, shape ``(1, C, H, W)``, if the input shape is known."""
@@ -122,10 +134,12 @@ class CompactableModule(pl.LightningModule):
         if now is not None:
             same = now.regularizer is self._regularizer and now.locks is self.locks
             if same and now.optimizers == optimizers:
+                if self._attached_at is None:  # a run that is resumed knows its steps only now
+                    self._attached_at = self.trainer.global_step
                 now.check_called(self.trainer.global_step - self._attached_at)
                 return
             now.detach()
-        self._attached_at = self.trainer.global_step
+        self._attached_at = None
         self._attachment = self.regularizer.attach(
             optimizers, epoch=lambda: self.epoch, locks=self.locks
         )

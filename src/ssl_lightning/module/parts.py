@@ -227,7 +227,7 @@ def attached_first(hook: Callable[..., Any]) -> Callable[..., Any]:
         module.attach_penalties()
         return hook(module, *args, **kwargs)
 
-    wrapper.attaches = True  # type: ignore[attr-defined]
+    wrapper.wrapped = True  # type: ignore[attr-defined]
     return wrapper
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from ssl_lightning.backbones import admit
-from ssl_lightning.checkpoints import checked, read_checkpoint, read_shape, read_start
+from ssl_lightning.checkpoints import (
+    checked,
+    read_checkpoint,
+    read_shape,
+    read_start,
+    unreadable,
+)
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.files import replacing
 from ssl_lightning.suggest import shortened
@@ -19,6 +26,21 @@ from ssl_lightning.zoo.loading import PREFIX
 
 IMPORTED = ("_instantiator", "_class_path", "optimizer", "lr_scheduler", "init_from")
 """Settings that Lightning or the module would import, call or open; none is in our checkpoints."""
+KINDS: dict[str, tuple[type, ...]] = {
+    "backbone": (str,),
+    "backbone_args": (Mapping, type(None)),
+    "penalties": (list, type(None)),
+    "lr_interval": (str,),
+    "parameter_groups": (list, type(None)),
+    "input_shape": (list, type(None)),
+    "num_classes": (int, type(None)),
+    "label_smoothing": (int, float),
+    "channels_last": (bool,),
+    "compile": (bool,),
+}
+"""Setting of the module -> what it is in a checkpoint."""
+CALLED = ("class_path", "init_args", "dict_kwargs")
+"""Keys of what a parser of configs imports and calls; none is in our checkpoints."""
 SETTINGS = ("hyper_parameters", "hparams", "module_arguments")
 """Parts of a checkpoint in which Lightning looks for the settings of a module, now or long ago."""
 
@@ -80,7 +102,13 @@ def read_anywhere(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     """
     if not is_remote(path):
         return read_checkpoint(path, map_location)
-    return checked(TorchCheckpointIO().load_checkpoint(path, map_location, True), str(path))
+    try:
+        content = TorchCheckpointIO().load_checkpoint(path, map_location, True)
+    except (FileNotFoundError, ValueError, ImportError):
+        raise
+    except Exception as error:
+        raise unreadable(path) from error
+    return checked(content, str(path))
 
 
 def check_settings(content: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -118,9 +146,60 @@ def check_settings(content: Mapping[str, Any], given: Mapping[str, Any], where: 
         raise ValueError(
             f"{where} is damaged: its `hparams_name` is {shortened(content['hparams_name'])}."
         )
+    stored = {key: value for key, value in settings.items() if key not in given}
+    check_kinds(stored, where)
     if settings.get("input_shape") is not None:
         read_shape(settings["input_shape"], where)
     check_backbone({**settings, **given}, "backbone_args" in given, where)
+
+
+def check_kinds(settings: Mapping[str, Any], where: str) -> None:
+    """Make sure that settings are of their types, and nothing that a parser would import or open.
+
+    Args:
+        settings: of a module, from a checkpoint.
+        where: the checkpoint, for messages.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for key, kinds in KINDS.items():
+        if key in settings and not isinstance(settings[key], kinds):
+            raise ValueError(
+                f"{where} is damaged: its setting {key!r} is {shortened(settings[key])}."
+            )
+    for key in ("penalties", "parameter_groups"):
+        for each in settings.get(key) or []:
+            if not isinstance(each, Mapping):
+                raise ValueError(
+                    f"{where} is damaged: expected mappings in {key!r}, got {shortened(each)}."
+                )
+    for key, value in settings.items():
+        if key != "backbone_init_args" and (found := named_call(value)) is not None:
+            raise ValueError(
+                f"{where}: the setting {shortened(key)} holds {shortened(found)}, and no code is "
+                "imported because a checkpoint names it. Give the setting yourself."
+            )
+
+
+def named_call(value: Any) -> Any | None:
+    """Return the first part of a value that a parser of configs would import and call, if any.
+
+    Example:
+        >>> named_call([{"kind": "filter"}, {"class_path": "subprocess.Popen"}])
+        {'class_path': 'subprocess.Popen'}
+        >>> named_call({"num_classes": 10}) is None
+        True
+    """
+    if isinstance(value, str):
+        return value if any(key in value for key in CALLED) else None
+    if isinstance(value, Mapping):
+        if any(str(key) in CALLED for key in value):
+            return value
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return next((found for each in value if (found := named_call(each)) is not None), None)
+    return None
 
 
 def check_backbone(settings: Mapping[str, Any], own: bool, where: str) -> None:
@@ -178,3 +257,15 @@ def save_whole_files_(strategy: Strategy) -> None:
         if type(writer.checkpoint_io) is TorchCheckpointIO:
             writer._checkpoint_io = WholeFiles()  # its setter acts once, before anyone asks
         writer = writer.checkpoint_io
+
+
+def whole_files_first(setup: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a module's ``setup`` that lets the trainer read and write whole files before."""
+
+    @wraps(setup)
+    def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
+        save_whole_files_(module.trainer.strategy)
+        return setup(module, *args, **kwargs)
+
+    wrapper.wrapped = True  # type: ignore[attr-defined]
+    return wrapper

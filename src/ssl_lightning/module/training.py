@@ -21,7 +21,6 @@ from ssl_lightning.module.backbone import CompactableModule
 from ssl_lightning.module.batches import inputs_of, split_batch
 from ssl_lightning.module.macs import MacsShare
 from ssl_lightning.module.parts import (
-    attached_first,
     backbone_settings,
     begin_next_epoch_,
     check_labels,
@@ -36,9 +35,6 @@ from ssl_lightning.module.parts import (
     set_learning_rate_,
     split_parameters,
     start_from_,
-)
-from ssl_lightning.module.saving import (
-    save_whole_files_,
 )
 from ssl_lightning.penalties import (
     GroupLasso,
@@ -268,7 +264,6 @@ class SSLLightningModule(CompactableModule):
 
     def setup(self, stage: str) -> None:
         """Bind the penalties before training starts, so that mistakes show early."""
-        save_whole_files_(self.trainer.strategy)
         if stage == "fit":
             refuse_sharding(self.trainer.strategy)
             refuse_spawning(self.trainer.strategy)
@@ -330,7 +325,6 @@ class SSLLightningModule(CompactableModule):
 
     # --- hooks ----------------------------------------------------------------------------------
 
-    @attached_first
     def on_fit_start(self) -> None:
         """Take the weights to start from; fix the seed of every step's random numbers."""
         if not self.backbone.training:  # as a network that was loaded; frozen parts keep their mode
@@ -352,7 +346,6 @@ class SSLLightningModule(CompactableModule):
             group["lr"] = rate
         self._found_rates = []
 
-    @attached_first
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make this step's random numbers (dropout) a function of seed, epoch, batch and rank."""
         place = (self.run_seed, self.current_epoch, batch_idx, self.global_rank)
