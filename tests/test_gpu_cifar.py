@@ -355,7 +355,8 @@ def test_runs_are_ended_when_the_minutes_are_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cifar.subprocess, "Popen", popen)
     now = context(tmp_path, deadline=time.monotonic() + 2)
-    cifar.train(now, (DENSE,), 2, tmp_path / "work", tmp_path)
+    with pytest.raises(stages.NoTimeError, match="no time: no run completed an epoch"):
+        cifar.train(now, (DENSE,), 2, tmp_path / "work", tmp_path)
     assert len(processes) == 2
     assert all(process.poll() is not None for process in processes)
     assert [record["epochs"] for record in now.earlier("cifar")["runs"]] == [0, 0, 0]

@@ -121,6 +121,23 @@ def test_results_of_a_dry_run_are_refused(tmp_path, name):
         page.page(tmp_path)
 
 
+@pytest.mark.parametrize("name", page.SECTIONS)
+def test_a_file_that_holds_only_an_error_is_refused(tmp_path, name):
+    save(tmp_path, name, None, error="RuntimeError: no CUDA device was found.\nand more")
+    with pytest.raises(ValueError, match=rf"{name}\.json`: .*got only this: .*no CUDA device"):
+        page.page(tmp_path)
+
+
+def test_a_page_is_not_written_from_an_error(tmp_path, monkeypatch, capsys):
+    save(tmp_path / "results", "check", None, error="no time: no check was begun.")
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setattr(page, "RESULTS", "results")
+    (tmp_path / "docs").mkdir()
+    assert page.main([]) == 1
+    assert "got only this: no time: no check was begun. Delete" in capsys.readouterr().err
+    assert not (tmp_path / page.PAGE).exists()
+
+
 def test_tuned_tiles_are_put_in_place_beside_those_of_other_devices(tmp_path):
     problem, file = Problem("float32", True, 1, 2, 3, 1), tmp_path / "tiles.json"
     tiles.write_tiles({"another": {problem: Tile(16, 16)}, GPU: {problem: Tile(16, 32)}}, file)

@@ -14,6 +14,7 @@ from conftest import ROOT
 TOOLS = ROOT / "tools" / "gpu"
 sys.path.append(str(TOOLS))
 
+import run as gpu_script  # noqa: E402
 import stages  # noqa: E402
 
 
@@ -72,6 +73,66 @@ def test_a_stage_that_fails_is_written_down(script, tmp_path):
     assert run.returncode == 1
     assert "no CUDA device was found" in record["error"]
     assert "no CUDA device was found" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["check", "table4", "cifar"])
+def test_a_stage_without_time_does_not_look_like_success(script, tmp_path, name):
+    if name == "table4":
+        pytest.importorskip("triton")
+    run = script(name, "--dry-run", "--minutes", "0.02", "--out", str(tmp_path))
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["error"].startswith("no time: no")
+    assert run.returncode == 1
+    assert "no time" in run.stdout
+    assert " ran " not in run.stdout
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        ((None, None), 0),
+        ((None, "no time: no tile was tried."), 0),
+        (("no time: no check.", "no time: no tile was tried."), 1),
+        ((None, "RuntimeError: lost"), 1),
+        (("no time: no check.", "RuntimeError: lost"), 1),
+    ],
+)
+def test_the_status_is_1_if_a_stage_failed_or_none_had_time(tmp_path, capsys, outcomes, status):
+    names = ["check", "tune"]
+    for name, error in zip(names, outcomes, strict=True):
+        context(tmp_path, out=tmp_path).save(name, None, error)
+    assert gpu_script.summary(names, tmp_path) == status
+    shown = capsys.readouterr().out
+    assert all((error or "ran") in shown for error in outcomes)
+
+
+def test_a_check_without_time_keeps_earlier_results(tmp_path):
+    now = context(tmp_path, dry_run=True, deadline=0.0)
+    now.save("check", [{"name": "kernel a", "ok": True, "figure": 0.0, "error": None}])
+    with pytest.raises(stages.NoTimeError, match=r"no time: none of \d+ checks was begun"):
+        gpu_script.load("check").run(now)
+    assert [row["ok"] for row in now.earlier("check")] == [True]
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_file_in_place_of_the_folder_is_refused_before_any_stage(
+    tmp_path, monkeypatch, capsys, below
+):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(gpu_script, "run_apart", lambda *_: pytest.fail("a stage was run"))
+    assert gpu_script.main(["check", "--dry-run", "--out", str(tmp_path / "file" / below)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--out: expected a folder, got `{tmp_path / 'file' / below}` (")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_help_lists_each_stage_with_what_it_does(capsys):
+    with pytest.raises(SystemExit):
+        gpu_script.main(["--help"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    for name, stage in gpu_script.STAGES.items():
+        assert [name, stage.what] in lines
 
 
 def test_results_are_found_again_newest_first(tmp_path):

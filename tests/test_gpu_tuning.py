@@ -17,6 +17,7 @@ sys.path.append(str(ROOT / "tools" / "gpu"))
 
 import layers
 import measuring
+import stages
 import tune
 import tuning
 
@@ -176,6 +177,21 @@ def test_a_problem_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     none = {}
     tuning.try_all(compiled, none, {}, late)
     assert none == {}
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_search_that_tried_nothing_had_no_time_unless_nothing_is_left(
+    tmp_path, monkeypatch, left
+):
+    monkeypatch.setattr(tuning.gpu, "is_available", lambda: True)
+    monkeypatch.setattr(tuning, "next_tiles", lambda *_: {TASK: [Tile(16, 16)]} if left else {})
+    late = context(tmp_path, dry_run=True, deadline=0.0)
+    if left:
+        with pytest.raises(stages.NoTimeError, match="no time: no tile was tried"):
+            tuning.tune(late)
+    else:
+        tuning.tune(late)
+    assert late.earlier("tune")["tiles"] == {"interpreter": []}
 
 
 def test_without_triton_it_says_so(tmp_path, monkeypatch):

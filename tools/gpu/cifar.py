@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 from data_check import check_batches
 from pack import join
-from stages import MAX_FILES, Context
+from stages import MAX_FILES, Context, NoTimeError
 from trained import (
     Row,
     Run,
@@ -253,6 +253,10 @@ class Training:
             seconds = max(now - active.first[0], 1e-9)
             record["images_per_s"] = images * (epochs - active.first[1]) / seconds
 
+    def progress(self) -> list[tuple[int, float | None]]:
+        """Return the epochs and the test error of each run."""
+        return [(record["epochs"], record["test_error"]) for record in self.records.values()]
+
     def images(self) -> int:
         """Return the training images of an epoch."""
         return DRY_IMAGES if self.context.dry_run else IMAGES
@@ -320,8 +324,14 @@ def fresh(run: Run) -> Record:
 
 
 def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, data: Path) -> None:
-    """Keep ``together`` runs under way until all are done or the minutes are over."""
+    """Keep ``together`` runs under way until all are done or the minutes are over.
+
+    Raises:
+        RuntimeError: if a run failed, or was not kept.
+        NoTimeError: if the minutes were over before any open run got further.
+    """
     training = Training(context, rows, work, data)
+    before = training.progress()
     least = 0.0 if context.dry_run else LEAST_MINUTES
     try:
         while context.minutes_left() > STOP_MINUTES:
@@ -343,6 +353,9 @@ def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, da
     failed = [f"{r['name']}: {r['error']}" for r in training.records.values() if r["error"]]
     if failed + training.lost:
         raise RuntimeError("\n".join(failed + training.lost))
+    late = context.minutes_left() <= max(least, STOP_MINUTES)
+    if late and training.progress() == before and not all(map(finished, training.records.values())):
+        raise NoTimeError("no run completed an epoch")
 
 
 # Dry runs

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from candidates import Candidate, candidates, make_setting
 from layers import Case, cases, chosen_tiles, device_of, operations
-from stages import Context
+from stages import Context, NoTimeError
 from timing import (
     TOLERANCE,
     Prepared,
@@ -36,7 +36,11 @@ PRODUCT = "product"  # without lowering: compared with the dense product only
 
 
 def measure_cases(context: Context) -> None:
-    """Measure all cases that fit into the minutes, after those of earlier calls."""
+    """Measure all cases that fit into the minutes, after those of earlier calls.
+
+    Raises:
+        NoTimeError: if there are open cases, and none fits.
+    """
     device = torch.device(context.device)
     result = context.earlier("table4") or {"ceilings": {}, "cases": []}
     use_tuned(context)
@@ -45,8 +49,12 @@ def measure_cases(context: Context) -> None:
         name, _ = device_of(device)
         result["ceilings"][name] = measure_ceilings(device, context.dry_run)
         slowest = 0.0 if context.dry_run else FIRST_CASE
-        for case in open_cases(result["cases"], device, context.dry_run):
+        still_open = open_cases(result["cases"], device, context.dry_run)
+        for i, case in enumerate(still_open):
             if context.minutes_left() * 60 <= slowest:
+                if i == 0:
+                    context.save("table4", result)
+                    raise NoTimeError(f"none of {len(still_open)} open cases was measured")
                 break
             started = time.monotonic()
             measure(case, device, context, result)

@@ -66,13 +66,13 @@ def page(folder: Path) -> str:
     """Return the page of the results in a folder.
 
     Raises:
-        ValueError: if a file is damaged or comes from a dry run.
+        ValueError: if a file is damaged, comes from a dry run, or holds no results.
     """
     parts = [INTRODUCTION]
     for name, (title, section) in SECTIONS.items():
         parts.append(f"## {title}")
         record = read(folder / f"{name}.json")
-        if record is None or not record["result"]:
+        if record is None:
             parts.append(NOT_MEASURED)
             continue
         parts.append(f"{record['device']}, torch {record['torch']}, {record['date']}.")
@@ -86,7 +86,7 @@ def read(path: Path) -> Row | None:
     """Return a saved result, None without one.
 
     Raises:
-        ValueError: if it is damaged or comes from a dry run.
+        ValueError: if it is damaged, comes from a dry run, or holds no results.
     """
     if not path.is_file():
         return None
@@ -94,6 +94,12 @@ def read(path: Path) -> Row | None:
     if record["dry_run"]:
         raise ValueError(
             f"Cannot use `{path}`: expected results of a GPU, got those of a dry run. Delete it."
+        )
+    if not record["result"]:
+        error = (record["error"] or "none were saved").splitlines()[0]
+        raise ValueError(
+            f"Cannot use `{path}`: expected results, got only this: {error} "
+            "Delete the file, or run its stage again on a GPU."
         )
     return record
 
@@ -305,7 +311,7 @@ def put_tiles(folder: Path, file: Path) -> int:
         ValueError: if there are none, or they come from a dry run.
     """
     record = read(folder / "tune.json")
-    if record is None or not record["result"]:
+    if record is None:
         raise ValueError(f"No tuned tiles in `{folder}`. Run the stage `tune` on a GPU first.")
     found = tiles.from_json(record["result"]["tiles"])
     before = tiles.read_tiles(file) if file.is_file() else {}

@@ -6,7 +6,8 @@ Stages run one after the other, each in a process of its own, so that a failure 
 context, say) does not touch the next. Of the minutes that are left when a stage starts it gets its
 share among the stages still to come; what it leaves over is for the others. A stage that does
 not stop in time is stopped. Each writes its results as it runs, and finds those of earlier calls.
-``--dry-run`` does all of it on the CPU with tiny sizes.
+``--dry-run`` does all of it on the CPU with tiny sizes. The exit status is 1 if a stage failed or
+none had time to measure anything.
 """
 
 from __future__ import annotations
@@ -20,19 +21,31 @@ import time
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(path) for path in (HERE, ROOT / "src") if str(path) not in sys.path]
 
 from pack import wheels  # noqa: E402
-from stages import Context, read_result  # noqa: E402
+from stages import NO_TIME, Context, NoTimeError, read_result  # noqa: E402
 
 sys.path += [str(path) for path in wheels(ROOT)]  # those of the machine come first
 
-STAGES = {"check": 1.0, "tune": 1.0, "table4": 1.5, "cifar": 2.0}
-"""Stage -> share of the minutes."""
+
+class Stage(NamedTuple):
+    """What is known of a stage before its file is imported."""
+
+    share: float  # of the minutes
+    what: str  # it does, for --help
+
+
+STAGES = {
+    "check": Stage(1.0, "compare all that may run on a GPU with float64 on the CPU"),
+    "tune": Stage(1.0, "search the fastest tiles of the column-sparse kernel"),
+    "table4": Stage(1.5, "time the layers of the paper's Table 4, dense and sparse"),
+    "cifar": Stage(2.0, "train the queue of CIFAR-10 runs"),
+}
 GRACE = 20.0  # seconds after its deadline at which a stage is stopped
 
 
@@ -43,8 +56,14 @@ def load(name: str) -> ModuleType:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stages", nargs="+", choices=list(STAGES), metavar="STAGE")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        epilog="stages:\n" + "\n".join(f"  {name:8}{s.what}" for name, s in STAGES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "stages", nargs="+", choices=list(STAGES), metavar="STAGE", help="see below"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="for all stages together")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--device", choices=("cpu", "cuda"))
@@ -59,16 +78,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stages; return 1 if one failed."""
+    """Run the stages; return 1 if one failed or none measured anything, 2 without a folder."""
     options = parse(arguments)
     options.device = options.device or ("cpu" if options.dry_run else "cuda")
     if options.seconds is not None:
         return run_here(options.stages[0], options)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"--out: expected a folder, got `{options.out}` ({error.strerror}). Name another.",
+            file=sys.stderr,
+        )
+        return 2
     names = list(dict.fromkeys(options.stages))
     end = time.monotonic() + 60 * options.minutes
     for i, name in enumerate(names):
-        left = sum(STAGES[other] for other in names[i:])
-        seconds = max(end - time.monotonic(), 1.0) * STAGES[name] / left
+        left = sum(STAGES[other].share for other in names[i:])
+        seconds = max(end - time.monotonic(), 1.0) * STAGES[name].share / left
         run_apart(name, seconds, options)
     return summary(names, options.out)
 
@@ -109,6 +136,9 @@ def run_here(name: str, options: argparse.Namespace) -> int:
             if not torch.cuda.is_available():
                 raise RuntimeError("no CUDA device was found. Use --dry-run on a CPU.")
         load(name).run(context)
+    except NoTimeError as error:
+        context.save(name, context.earlier(name), str(error))
+        return 1
     except Exception as error:
         traceback.print_exc()
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
@@ -118,19 +148,21 @@ def run_here(name: str, options: argparse.Namespace) -> int:
 
 
 def summary(names: list[str], out: Path) -> int:
-    """Print a short table of how the stages ended; return 1 if one failed."""
+    """Print a short table of how the stages ended; return 1 if one failed or all had no time."""
     from rich.console import Console
     from rich.table import Table
 
-    table, failed = Table("stage", "outcome", "results"), 0
+    table, outcomes = Table("stage", "outcome", "results"), []
     for name in names:
         file = out / f"{name}.json"
         record: dict[str, Any] = read_result(file) if file.is_file() else {"error": "no results"}
-        failed += record["error"] is not None
         outcome = "ran" if record["error"] is None else record["error"].splitlines()[0]
+        outcomes.append(outcome)
         table.add_row(name, outcome, _headline(name, record.get("result")))
     Console(width=int(os.environ.get("COLUMNS", 100))).print(table)
-    return int(failed > 0)
+    late = sum(outcome.startswith(NO_TIME) for outcome in outcomes)
+    failed = len(names) - late - outcomes.count("ran")
+    return int(failed > 0 or late == len(names))
 
 
 def _headline(name: str, result: Any) -> str:

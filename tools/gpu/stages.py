@@ -1,8 +1,9 @@
 """What a stage of the GPU script gets: where to write, on which device, and until when.
 
 A stage is a file of this folder with ``run(context)`` and ``headline(result)``, and a row of
-``STAGES`` in ``run.py``. It saves after every result and returns once the minutes are over; a
-later call finds what is there already through :meth:`Context.earlier` and goes on.
+``STAGES`` in ``run.py``. It saves after every result and returns once the minutes are over, or
+raises :class:`NoTimeError` if they were over before its first one; a later call finds what is there
+already through :meth:`Context.earlier` and goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ MAX_FILES = 8
 MAX_BYTES = 16_000_000  # of one file
 RESULTS = Path("docs", "gpu")  # JSON of earlier calls, committed
 CARRIED = Path(".gpu", "results")  # archives of earlier calls, ignored by git
+NO_TIME = "no time"
+
+
+class NoTimeError(RuntimeError):
+    """The minutes of a stage were over before it had any of the results that it is for.
+
+    Args:
+        what: did not happen.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{NO_TIME}: {what}. Give more --minutes.")
 
 
 @dataclass(frozen=True)

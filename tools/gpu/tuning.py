@@ -27,7 +27,7 @@ import torch
 from candidates import columns, make_setting, on_triton
 from layers import BATCHES, CONFIGURATIONS, Case, device_of, input_shape, problem_of, sparse_layers
 from measuring import checked, short, wait, work_of
-from stages import Context
+from stages import Context, NoTimeError
 from timing import (
     MODES,
     Prepared,
@@ -86,14 +86,18 @@ def tasks(dry_run: bool) -> list[Task]:
 
 
 def tune(context: Context) -> None:
-    """Search until the minutes are over, or no problem has a neighbour left; save each step."""
+    """Search until the minutes are over, or no problem has a neighbour left; save each step.
+
+    Raises:
+        NoTimeError: if there are tiles left to try, and none was tried.
+    """
     device = torch.device(context.device)
     result = context.earlier("tune") or {"tiles": {}, "tasks": {}}
     if not gpu.is_available():
         context.save("tune", result | {"skipped": "Triton is not installed"})
         return
     known = result["tasks"].setdefault(device_of(device)[0], {})
-    steps = 2 if context.dry_run else math.inf
+    steps, before = 2 if context.dry_run else math.inf, num_tried(known)
     with warnings.catch_warnings(), torch.no_grad(), Ahead(context) as ahead:
         warnings.simplefilter("ignore")
         ceilings = measure_ceilings(device, context.dry_run)
@@ -110,6 +114,13 @@ def tune(context: Context) -> None:
                 save(context, result)
             slowest = max(slowest, time.monotonic() - started)
     save(context, result)
+    if num_tried(known) == before and next_tiles(known, device, context.dry_run):
+        raise NoTimeError("no tile was tried")
+
+
+def num_tried(known: dict[str, Row]) -> int:
+    """Return how many tiles were tried for some problems, all together."""
+    return sum(len(row["tried"]) for row in known.values())
 
 
 def save(context: Context, result: Row) -> None:
