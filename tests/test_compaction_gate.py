@@ -50,6 +50,15 @@ PATHS = {
         lambda net, y: F.pad(y, (0, 2)), lambda y: y.shape[-1] != y.shape[-2],
     ),
     "pads_large_ones": (lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[-1] > 20),
+    "pads_much_larger_ones": (
+        lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[-1] > 50 or y.shape[2] // 2 > 40,
+    ),
+    "pads_much_larger_areas": (
+        lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[-1] * y.shape[-2] > 4000,
+    ),
+    "pads_much_larger_batches": (
+        lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.size(0) * 2 >= 21,
+    ),
     "pads_batches": (lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[0] > 1),
     "pads_large_batches": (lambda net, y: F.pad(y, (1, 1, 1, 1)), lambda y: y.shape[0] > 2),
     "reads_with_another_layer": (lambda net, y: net.second(y), lambda y: y.shape[-1] % 2),
@@ -61,7 +70,8 @@ def test_other_paths_at_other_sizes(path):
     net = randomise_(Sized(*PATHS[path])).eval()
     zero_behind_a_shift_(net.conv, net.norm)
     small = compact(net, make_plan(net, torch.zeros(1, 3, 16, 16)))
-    for shape in ((1, 16, 16), (2, 16, 16), (1, 17, 17), (2, 9, 12), (3, 8, 8), (1, 40, 33)):
+    shapes = [(1, 16, 16), (2, 16, 16), (1, 17, 17), (2, 9, 12), (3, 8, 8), (1, 40, 33)]
+    for shape in (*shapes, (1, 60, 72), (1, 90, 20), (16, 8, 8)):
         x = torch.randn(shape[0], 3, *shape[1:])
         assert_same(net, small, x, tolerance=1e-5)
 

@@ -48,6 +48,23 @@ def test_the_reason_is_in_the_report(name):
     assert reason in str(report)
 
 
+@pytest.mark.filterwarnings("ignore:prune_. Fn has no coupled groups")
+def test_embeddings_are_reported():
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    layers = {"e": nn.Embedding(9, 4), "l": nn.Linear(4, 9)}
+    tied = Fn(lambda m, x: m.l(m.e(x)), **layers).eval()
+    tied.l.weight = tied.e.weight
+    assert prune_(tied, tokens, fraction=0.2).retained["e"] == "its weight is also `l.weight`"
+    output = Fn(lambda m, x: m.e(x), e=nn.Embedding(9, 4)).eval()
+    assert prune_(output, tokens, fraction=0.2).retained["e"] == "the network's output"
+    free = Fn(lambda m, x: m.l(m.e(x)), e=nn.Embedding(9, 4), l=nn.Linear(4, 9)).eval()
+    reason = prune_(free, tokens, fraction=0.2).retained["e"]
+    assert reason == "no layer with weights writes its channels"
+    sums = Fn(lambda m, x: m.o(m.e(x) + m.l(x)), e=nn.Embedding(9, 4), l=nn.Embedding(9, 4),
+              o=nn.Linear(4, 2))  # fmt: skip
+    assert {"e", "l", "o"} <= prune_(sums.eval(), tokens, fraction=0.2).retained.keys()
+
+
 def attend(m, x):
     parts = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
     return m.out(

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ssl_lightning.compaction.thresholds import Comparison, watched_sizes
 from ssl_lightning.graph import Inputs
 
 TOLERANCE = 1e-9  # of the output's scale, in float64
@@ -64,12 +65,17 @@ class Path(TorchFunctionMode):
     """Records which functions a network calls in which modules: the path that its code takes.
 
     Of padding also is recorded where there is any, since none and some are different paths.
+
+    Attributes:
+        steps: the functions, with the modules.
+        compared: sizes of tensors and the numbers that the code compared them with, if ``watch``.
     """
 
-    def __init__(self, running: list[str]) -> None:
+    def __init__(self, running: list[str], *, watch: bool = False) -> None:
         super().__init__()
-        self.running = running
+        self.running, self.watch = running, watch
         self.steps: list[tuple[str, ...]] = []
+        self.compared: list[Comparison] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -78,7 +84,10 @@ class Path(TorchFunctionMode):
         if name not in ("__get__", "size", "dim", "__len__"):
             where = self.running[-1] if self.running else ""
             self.steps.append((where, name, signs(args[1:], kwargs) if "pad" in name else ""))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self.watch and name in ("__get__", "size", "numel", "nelement"):
+            return watched_sizes(result, self.compared)
+        return result
 
 
 def signs(*arguments: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,8 +26,13 @@ from ssl_lightning.compaction.equality import (
 )
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
+from ssl_lightning.compaction.thresholds import Comparison, scaled, untried_scales
 from ssl_lightning.graph import Inputs, SiteSlices, same_random_state, working_copy
 from ssl_lightning.suggest import first_line
+
+LARGEST_MAP = 256**2
+"""Positions of inputs that are made larger to reach another path, unless the example has more."""
+LARGEST_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Trial:
         path: the functions that its code called.
         modules: those that ran.
         train: whether it was in train mode; then only the outputs' shapes count.
+        compared: sizes and the numbers that its code compared them with.
     """
 
     inputs: Inputs
@@ -46,6 +53,7 @@ class Trial:
     path: tuple[tuple[str, ...], ...]
     modules: frozenset[str]
     train: bool = False
+    compared: tuple[Comparison, ...] = ()
 
     def where(self, first: bool) -> str:
         """Say which run this is, if it is not the plain one on the example."""
@@ -183,11 +191,12 @@ def try_further(gate: Gate, *, train: bool = True) -> None:
     network = working_copy(gate.model, gate.dtype).eval()
     refused: dict[str, str] = {}
     axes = possible_axes(gate.inputs)
-    changed = any(try_sizes(gate, network, axis, refused) for axis in axes)
+    free = next((axis for axis in axes if try_sizes(gate, network, axis, refused)), None)
     try_batches(gate, network, refused)
+    try_thresholds(gate, network, free, refused)
     if refused:
         tried = "; ".join(list(refused)[:4])
-        what = "other sizes of the inputs" if axes and not changed else "some sizes"
+        what = "other sizes of the inputs" if axes and free is None else "some sizes"
         gate.notes.append(
             f"{what} could not be compared, since the network itself refuses them: {tried} "
             f"({next(iter(refused.values()))})"
@@ -208,16 +217,40 @@ def try_sizes(gate: Gate, network: nn.Module, axis: Axes, refused: dict[str, str
 
 
 def try_batches(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
-    """Run the dense network on a larger batch: an odd one if it accepts that, else twice it.
+    """Run the dense network on a larger batch: an odd one of 9 or more if it accepts that.
 
     Of the sizes that it accepts the smallest is taken.
     """
     tensors = gate.inputs.tensors()
     count = len(tensors[0]) if tensors and tensors[0].dim() else 0
-    inputs = min((t.inputs for t in gate.trials), key=lambda i: sum(map(Tensor.numel, i.tensors())))
-    for batch in (2 * count + 1, 2 * count) if count else ():
+    inputs = min((t.inputs for t in gate.trials), key=elements_of)
+    for batch in (max(2 * count + 1, 9), 2 * count) if count else ():
         if try_one(gate, network, with_batch(inputs, batch), refused):
             return
+
+
+def try_thresholds(
+    gate: Gate, network: nn.Module, axes: Axes | None, refused: dict[str, str]
+) -> None:
+    """Run the dense network at sizes on the other side of numbers that its code compares with.
+
+    Which size it was, that of the batch or a height, is not known: both are tried.
+    """
+    tensors = gate.inputs.tensors()
+    count = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    smallest = min((t.inputs for t in gate.trials), key=elements_of)
+    for scale in untried_scales(trial.compared for trial in gate.trials):
+        if axes is not None:
+            sizes = tuple(scaled(size, scale) for size in axes.sizes)
+            if math.prod(sizes) <= max(LARGEST_MAP, math.prod(axes.sizes)):
+                try_one(gate, network, axes.resized(gate.inputs, 1, sizes), refused)
+        if count and scaled(count, scale) <= LARGEST_BATCH:
+            try_one(gate, network, with_batch(smallest, scaled(count, scale)), refused)
+
+
+def elements_of(inputs: Inputs) -> int:
+    """Return the number of elements of all tensors."""
+    return sum(map(Tensor.numel, inputs.tensors()))
 
 
 def with_batch(inputs: Inputs, batch: int) -> Inputs:
@@ -260,15 +293,26 @@ def try_training(gate: Gate, network: nn.Module) -> None:
 
 
 def run(network: nn.Module, inputs: Inputs, *, train: bool = False) -> Trial:
-    """Run the dense network."""
+    """Run the dense network; watch what its code compares sizes with, if it lets us."""
+    try:
+        return recorded(network, inputs, train, watch=not train)
+    except Exception:
+        if train:
+            raise
+    return recorded(network, inputs, train, watch=False)
+
+
+def recorded(network: nn.Module, inputs: Inputs, train: bool, *, watch: bool) -> Trial:
+    """Run the dense network, and record its path."""
     running: list[str] = []
     ran: list[str] = []
     network.train(train)
-    path = Path(running)
+    path = Path(running, watch=watch)
     with torch.no_grad(), same_random_state(), watched(network, running, ran), path:
         outputs = inputs.run(network)
     expected = [t.clone() for t in tensors_of(outputs)]
-    return Trial(inputs, expected, tuple(path.steps), frozenset(ran), train)
+    compared = tuple(dict.fromkeys(path.compared))
+    return Trial(inputs, expected, tuple(path.steps), frozenset(ran), train, compared)
 
 
 def sizes_of(inputs: Inputs) -> list[tuple[int, ...]]:

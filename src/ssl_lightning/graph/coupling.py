@@ -14,7 +14,7 @@ from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.ops import Trace
 from ssl_lightning.graph.products import PRODUCTS
-from ssl_lightning.graph.reasons import why_retained
+from ssl_lightning.graph.reasons import why_embeddings, why_retained
 from ssl_lightning.graph.slices import TRANSPOSED
 from ssl_lightning.graph.support import leaf
 
@@ -86,7 +86,8 @@ def coupled_channels(model: nn.Module, traced: Trace) -> tuple[list[CoupledFamil
     for family in found:
         for name, places in family.writers:
             outputs.setdefault(name, set()).update(places)
-    return found, why_retained(flow, outputs, zeroed)
+    stored = {name for family in found for name, _, _ in family.parameters}
+    return found, why_retained(flow, outputs, zeroed) | why_embeddings(flow, stored)
 
 
 def removable(

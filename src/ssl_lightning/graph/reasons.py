@@ -42,6 +42,30 @@ def why_retained(
     return reasons
 
 
+def why_embeddings(flow: Flow, removable: Collection[str]) -> dict[str, str]:
+    """Return layer name -> why no channel of an embedding is in a group, for those without any.
+
+    Args:
+        flow: analysis with no zeros.
+        removable: names of parameters that have slices in a group.
+    """
+    reasons = {}
+    values = {full: value for value, full in flow.trace.names.items()}
+    for name, module in flow.model.named_modules():
+        weight = f"{name}.weight".lstrip(".")
+        if not isinstance(module, nn.Embedding) or weight in removable:
+            continue
+        shared = other_names(flow.model, name, module)
+        if shared:
+            reasons[name] = f"its weight is also `{shared[0]}`"
+        elif weight not in values:
+            reasons[name] = "it does not run on this input in eval mode"
+        else:
+            text = why_fixed(flow, flow.slices[values[weight]].flatten())
+            reasons[name] = text or "no layer with weights writes its channels"
+    return reasons
+
+
 def why_unknown(flow: Flow, name: str, module: nn.Module) -> str:
     """Say why the analysis does not know a layer's channels."""
     own = {value for value, full in flow.trace.names.items() if full.rpartition(".")[0] == name}
