@@ -325,6 +325,7 @@ def test_import_needs_neither_timm_nor_torchvision():
     [
         ("resnet2", {}, "Unknown backbone `resnet2`. Did you mean .*resnet20"),
         ("zzzz", {}, "No name is similar.*lenet"),
+        ("mynets.Net", {}, r"A class of your own is given as `\{class_path: mynets.Net\}`"),
         ("timm:resnet1", {}, "Did you mean .*timm:resnet1"),
         ("torchvision:alexnett", {}, "Did you mean torchvision:alexnet"),
         ("keras:resnet", {}, "Unknown backbone `keras:resnet`"),

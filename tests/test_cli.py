@@ -505,14 +505,14 @@ MISTAKES = [
     ("trainer.callbacks", [given(PRUNING, treshold=1)],
      CALLBACKS_ + "ThresholdPruning has no argument 'treshold'. Did you mean threshold?"),
     ("trainer.callbacks", [given("TresholdPruning")],
-     CALLBACKS_ + "there is no class 'TresholdPruning'. Did you mean ThresholdPruning?"),
+     CALLBACKS_ + "there is no class 'TresholdPruning'. Did you mean ThresholdPruning or "),
     ("trainer.callbacks", [given(PRUNING, start="x")],
      CALLBACKS_ + "ThresholdPruning: `start`: expected int, got 'x'."),
     ("trainer.callbacks", [given(PRUNING, threshold=1)],
      CALLBACKS_ + "ThresholdPruning needs the argument start. Give it under `init_args`."),
     ("trainer.max_epoch", 3,
      "There is no option `trainer.max_epoch`. Did you mean trainer.max_epochs"),
-    ("trainer.max_epochs", "x", "`trainer.max_epochs`: expected int, got 'x'."),
+    ("trainer.max_epochs", "x", "`trainer.max_epochs`: expected int or None, got 'x'."),
     ("model.lr_interval", "day",
      "`model.lr_interval`: expected Literal['epoch', 'step'], got 'day'."),
     ("model.penaltys", [], "There is no option `model.penaltys`. Did you mean model.penalties?"),
@@ -521,6 +521,51 @@ MISTAKES = [
     ("data", given("MNISTDataModule", bach_size=3),
      "`data`: MNISTDataModule has no argument 'bach_size'. Did you mean batch_size"),
     ("data", "MNIST", "`data`: there is no class 'MNIST'. "),
+    ("trainer.callbacks", [{"class_path": PRUNING, "start": 1}],
+     CALLBACKS_ + "expected `{class_path: ThresholdPruning, init_args: {...}}`, got {'class_path': "
+     "'ThresholdPruning', 'start': 1}."),
+    ("trainer.callbacks", [{"class_path": PRUNING, "init_arg": {"start": 1}}],
+     CALLBACKS_ + "expected `{class_path: ThresholdPruning, init_args: {...}}`, got {"),
+    ("trainer.callbacks", [{PRUNING: {"start": 1}}],
+     CALLBACKS_ + "expected `{class_path: NAME, init_args: {...}}`, got {'ThresholdPruning': "),
+    ("trainer.callbacks", [given("SparsityMonitor"), {"class_path": PRUNING, "start": 1}],
+     CALLBACKS_ + "expected `{class_path: NAME, init_args: {...}}`: arguments of a class are"),
+    ("trainer.callbacks", 3, CALLBACKS_ + "expected list[Callback], Callback or None, got '3'."),
+    ("trainer.callbacks", [given("CompactDuringFit", at="one")],
+     CALLBACKS_ + "CompactDuringFit: `at`: expected int or list[int], got 'one'."),
+    ("trainer.logger", given("CSVLoger"),
+     "`trainer.logger`: there is no class 'CSVLoger'. Did you mean CSVLogger or "),
+    ("trainer.logger", {"CSVLogger": {"save_dir": "x"}},
+     "`trainer.logger`: expected `{class_path: NAME, init_args: {...}}`, got {'CSVLogger': "),
+    ("trainer.precision", "16-mixd", "`trainer.precision`: expected Literal[64, 32, 16], Literal["),
+    ("trainer.limit_train_batches", "x",
+     "`trainer.limit_train_batches`: expected int, float or None, got 'x'."),
+    ("trainer.callbacs", {}, "There is no option `trainer.callbacs`. Did you mean trainer.callb"),
+    ("trainr", {}, "wrong.yaml: There is no option `trainr`. Did you mean trainer"),
+    ("trainer", [1], "wrong.yaml: expected `trainer` to be a section of options such as `train"),
+    ("model", 3, "wrong.yaml: expected `model` to be a section of options such as `model."),
+    ("model", None, "wrong.yaml: expected `model` to be a section of options such as `model."),
+    ("model.optimizer", given("SDG"),
+     "`model.optimizer`: there is no class 'SDG'. Did you mean SGD?"),
+    ("model.optimizer", {"class_path": "SGD", "lr": 0.1},
+     "`model.optimizer`: expected `{class_path: NAME, init_args: {...}}`: "),
+    ("model.optimizer", given("SGD", lr="x"),
+     "`model.optimizer`: SGD: `lr`: expected float or Tensor, got 'x'."),
+    ("model.lr_scheduler", given("StepLr"),
+     "`model.lr_scheduler`: there is no class 'StepLr'. Did you mean StepLR"),
+    ("model.lr_scheduler", {"class_path": "StepLR"},
+     "`model.lr_scheduler`: StepLR needs the argument step_size. Give it under `init_args`."),
+    ("model.lr_scheduler", given("StepLR", step_size="x"),
+     "`model.lr_scheduler`: StepLR: `step_size`: expected int, got 'x'."),
+    ("model.backbone", given("toy.ToyNet", dropout="wide"),
+     "`model.backbone`: ToyNet: `dropout`: expected float, got 'wide'."),
+    ("model.backbone", {"class_path": "toy.ToyNet", "dropout": 3},
+     "`model.backbone`: expected `{class_path: toy.ToyNet, init_args: {...}}`, got {"),
+    ("model.backbone", given("toy.ToyNett"),
+     "`model.backbone`: there is no class 'ToyNett' in toy. Did you mean ToyNet"),
+    ("model.backbone", given("mynets.Net"),
+     "`model.backbone`: cannot import mynets.Net: No module named 'mynets'. If it is in a folder "
+     "of its own, name that in PYTHONPATH."),
 ]  # fmt: skip
 
 
@@ -533,6 +578,46 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, option, value, sentence, 
         main(["fit", f"--config={QUICK}", f"--config={folder / 'wrong.yaml'}"])
     assert status.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {sentence}")
+    assert said.startswith("error: ")
+    assert sentence in said
     assert said.count("\n") == 1
     assert [path.name for path in folder.iterdir()] == ["wrong.yaml"]
+
+
+WRONG_ARGUMENTS = [
+    ("test --ckpt_path X", "Expected `data`, got none. Give the config of the run: `--config"),
+    ("fit", "Expected `data`, got none."),
+    ("fit x", "Expected no further argument, got 'x'. Leave it out."),
+    ("compact", "Expected the argument `checkpoint`, got none. `--help` says what it is."),
+    ("compact a.ckpt b", "Expected no further argument, got 'b'."),
+    ("compact a.ckpt --prefr auto", "There is no option `prefr`. Did you mean prefer?"),
+    ("compact a.ckpt --prefer", "`prefer`: expected a value, got none. Write it behind `--"),
+    ("export a.ckpt --format onx",
+     "`format`: expected Literal['onnx', 'torch_export', 'openvino'], got 'onx'."),
+    ("export a.ckpt --batch x", "`batch`: expected int or Literal['dynamic'], got 'x'."),
+    ("export --masked a.ckpt", "`masked`: expected bool, got 'a.ckpt'."),
+    ("benchmark a.ckpt --engine eager", "There is no option `engine`. Did you mean engines?"),
+    ("benchmark paper-table4 --layr x", "There is no option `layr`. Did you mean layers?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_one_sentence(folder, arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(arguments.split())
+    assert status.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}")
+    assert said.count("\n") == 1
+
+
+def test_broken_yaml_is_named_with_its_line(folder, capsys):
+    (folder / "broken.yaml").write_text("trainer:\n  devices: [1\nmodel: {}\n")
+    text = failing(["fit", f"--config={QUICK}", "-c", "broken.yaml"], capsys)
+    assert text.startswith("error: broken.yaml, line 3: expected YAML, got what is none: ")
+    assert text.count("\n") == 1
+
+
+def test_a_switch_needs_no_value(capsys):
+    assert "No checkpoint at a.ckpt" in failing(["export", "a.ckpt", "--masked"], capsys)
+    assert "No checkpoint at a.ckpt" in failing(["export", "a.ckpt", "--masked=false"], capsys)

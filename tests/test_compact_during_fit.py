@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    TQDMProgressBar,
 )
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -726,6 +727,19 @@ def test_macs_left_and_sparsities_are_of_the_dense_network(trainer, tmp_path, ca
     run = trainer(max_epochs=3, callbacks=callbacks, enable_checkpointing=True)
     run.fit(again, toy_loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert logged.found == [[pytest.approx(left, rel=1e-4)]]
+
+
+def test_the_progress_bar_shows_the_macs_left_of_the_last_epoch(trainer):
+    bar = TQDMProgressBar()
+    module = SSLLightningModule(make_toy(), optimizer=SGD)
+    callbacks = [Zero(), CompactDuringFit(at=1), bar]
+    run = trainer(max_epochs=2, callbacks=callbacks, enable_progress_bar=True)
+    run.fit(module, toy_loader())
+    shown = dict(part.strip().split("=") for part in bar.train_progress_bar.postfix.split(","))
+    left = 100 * toy_macs(3) / toy_macs(6)
+    assert float(shown["macs/left"]) == pytest.approx(left, rel=1e-2)
+    error = float(run.callback_metrics["train/error"])
+    assert float(shown["train/error"]) == pytest.approx(error, rel=1e-2)
 
 
 def test_macs_left_of_a_network_that_cannot_be_captured_are_not_logged(trainer, caplog):

@@ -423,6 +423,15 @@ def test_the_command_names_mistakes(checkpoint, tmp_path, capsys, monkeypatch):
     assert "No checkpoint at" in capsys.readouterr().err
     assert main(["export", str(tmp_path)]) == 1
     assert "a compact network is a folder with" in capsys.readouterr().err
+    run = path.parent.parent
+    assert path.name == "last.ckpt", "the fixture's"
+    assert main(["export", str(run)]) == 1
+    assert f"{run} is the folder of a run. Give {path}." in capsys.readouterr().err
+    assert main(["export", "lenet_mnist_shape"]) == 1
+    entry = ROOT / "zoo" / "lenet_mnist_shape"
+    assert f"The zoo's entry of this name is {entry}." in capsys.readouterr().err
+    assert main(["export", str(entry), "--model=torch.nn.Linear"]) == 1
+    assert "made by its name. Leave --model out." in capsys.readouterr().err
     fake("onnx", monkeypatch, WRONG["values"])
     assert main(["export", str(path)]) == 1
     assert "model.onnx was not written" in capsys.readouterr().err

@@ -205,6 +205,12 @@ def test_what_only_a_config_can_say(own, capsys):
         (["--config=bad.yaml"], "cannot make my_nets.MyNet as bad.yaml says"),
         (["--model=my_nets.make", "--config=bad.yaml"], "got both"),
         (["--model=my_nets.make"], "does not fit the backbone 'my_nets.MyNet'"),
+        (
+            ["--model=os.getcwd"],
+            "got getcwd, which makes a str. Give what makes a torch",
+        ),
+        (["--model=operator.neg"], "got neg, which cannot be called without arguments: "),
+        (["--model=builtins.dict"], "got dict, which makes a dict. Give what"),
         (["--model=torch.nn.Softmax"], "the argument 'width' of Softmax is 12"),
     ],
 )
@@ -226,6 +232,12 @@ def test_a_network_that_is_not_needed_is_refused(own, capsys):
     torch.save({"state_dict": state, "hyper_parameters": {"backbone": "lenet"}}, path)
     said = failing(["compact", str(path), "--model=my_nets.MyNet"], capsys)
     assert "has the backbone 'lenet', which is made by its name. Leave --model out" in said
+
+
+def test_what_is_no_network_is_refused_from_python(own):
+    trained(own)
+    with pytest.raises(ValueError, match=r"expected a network, its class .*, got 'x'"):
+        load_compact(own / "run" / "compact", "x")
 
 
 def test_load_from_checkpoint_says_what_to_give(own):

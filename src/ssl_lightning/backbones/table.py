@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -79,6 +80,11 @@ def create_backbone(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> ValueError:
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
+        return ValueError(
+            f"Unknown backbone `{name}`: expected a name such as `lenet` or `timm:<name>`. A class "
+            f"of your own is given as `{{class_path: {name}}}`, in Python as the network itself."
+        )
     near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
     hint = f"Did you mean {', '.join(near)}?" if near else "No name is similar."
     return ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,20 @@ from rich.console import Console
 from torch import nn
 
 from ssl_lightning import zoo
-from ssl_lightning.cli.network import load_trained, own_network, with_own_network
+from ssl_lightning.cli.network import (
+    LAST,
+    load_trained,
+    not_needed,
+    own_network,
+    refuse_folder,
+    with_own_network,
+)
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.export import FORMATS, ExportResult, export_model
 from ssl_lightning.export.exporting import TOLERANCE
 from ssl_lightning.zoo.cards import CARD
+from ssl_lightning.zoo.entries import list_models, zoo_root
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -84,10 +93,18 @@ def what_sizes(result: ExportResult, own: Sequence[int]) -> str:
 def read_network(
     path: Path, *, masked: bool, model: str | None = None, config: str | None = None
 ) -> nn.Module:
-    """Return the network of a checkpoint, a compact network's folder or a zoo entry's."""
+    """Return the network of a checkpoint, a compact network's folder or a zoo entry's.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or a network is given that is not needed.
+    """
     if (path / CARD).is_file():
+        if model is not None or config is not None:
+            raise not_needed(f"{path} is an entry of the zoo", config)
         folder = path.resolve()
         return zoo.load(folder.name, root=folder.parent)
+    refuse_folder(path, LAST, "compact")
+    refuse_name(path)
     if path.is_dir():
         own = own_network(model, config)
         return with_own_network(lambda given: load_compact(path, given), path, own)
@@ -96,6 +113,20 @@ def read_network(
         return trained.masked()
     example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
     return compact(trained.model, make_plan(trained.model, example))
+
+
+def refuse_name(path: Path) -> None:
+    """Refuse the name of a zoo entry, and say which folder it is.
+
+    Raises:
+        ValueError: if nothing is at the path, and an entry has this name.
+    """
+    if path.exists():
+        return
+    with suppress(FileNotFoundError):  # there is no zoo
+        if path.name == str(path) and str(path) in list_models():
+            folder = zoo_root() / path
+            raise ValueError(f"No file or folder {path}. The zoo's entry of this name is {folder}.")
 
 
 def default_path(network: Path, suffix: str) -> Path:

@@ -16,6 +16,7 @@ from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.own_runs import is_own_run
 from ssl_lightning.compaction.store import OwnNetwork, OwnNetworkError, is_own_class
 
+LAST = "checkpoints/last.ckpt"
 Loaded = TypeVar("Loaded")
 
 
@@ -36,14 +37,33 @@ def load_trained(
         FileNotFoundError, ValueError: as :func:`load_backbone`, and if a network is given for a
             checkpoint that has a backbone by name.
     """
+    refuse_folder(Path(checkpoint), LAST)
     own = own_network(model, config)
     trained = with_own_network(lambda given: load_backbone(checkpoint, given), checkpoint, own)
     if own is not None and trained.own is None:
-        raise ValueError(
-            f"{checkpoint} has the backbone {trained.name!r}, which is made by its name. Leave "
-            f"{'--model' if config is None else '--config'} out."
-        )
+        raise not_needed(f"{checkpoint} has the backbone {trained.name!r}", config)
     return trained
+
+
+def not_needed(what: str, config: str | None) -> ValueError:
+    """Return the error for a network that is given though the file's is made by its name."""
+    flag = "--model" if config is None else "--config"
+    return ValueError(f"{what}, which is made by its name. Leave {flag} out.")
+
+
+def refuse_folder(path: Path, *inside: str) -> None:
+    """Refuse the folder of a run, and say what in it may be given.
+
+    Args:
+        path: that was given.
+        inside: what the command takes, as paths from the run's folder.
+
+    Raises:
+        ValueError: if one of them is there.
+    """
+    there = [str(path / one) for one in inside if (path / one).exists()]
+    if there:
+        raise ValueError(f"{path} is the folder of a run. Give {' or '.join(there)}.")
 
 
 def with_own_network(

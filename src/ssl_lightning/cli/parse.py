@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from ssl_lightning.cli.parser_errors import OneSentenceParser
 
 
 def call(
@@ -25,10 +25,13 @@ def call(
             their signature gives.
     """
     summary = (function.__doc__ or "").split("\n\n")[0]
-    parser = ArgumentParser(prog=f"ssl-lightning {name}", description=summary)
+    parser = OneSentenceParser(prog=f"ssl-lightning {name}", description=summary)
     given = by_hand or {}
     for argument, settings in given.items():
         parser.add_argument(argument, **settings)
     skipped: set[str | int] = {argument.lstrip("-") for argument in given}
     parser.add_function_arguments(function, as_positional=True, skip=skipped)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:  # `--masked` for `--masked true`
+            action.nargs, action.const = "?", True
     return function(**vars(parser.parse_args(arguments)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import os
@@ -11,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from torch import optim
 
 import ssl_lightning.schedules  # noqa: F401
 from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.cli.config_files import files_given, mistake_in
 from ssl_lightning.cli.own_runs import remember_run
-from ssl_lightning.cli.parser_errors import one_sentence
+from ssl_lightning.cli.parser_errors import OneSentenceParser
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.compaction.store import is_own_class
 from ssl_lightning.data import DATA_MODULES
@@ -86,20 +89,18 @@ class RunFolderConfig(SaveConfigCallback):
                 logger.log_hyperparams({"config": yaml.safe_load(text)})
 
 
-class OneSentenceParser(LightningArgumentParser):
+class TrainingParser(OneSentenceParser, LightningArgumentParser):
     """Says in one sentence what is wrong with a config, if it knows how."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Write the sentence and exit with status 2, as for wrong usage."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        options = [action.dest for action in parser._actions]
-        modules = [kind.__name__ for kind in DATA_MODULES.values()]
-        classes = {"trainer.callbacks": list(CALLBACKS), "data": modules}
-        sentence = one_sentence(message, options, classes) if self.exit_on_error else None
-        if sentence is None:
-            super().error(message, ex)
-        sys.stderr.write(f"error: {sentence}\n")
-        sys.exit(2)
+    classes = MappingProxyType(
+        {
+            "trainer.callbacks": [*CALLBACKS, *callbacks.__all__],
+            "trainer.logger": loggers.__all__,
+            "data": [kind.__name__ for kind in DATA_MODULES.values()],
+            "model.optimizer": [n for n in optim.__all__ if inspect.isclass(getattr(optim, n))],
+            "model.lr_scheduler": ["StageLR", *optim.lr_scheduler.__all__],
+        }
+    )
 
 
 class SSLCLI(LightningCLI):
@@ -113,6 +114,15 @@ class SSLCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the asked subcommand only: building all four takes four times as long."""
         return {SSLCLI.asked: LightningCLI.subcommands()[SSLCLI.asked]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse configs that the parser would take silently or without naming the file."""
+        parsers: dict[str, Any] = getattr(self, "_subcommand_parsers", {})
+        for asked in parsers.values():  # one, or none where only the classes are made
+            options = [action.dest for action in asked._actions]
+            for found in filter(None, (mistake_in(p, options) for p in files_given(self.given))):
+                asked.refuse(found)
+        super().parse_arguments(parser, args)
 
     def before_fit(self) -> None:
         """Refuse, before processes are started, what each of them would refuse."""
@@ -225,7 +235,7 @@ def carry_out(name: str, arguments: list[str]) -> None:
             seed_everything_default=0,
             save_config_callback=RunFolderConfig,
             trainer_defaults={"default_root_dir": DEFAULT_FOLDER},
-            parser_class=OneSentenceParser,
+            parser_class=TrainingParser,
             parser_kwargs={name: {"usage": USAGE}},
         )
     finally:

@@ -25,6 +25,7 @@ from ssl_lightning.suggest import shortened
 WEIGHTS = "model.safetensors"
 RECIPE = "plan.json"
 MOST_PLANS = 1000
+EXPECTED_MODEL = "expected a network, its class or a function that makes it as the model"
 OwnNetwork = nn.Module | type[nn.Module] | Callable[[], nn.Module]
 """A network, its class, or a function that makes it."""
 
@@ -88,7 +89,8 @@ class Recipe:
         Raises:
             OwnNetworkError: if it is none of the library's, timm's or torchvision's and ``model``
                 is not given.
-            ValueError: if an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`).
+            ValueError: if an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`),
+                or ``model`` is and makes no network.
         """
         if model is None and is_own_class(self.backbone):
             name = shortened(self.backbone)
@@ -102,16 +104,26 @@ class Recipe:
             return create_stored(self.backbone, self.arguments, self.where)
         if isinstance(model, nn.Module):
             return copy.deepcopy(model)
-        if not isinstance(model, type):
-            return model()
-        arguments = admit_own(model, self.arguments, self.where)
+        made = model if isinstance(model, type) and issubclass(model, nn.Module) else None
+        arguments = {} if made is None else admit_own(made, self.arguments, self.where)
+        name = getattr(model, "__name__", shortened(model))
+        if not callable(model):
+            raise ValueError(f"{self.where}: {EXPECTED_MODEL}, got {name}.")
         try:
-            network: nn.Module = model(**arguments)
+            network: Any = model(**arguments)
         except TypeError as error:
             raise ValueError(
-                f"{self.where}: cannot make a {model.__name__} with the stored arguments "
+                f"{self.where}: cannot make a {name} with the stored arguments "
                 f"{shortened(arguments)}: {shortened(str(error), 200)}. Give the network itself."
+                if made is not None
+                else f"{self.where}: {EXPECTED_MODEL}, got {name}, which cannot be called without "
+                f"arguments: {shortened(str(error), 200)}. Give the network itself."
             ) from error
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f"{self.where}: {EXPECTED_MODEL}, got {name}, which makes a "
+                f"{type(network).__name__}. Give what makes a torch.nn.Module."
+            )
         return network
 
     def then(self, *plans: Plan) -> Recipe:

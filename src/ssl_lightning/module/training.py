@@ -365,6 +365,9 @@ class SSLLightningModule(CompactableModule):
         share = self.macs.share(self)
         if share is not None:
             self.log("macs/left", share, prog_bar=True)
+        bar = self.trainer.progress_bar_callback
+        if bar is not None:  # callbacks have their turn before modules: it shows the epoch before
+            bar.on_train_epoch_end(self.trainer, self)
 
     def on_validation_epoch_start(self) -> None:
         """Averaged weights, swapped in for validation, keep locked groups at zero too."""
