@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -43,6 +44,9 @@ from ssl_lightning.penalties import (
     penalty_to_dict,
 )
 from ssl_lightning.zoo.loading import PREFIX
+
+BARS = (TQDMProgressBar, RichProgressBar)
+"""Progress bars that may be asked twice to show an epoch's figures."""
 
 
 class SSLLightningModule(CompactableModule):
@@ -365,8 +369,8 @@ class SSLLightningModule(CompactableModule):
         share = self.macs.share(self)
         if share is not None:
             self.log("macs/left", share, prog_bar=True)
-        bar = self.trainer.progress_bar_callback
-        if bar is not None:  # callbacks have their turn before modules: it shows the epoch before
+        bar: Any = self.trainer.progress_bar_callback
+        if type(bar) in BARS:  # callbacks have their turn before modules: it shows the epoch before
             bar.on_train_epoch_end(self.trainer, self)
 
     def on_validation_epoch_start(self) -> None:
