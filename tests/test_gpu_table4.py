@@ -25,13 +25,7 @@ CPU = torch.device("cpu")
 CASE = layers.Case("conv3", 1, "float32")
 
 
-@pytest.fixture(autouse=True)
-def _switches():
-    yield
-    torch.backends.cudnn.fp32_precision = "none"
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
+pytestmark = pytest.mark.usefixtures("own_switches")
 
 
 def test_all_candidates_are_checked_and_timed_in_a_dry_run(script, tmp_path):

@@ -26,14 +26,13 @@ TASK = tuning.tasks(True)[0]
 LARGE = Problem("float32", False, 3025, 96, 363, 1)
 
 
+pytestmark = pytest.mark.usefixtures("own_switches")
+
+
 @pytest.fixture(autouse=True)
-def _switches():
+def _tiles():
     yield
     tiles.use(None)
-    torch.backends.cudnn.fp32_precision = "none"
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
 
 
 def test_a_dry_run_tunes_and_the_kernel_reads_what_it_found(script, tmp_path):

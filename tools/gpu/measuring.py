@@ -26,6 +26,7 @@ from timing import (
 from ssl_lightning.kernels import tiles
 from ssl_lightning.measure.sparse import CONV_PART
 from ssl_lightning.measure.turns import Turns, interquartile_range
+from ssl_lightning.suggest import first_line
 
 Row = dict[str, Any]
 ROUNDS = 15
@@ -192,5 +193,4 @@ def wait(device: torch.device) -> None:
 
 def short(error: Exception) -> str:
     """Return the type and the first line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
+    return f"{type(error).__name__}: {first_line(error, 300)}"

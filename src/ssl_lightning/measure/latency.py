@@ -25,7 +25,7 @@ from ssl_lightning.measure.machine import machine, memory_format
 from ssl_lightning.measure.macs import count_macs, evaluating, num_bytes, num_parameters
 from ssl_lightning.measure.record import BenchmarkResult, Fastest, ModelSize, Run
 from ssl_lightning.measure.turns import Call, Turns, interleave, num_threads, take_turns
-from ssl_lightning.suggest import pick
+from ssl_lightning.suggest import first_line, pick
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Key = tuple[str, str]  # engine, model
@@ -175,9 +175,8 @@ def _prepared(
 
 def _reason(error: Exception) -> str:
     """Return the first line of an error, shortened, with its type unless that is ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return textwrap.shorten(kind + (lines[0] if lines else "no message"), 240, placeholder=" ...")
+    return textwrap.shorten(kind + first_line(error, 240), 240, placeholder=" ...")
 
 
 def _fastest(turns: Turns[Key], first: str) -> dict[str, Fastest]:
