@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     end = time.monotonic() + 60 * options.minutes
     for i, name in enumerate(names):
         left = sum(STAGES[other].share for other in names[i:])
-        seconds = max(end - time.monotonic(), 1.0) * STAGES[name].share / left
+        seconds = max(end - time.monotonic(), 0.0) * STAGES[name].share / left
         run_apart(name, seconds, options)
     return summary(names, options.out)
 
