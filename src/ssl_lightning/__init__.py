@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         FilterPictures,
         PruneLike,
         SaveCompact,
+        Sparsify,
         SparsityMonitor,
         ThresholdPruning,
     )
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.locks import GroupLocks
     from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
-    from ssl_lightning.module import SSLLightningModule
+    from ssl_lightning.module import SSLLightningModule, StructuredSparsity
     from ssl_lightning.penalties import (
         L1,
         GroupLasso,
@@ -77,6 +78,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "PruneLike",
         "SaveCompact",
         "SparsityMonitor",
+        "Sparsify",
         "ThresholdPruning",
     ),
     "checkpoints": ("load_backbone",),
@@ -110,7 +112,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "kernels": ("ColumnSparseConv2d", "column_sparse_conv2d"),
     "locks": ("GroupLocks",),
-    "module": ("SSLLightningModule",),
+    "module": ("SSLLightningModule", "StructuredSparsity"),
     "penalties": (
         "L1",
         "GroupLasso",
