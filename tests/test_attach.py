@@ -305,7 +305,7 @@ class Manual(OwnOptimizer):
         self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
         for optimizer in optimizers:
             optimizer.step()
-        self.accuracy["fit"].update(self(batch[0]).detach(), batch[1])
+        self.metrics["fit"].update(self(batch[0]).detach(), batch[1])
 
 
 class TwoOptimizers(Manual):

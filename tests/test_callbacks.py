@@ -58,6 +58,7 @@ ARGUMENTS = {
     "SparsityMonitor": {"table": False},
     "FilterPictures": {},
     "SaveCompact": {},
+    "Sparsify": {"network": "backbone"},
     "PruneLike": {"like": "zoo:lenet_mnist_shape", "start": 1},
 }
 
@@ -82,7 +83,9 @@ def test_contract(trainer, name):
 
     run = trainer(max_epochs=2)
     hook = "on_train_epoch_end" if name == "SparsityMonitor" else "on_fit_start"
-    with pytest.raises(MisconfigurationException, match=f"{name} needs an SSLLightningModule"):
+    if name == "Sparsify":
+        callback.on_fit_start = partial(callback.setup, stage="fit")
+    with pytest.raises(MisconfigurationException, match=f"{name}: expected a LightningModule with"):
         getattr(callback, hook)(run, Foreign())
 
 
@@ -489,7 +492,7 @@ def test_save_compact_writes_a_network_with_the_same_function(trainer, tmp_path)
 
 def test_save_compact_takes_a_backbone_given_as_an_object(trainer, tmp_path):
     unsized = toy_module(net=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-    with pytest.raises(ValueError, match="shape of the backbone's input is not known"):
+    with pytest.raises(ValueError, match="shape of the network's input is not known"):
         trainer(max_epochs=1, callbacks=[SaveCompact()]).fit(unsized, toy_loader())
     module = toy_module()
     callbacks = [SaveCompact(str(tmp_path / "small"))]

@@ -103,7 +103,9 @@ def read_compact(like: str, network: nn.Module) -> tuple[nn.Module, Recipe]:
     """
     if like.startswith(PREFIX):
         return load_with_recipe(like.removeprefix(PREFIX))
-    text = (Path(like) / RECIPE).read_text()
-    recipe = Recipe.from_json(text, f"{like}/{RECIPE}")
+    path = Path(like) / RECIPE
+    if not path.is_file():
+        load_compact(like)  # which says what is missing
+    recipe = Recipe.from_json(path.read_text(), f"{like}/{RECIPE}")
     own = network if is_own_class(recipe.backbone) else None
     return load_compact(like, model=own), recipe

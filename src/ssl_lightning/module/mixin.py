@@ -157,7 +157,7 @@ def check_network(module: nn.Module, name: str, where: str) -> None:
         found: Any = module.get_submodule(name)
     except AttributeError:
         found = None
-    if not isinstance(found, nn.Module) or isinstance(found, (nn.ModuleList, nn.ModuleDict)):
+    if not isinstance(found, nn.Module) or type(found).forward is nn.Module.forward:
         known = ", ".join(n for n, _ in module.named_children()) or "none yet"
         raise ValueError(
             f"{where}: expected the qualified name of a submodule that is a network, got {name!r}. "
@@ -224,12 +224,12 @@ def write_whole_files(module: StructuredSparsity, *_: Any, **__: Any) -> None:
     save_whole_files_(module.trainer.strategy)
 
 
-def bind_penalties(module: StructuredSparsity, stage: str, *_: Any, **__: Any) -> None:
+def bind_penalties(module: StructuredSparsity, *_: Any, **__: Any) -> None:
     """Bind the penalties before training starts, so that mistakes show early."""
-    if stage == "fit":
+    if module.sparsity is not None and module._trainer is not None and module.trainer.training:
         refuse_sharding(module.trainer.strategy)
         refuse_spawning(module.trainer.strategy)
-        assert sparsity_of(module).regularizer is not None
+        assert module.sparsity.regularizer is not None
 
 
 def begin(module: StructuredSparsity, *_: Any, **__: Any) -> None:

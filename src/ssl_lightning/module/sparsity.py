@@ -199,9 +199,8 @@ class Sparsity:
         if self.name:
             self.module.set_submodule(self.name, network)
         else:
-            for table in ("_modules", "_parameters", "_buffers"):
-                vars(self.module)[table].clear()
-                vars(self.module)[table].update(vars(network)[table])
+            tables = ("_modules", "_parameters", "_buffers")  # the old view has the old ones
+            vars(self.module).update({table: dict(vars(network)[table]) for table in tables})
             counts = {k: v for k, v in vars(network).items() if type(v) is int}
             vars(self.module).update(counts)  # of heads or channels, which a plan may change
             self._view = None
