@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
 from ssl_lightning.backbones import class_path
-from ssl_lightning.compaction.store import Recipe, check_state
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.graph import ExampleInput, Inputs
-from ssl_lightning.groups import group_counts
-from ssl_lightning.module.parts import check_tensors, refuse_sharding, refuse_spawning
-from ssl_lightning.module.saving import save_whole_files_
+from ssl_lightning.module.hooks import HOOKS, sparsity_of
 from ssl_lightning.module.sparsity import Sparsity
-from ssl_lightning.penalties import GroupLasso, Penalty, penalty_name
+from ssl_lightning.penalties import Penalty
 
 
 class StructuredSparsity(pl.LightningModule):
@@ -38,8 +34,9 @@ class StructuredSparsity(pl.LightningModule):
     Checkpoints hold the locked groups and the plans of compaction.
 
     Random numbers: unless ``sparsify(..., seed_batches=False)``, ``torch.manual_seed`` is called
-    at each training batch with a function of the run's seed, the epoch, the batch and the rank, so
-    that a resumed run draws the numbers that the whole run would have drawn. This sets torch's
+    at each training epoch and batch with a function of the run's seed, the epoch, the batch and
+    the rank, so that a resumed run draws the numbers that the whole run would have drawn, the
+    order of a loader with ``shuffle=True`` among them. This sets torch's
     global generators (all devices) for whatever else in the process draws from them; those of
     numpy and Python are not touched.
 
@@ -165,30 +162,6 @@ def check_network(module: nn.Module, name: str, where: str) -> None:
         )
 
 
-def sparsity_of(module: Any, where: str = "") -> Sparsity:
-    """Return the state of a module that has the mixin and was sparsified.
-
-    Raises:
-        MisconfigurationException: saying what to do.
-    """
-    name, where = type(module).__name__, f"{where}: " if where else ""
-    if not isinstance(module, StructuredSparsity):
-        raise MisconfigurationException(
-            f"{where}expected a LightningModule with the mixin StructuredSparsity, got {name}. "
-            f"Write `class {name}(StructuredSparsity, pl.LightningModule)` and call "
-            "`self.sparsify(...)`, or train the network with SSLLightningModule."
-        )
-    if module.sparsity is None:
-        raise MisconfigurationException(
-            f"{where}{name} was not sparsified. Call `self.sparsify(network, penalties)` in its "
-            "`__init__`, or put a `Sparsify` callback first in the list of callbacks."
-        )
-    return module.sparsity
-
-
-# --- what happens around the hooks of a module ----------------------------------------------------
-
-
 def surrounded(cls: type[StructuredSparsity], name: str) -> Callable[..., Any]:
     """Return a class's hook, or the one that it inherits, with what :data:`HOOKS` puts around it.
 
@@ -213,127 +186,3 @@ def surrounded(cls: type[StructuredSparsity], name: str) -> Callable[..., Any]:
         return result
 
     return wrapper
-
-
-def nothing(module: StructuredSparsity, *_: Any, **__: Any) -> None:
-    """Do nothing."""
-
-
-def write_whole_files(module: StructuredSparsity, *_: Any, **__: Any) -> None:
-    """Let the trainer write whole checkpoints and read them safely."""
-    save_whole_files_(module.trainer.strategy)
-
-
-def bind_penalties(module: StructuredSparsity, *_: Any, **__: Any) -> None:
-    """Bind the penalties before training starts, so that mistakes show early."""
-    if module.sparsity is not None and module._trainer is not None and module.trainer.training:
-        refuse_sharding(module.trainer.strategy)
-        refuse_spawning(module.trainer.strategy)
-        assert module.sparsity.regularizer is not None
-
-
-def begin(module: StructuredSparsity, *_: Any, **__: Any) -> None:
-    """Attach the penalties; fix the seed of every step's random numbers."""
-    sparsity = sparsity_of(module)
-    sparsity.attach_penalties()
-    if not getattr(module.trainer, "fast_dev_run", False):
-        sparsity.regularizer.check_active(module.trainer.max_epochs)
-    if sparsity.run_seed is None:
-        sparsity.run_seed = torch.initial_seed()
-
-
-def begin_batch(module: StructuredSparsity, batch: Any, batch_idx: int, *_: Any, **__: Any) -> None:
-    """Attach again where optimizers changed; seed the batch; log the penalties."""
-    sparsity = sparsity_of(module)
-    sparsity.attach_penalties()
-    if sparsity.seed_batches:
-        place = (sparsity.run_seed, module.current_epoch, batch_idx, module.global_rank)
-        torch.manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
-    if sparsity.penalties and logs_now(module.trainer):
-        values = sparsity.regularizer.values(sparsity.epoch)
-        module.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
-        module.log_dict(
-            {
-                f"strength/{penalty_name(p)}": p.strength * p.schedule(sparsity.epoch)
-                for p in sparsity.penalties
-            }
-        )
-
-
-def logs_now(trainer: pl.Trainer) -> bool:
-    """Whether this is one of the steps at which the trainer's loggers write."""
-    every: int = getattr(trainer, "log_every_n_steps", 0)
-    return every > 0 and trainer.global_step % every == 0
-
-
-def log_groups(module: StructuredSparsity, *_: Any, **__: Any) -> None:
-    """Log the groups that are not zero, and the multiply-adds that compaction would leave."""
-    sparsity = sparsity_of(module)
-    figures: dict[str, float] = {
-        f"groups/{penalty_name(p)}": 0.0 for p in sparsity.penalties if isinstance(p, GroupLasso)
-    }
-    sets = sparsity.regularizer.group_sets
-    counts = group_counts(sets, dict(sparsity.network.named_parameters()))
-    for group_set in sets:
-        key = f"groups/{group_set.kind}"
-        figures[key] = figures.get(key, 0.0) + counts[group_set.name][0]
-    module.log_dict(figures)
-    share = sparsity.macs.share(sparsity)
-    if share is not None:
-        module.log("macs/left", share, prog_bar=True)
-
-
-def enforce_locks(module: StructuredSparsity, *_: Any, **__: Any) -> None:
-    """Averaged weights, swapped in for validation or at the end, have zeros in locked groups."""
-    if module.sparsity is not None:
-        module.sparsity.enforce_locks_()
-
-
-def store(module: StructuredSparsity, checkpoint: dict[str, Any], *_: Any, **__: Any) -> None:
-    """Store locks, seed and plans; the stored weights have zeros in all locked groups."""
-    sparsity = module.sparsity
-    if sparsity is not None:
-        prefix = f"{sparsity.name}." if sparsity.name else ""
-        sparsity.locks.enforce_(checkpoint["state_dict"], prefix)
-        checkpoint["ssl_lightning"] = sparsity.state_dict()
-
-
-def restore(module: StructuredSparsity, checkpoint: dict[str, Any], *_: Any, **__: Any) -> None:
-    """Restore plans, locks and seed, after checking that the weights are numbers.
-
-    Raises:
-        ValueError: if the checkpoint is damaged or of another network.
-    """
-    check_state(checkpoint["state_dict"], "the checkpoint")
-    module.check_checkpoint(checkpoint)
-    if module.sparsity is None:
-        if checkpoint.get("ssl_lightning"):
-            sparsity_of(module, "The checkpoint has locks and plans")
-        return
-    plans, origin = module.sparsity.load_state_dict(checkpoint)
-    for average in averaged_copies(module._trainer):
-        sparsity_of(average).restore_plans(plans, origin)
-    complete = module._trainer is not None and module.strict_loading
-    check_tensors(checkpoint["state_dict"], module.state_dict(), complete=complete)
-
-
-HOOKS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
-    "setup": (write_whole_files, bind_penalties),
-    "on_fit_start": (begin, nothing),
-    "on_train_batch_start": (begin_batch, nothing),
-    "on_train_epoch_end": (log_groups, nothing),
-    "on_validation_epoch_start": (enforce_locks, nothing),
-    "on_train_end": (enforce_locks, nothing),
-    "on_save_checkpoint": (store, nothing),
-    "on_load_checkpoint": (restore, nothing),
-}
-"""Hook of a LightningModule -> what is done before and after it, whatever a class overrides."""
-
-
-def averaged_copies(trainer: pl.Trainer | None) -> Iterator[StructuredSparsity]:
-    """Yield the copies of the module in which Lightning's averaging callbacks keep averages."""
-    for callback in getattr(trainer, "callbacks", []):
-        if isinstance(callback, (WeightAveraging, StochasticWeightAveraging)):
-            average = getattr(callback._average_model, "module", callback._average_model)
-            if isinstance(average, StructuredSparsity):
-                yield average

@@ -120,6 +120,10 @@ class Sparsity:
             return trainer.current_epoch + max(0, trainer.fit_loop.batch_idx) / per_epoch
         return trainer.global_step / -(-per_epoch // 1)
 
+    def seed(self, *place: int) -> None:
+        """Seed torch's generators with a function of the run's seed and a place in the run."""
+        torch.manual_seed(hash((self.run_seed, *place)) & 0x7FFF_FFFF_FFFF_FFFF)
+
     def attach_penalties(self) -> None:
         """Let penalties and locks act on all optimizers of the run, unless they do already.
 

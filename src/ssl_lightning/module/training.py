@@ -18,10 +18,10 @@ from torchmetrics import Metric
 from ssl_lightning.backbones import storable
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.module.batches import inputs_of, split_batch
-from ssl_lightning.module.mixin import StructuredSparsity, logs_now, sparsity_of
+from ssl_lightning.module.hooks import logs_now, sparsity_of
+from ssl_lightning.module.mixin import StructuredSparsity
 from ssl_lightning.module.parts import (
     backbone_settings,
-    begin_next_epoch_,
     clip_unscaled,
     count_classes,
     default_optimizer,
@@ -357,7 +357,6 @@ class SSLLightningModule(StructuredSparsity):
         stages: Any = self.metrics.values()
         for metrics in stages:
             metrics.reset()
-        begin_next_epoch_(self.trainer.fit_loop)
         for group, rate in self._found_rates:
             group["lr"] = rate
         self._found_rates = []
