@@ -15,6 +15,7 @@ from conftest import ROOT
 
 SOURCE = ROOT / "src" / "ssl_lightning"
 ROOMS = [
+    "lazy",
     "suggest",
     "files",
     "kernels",
@@ -40,7 +41,7 @@ ROOMS = [
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
 LIGHTNING = {"data", "module", "callbacks", "cli"}
-TORCHLESS = {"suggest", "files", "report"}
+TORCHLESS = {"lazy", "suggest", "files", "report"}
 
 
 def room_of(path: Path) -> str:
@@ -128,10 +129,12 @@ def test_all_public_names_exist():
 
 
 IMPORTED_LAST = """
-import importlib, os, sys, warnings
+import importlib.util, os, sys, warnings
 import lightning.pytorch, timm, torchmetrics, torchvision  # once, for all the processes to come
 
 names = importlib.import_module("ssl_lightning").__all__
+source = importlib.util.find_spec("ssl_lightning").loader.get_source("ssl_lightning")
+homes = importlib.import_module("ssl_lightning.lazy").deferred_imports(source)
 for module in [m for m in sys.modules if m.split(".")[0] == "ssl_lightning"]:
     del sys.modules[module]
 wrong = []
@@ -143,9 +146,9 @@ for last in names:
         for name in names:
             name == last or getattr(ssl_lightning, name)
         exec(f"from ssl_lightning import {last} as found")
-        home = ssl_lightning._HOME.get(last)
-        wanted = f"ssl_lightning.{home}" if home else "ssl_lightning"
-        os._exit(found is not getattr(importlib.import_module(wanted), last))
+        home = homes[last]
+        wanted = importlib.import_module("ssl_lightning.zoo" if last == "zoo" else home)
+        os._exit(found is not (wanted if last == "zoo" else getattr(wanted, last)))
     if os.waitpid(child, 0)[1]:
         wrong.append(last)
 print(",".join(wrong))

@@ -6,8 +6,9 @@ torchvision.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssl_lightning import lazy
 
 if TYPE_CHECKING:
     from ssl_lightning.data.datamodule import (
@@ -47,24 +48,4 @@ __all__ = [
     "read_idx_split",
     "read_packed",
 ]
-
-_PACKED = {
-    "DataFileError",
-    "DataNotFoundError",
-    "LabelledImages",
-    "read_idx",
-    "read_idx_split",
-    "read_packed",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(
-        import_module(f"{__name__}.{'packed' if name in _PACKED else 'datamodule'}"), name
-    )
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy.attach(__name__)
