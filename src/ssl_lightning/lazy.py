@@ -45,7 +45,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
         return getattr(import_module(homes[name]), name)
 
     def dir_() -> list[str]:
-        return sorted({*vars(module), *homes})
+        return sorted(module.__all__)
 
     return getattr_, dir_
 

@@ -13,6 +13,7 @@ from ssl_lightning import lazy
 if TYPE_CHECKING:
     from ssl_lightning.data.datamodule import (
         DATA_MODULES,
+        ArrayDataModule,
         CIFAR10DataModule,
         FashionMNISTDataModule,
         ImageDataModule,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_MODULES",
+    "ArrayDataModule",
     "CIFAR10DataModule",
     "DataFileError",
     "DataNotFoundError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssl_lightning.data.base import ImageDataModule
 from ssl_lightning.data.folder import ImageFolderDataModule, ImageNetDataModule
 from ssl_lightning.data.memory import (
+    ArrayDataModule,
     CIFAR10DataModule,
     FashionMNISTDataModule,
     ImagenetteDataModule,
@@ -14,6 +15,7 @@ from ssl_lightning.data.memory import (
 
 __all__ = [
     "DATA_MODULES",
+    "ArrayDataModule",
     "CIFAR10DataModule",
     "FashionMNISTDataModule",
     "ImageDataModule",
