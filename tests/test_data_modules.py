@@ -32,6 +32,7 @@ SHARED = Path(os.environ.get("SSL_DATA_DIR") or ROOT.parent / "shared" / "data")
 NUM_TRAIN, NUM_TEST, NUM_VALIDATION = 60, 20, 10
 IN_MEMORY = ["mnist", "fashion_mnist", "cifar10", "imagenette"]
 CAN_CUT = ["mnist", "fashion_mnist", "cifar10"]
+FROM_FILES = [name for name in DATA_MODULES if name != "synthetic"]
 
 
 def write_packed(path: Path, number: int, size: int, seed: int, classes: int = 10) -> None:
@@ -84,7 +85,10 @@ def make(name: str, roots: dict[str, Path], **changes: object):
         "eval_batch_size": 7,
         "num_workers": 0,
     }
-    if name in ("imagenette", "image_folder", "imagenet"):
+    if name == "synthetic":
+        del options["source"]
+        options |= {"num_train": NUM_TRAIN, "num_test": NUM_TEST}
+    if name in ("imagenette", "image_folder", "imagenet", "synthetic"):
         options["image_size"] = 16
     return DATA_MODULES[name](**(options | changes))
 
@@ -346,7 +350,7 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", DATA_MODULES)
+@pytest.mark.parametrize("name", FROM_FILES)
 @pytest.mark.parametrize(("changes", "message"), BAD_OPTIONS)
 def test_bad_options(name: str, changes: dict, message: str, roots: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=f"^{DATA_MODULES[name].__name__}: {message}"):
@@ -368,13 +372,13 @@ def test_num_validation_must_leave_training_images(roots: dict[str, Path]) -> No
         make("cifar10", roots, num_validation=60).setup("fit")
 
 
-@pytest.mark.parametrize("name", sorted(set(DATA_MODULES) - {"mnist"}))
+@pytest.mark.parametrize("name", sorted(set(FROM_FILES) - {"mnist"}))
 def test_only_mnist_is_bundled(name: str, roots: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="got 'bundled'"):
         make(name, roots, source="bundled")
 
 
-@pytest.mark.parametrize("name", DATA_MODULES)
+@pytest.mark.parametrize("name", FROM_FILES)
 def test_missing_data_names_what_was_looked_for(
     name: str, roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,12 +34,16 @@ if TYPE_CHECKING:
         save_compact,
     )
     from ssl_lightning.data import (
+        ArrayDataModule,
         CIFAR10DataModule,
         FashionMNISTDataModule,
+        ImageDataModule,
         ImageFolderDataModule,
         ImageNetDataModule,
         ImagenetteDataModule,
+        LabelledImages,
         MNISTDataModule,
+        SyntheticDataModule,
     )
     from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.graph import Inputs
@@ -71,6 +75,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BACKBONES",
     "L1",
+    "ArrayDataModule",
     "BenchmarkResult",
     "CIFAR10DataModule",
     "ColumnSparseConv2d",
@@ -84,10 +89,12 @@ __all__ = [
     "GroupLasso",
     "GroupLocks",
     "GroupSet",
+    "ImageDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",
     "ImagenetteDataModule",
     "Inputs",
+    "LabelledImages",
     "MNISTDataModule",
     "Penalty",
     "Plan",
@@ -101,6 +108,7 @@ __all__ = [
     "Selector",
     "SparsityMonitor",
     "StageLR",
+    "SyntheticDataModule",
     "ThresholdPruning",
     "Window",
     "apply_plan",

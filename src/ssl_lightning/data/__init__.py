@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ImagenetteDataModule,
         InMemoryDataModule,
         MNISTDataModule,
+        SyntheticDataModule,
     )
     from ssl_lightning.data.packed import (
         DataFileError,
@@ -46,6 +47,7 @@ __all__ = [
     "InMemoryDataModule",
     "LabelledImages",
     "MNISTDataModule",
+    "SyntheticDataModule",
     "read_idx",
     "read_idx_split",
     "read_packed",

@@ -12,6 +12,7 @@ from ssl_lightning.data.memory import (
     InMemoryDataModule,
     MNISTDataModule,
 )
+from ssl_lightning.data.synthetic import SyntheticDataModule
 
 __all__ = [
     "DATA_MODULES",
@@ -24,6 +25,7 @@ __all__ = [
     "ImagenetteDataModule",
     "InMemoryDataModule",
     "MNISTDataModule",
+    "SyntheticDataModule",
 ]
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
@@ -33,4 +35,5 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
     "imagenette": ImagenetteDataModule,
     "image_folder": ImageFolderDataModule,
     "imagenet": ImageNetDataModule,
+    "synthetic": SyntheticDataModule,
 }
