@@ -79,6 +79,30 @@ def test_imports_go_one_way(path):
             assert room_of(path) not in TORCHLESS, f"imports {name}"
 
 
+MOST_LINES, MOST_STATEMENT_LINES = 400, 50
+
+
+def statement_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the first statement to the last: signature and docstring are no complexity."""
+    documented = ast.get_docstring(function, clean=False) is not None
+    body = function.body[1:] if documented else function.body
+    return function.body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in FILES:
+        text, name = path.read_text(), path.relative_to(SOURCE)
+        if (lines := len(text.splitlines())) > MOST_LINES:
+            long.append(f"{name}: {lines} lines, at most {MOST_LINES}")
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        for node in filter(lambda n: isinstance(n, functions), ast.walk(ast.parse(text))):
+            if (lines := statement_lines(node)) > MOST_STATEMENT_LINES:
+                where = f"{name}:{node.lineno}: {node.name}"
+                long.append(f"{where}: {lines} lines of statements, at most {MOST_STATEMENT_LINES}")
+    assert not long, "too long:\n" + "\n".join(long)
+
+
 def modules_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint('\\n'.join(m for m in sys.modules if '.' not in m))"
     run = subprocess.run(
