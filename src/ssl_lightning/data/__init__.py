@@ -6,12 +6,14 @@ torchvision.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssl_lightning import lazy
 
 if TYPE_CHECKING:
     from ssl_lightning.data.datamodule import (
         DATA_MODULES,
+        ArrayDataModule,
         CIFAR10DataModule,
         FashionMNISTDataModule,
         ImageDataModule,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         ImagenetteDataModule,
         InMemoryDataModule,
         MNISTDataModule,
+        SyntheticDataModule,
     )
     from ssl_lightning.data.packed import (
         DataFileError,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_MODULES",
+    "ArrayDataModule",
     "CIFAR10DataModule",
     "DataFileError",
     "DataNotFoundError",
@@ -43,28 +47,9 @@ __all__ = [
     "InMemoryDataModule",
     "LabelledImages",
     "MNISTDataModule",
+    "SyntheticDataModule",
     "read_idx",
     "read_idx_split",
     "read_packed",
 ]
-
-_PACKED = {
-    "DataFileError",
-    "DataNotFoundError",
-    "LabelledImages",
-    "read_idx",
-    "read_idx_split",
-    "read_packed",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(
-        import_module(f"{__name__}.{'packed' if name in _PACKED else 'datamodule'}"), name
-    )
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy.attach(__name__)

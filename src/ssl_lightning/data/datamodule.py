@@ -5,15 +5,18 @@ from __future__ import annotations
 from ssl_lightning.data.base import ImageDataModule
 from ssl_lightning.data.folder import ImageFolderDataModule, ImageNetDataModule
 from ssl_lightning.data.memory import (
+    ArrayDataModule,
     CIFAR10DataModule,
     FashionMNISTDataModule,
     ImagenetteDataModule,
     InMemoryDataModule,
     MNISTDataModule,
 )
+from ssl_lightning.data.synthetic import SyntheticDataModule
 
 __all__ = [
     "DATA_MODULES",
+    "ArrayDataModule",
     "CIFAR10DataModule",
     "FashionMNISTDataModule",
     "ImageDataModule",
@@ -22,6 +25,7 @@ __all__ = [
     "ImagenetteDataModule",
     "InMemoryDataModule",
     "MNISTDataModule",
+    "SyntheticDataModule",
 ]
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
@@ -31,4 +35,5 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
     "imagenette": ImagenetteDataModule,
     "image_folder": ImageFolderDataModule,
     "imagenet": ImageNetDataModule,
+    "synthetic": SyntheticDataModule,
 }

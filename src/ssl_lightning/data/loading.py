@@ -23,7 +23,11 @@ T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 
 
-class MemoryImages(Dataset[Batch]):
+class KeyedDataset(Dataset[Any]):
+    """A dataset that takes the keys of :class:`EpochSampler`; see the module's docstring."""
+
+
+class MemoryImages(KeyedDataset):
     """Serve whole batches out of decoded images: gathered, transformed, normalised.
 
     A ``DataLoader`` over it needs ``collate_fn=as_is``, because ``__getitems__`` returns a batch.
@@ -78,20 +82,20 @@ class MemoryImages(Dataset[Batch]):
         return images[0], labels[0]
 
 
-class SeededFolder(Dataset[Any]):
-    """Make the random transforms of a folder data set a function of (seed, epoch, sample).
+class SeededDataset(KeyedDataset):
+    """Part of any map-style dataset, whose random transforms depend on (seed, epoch, sample) only.
 
-    Torch's generator is seeded for each sample and put back afterwards, so neither the transforms
+    Torch's generator is seeded for each sample and set back afterwards, so neither the transforms
     nor the training around them influence each other.
 
     Args:
-        folder: map-style dataset whose transform draws from torch's generator.
-        positions: the samples that belong to this dataset, as positions in ``folder``.
+        data: map-style dataset whose transform draws from torch's generator.
+        positions: the samples that belong to this part, as positions in ``data``.
         seed: makes the choice repeatable, together with epoch and sample position.
     """
 
-    def __init__(self, folder: Dataset[Any], positions: Int64Array, seed: int) -> None:
-        self.folder = folder
+    def __init__(self, data: Dataset[Any], positions: Int64Array, seed: int) -> None:
+        self.data = data
         self.positions = positions
         self.seed = seed
 
@@ -99,14 +103,14 @@ class SeededFolder(Dataset[Any]):
         return len(self.positions)
 
     def __getitem__(self, key: int) -> Any:
-        """One sample of the folder, after its transform."""
+        """One sample, after its transform."""
         epoch, position = divmod(int(key), len(self))
         index = self.positions[position : position + 1]
         bits = int(hash_uint64(self.seed, epoch, index, TORCH)[0])
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(bits >> 1)
         try:
-            return self.folder[int(index[0])]
+            return self.data[int(index[0])]
         finally:
             torch.default_generator.set_state(before)
 
