@@ -19,6 +19,7 @@ class ErrorPercent(MulticlassAccuracy):
     """Top-1 error in percent of all predictions.
 
     Example:
+        >>> import torch
         >>> error = ErrorPercent(num_classes=3, average="micro")
         >>> error.update(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0]))
         >>> error.compute()
@@ -126,6 +127,7 @@ def describe_values(output: Any, target: Any) -> str:
     """Say of which shapes and types an output and a target are, for messages.
 
     Example:
+        >>> import torch
         >>> describe_values(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
         'an output torch.float32 of shape (2, 1) and a target torch.int64 of shape (2,)'
     """
