@@ -31,7 +31,7 @@ def mistake_in(path: Path, options: Collection[str]) -> str | None:
     """Return a sentence about the first mistake in a config, or None.
 
     Args:
-        path: of the config; what is no file is left to the parser.
+        path: of the config; what is no file is the parser's affair.
         options: names of all options, such as ``"trainer"`` and ``"trainer.max_epochs"``.
     """
     if not path.is_file():

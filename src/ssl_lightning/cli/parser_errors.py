@@ -154,7 +154,7 @@ def explained(text: str, given: str, names: Iterable[str]) -> str:
 
 
 def bullets(text: str) -> list[str]:
-    r"""Split a list of the parser; lists inside its points stay.
+    r"""Split a list of the parser; lists inside its points are not split.
 
     Example:
         >>> bullets("  - a:\n      - b\n  - c")
