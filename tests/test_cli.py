@@ -587,7 +587,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, option, value, sentence, 
 WRONG_ARGUMENTS = [
     ("test --ckpt_path X", "Expected `data`, got none. Give the config of the run: `--config"),
     ("fit", "Expected `data`, got none."),
-    ("fit x", "Expected no further argument, got 'x'. Leave it out."),
+    ("fit x", "Expected no further argument, got 'x'. Omit it."),
     ("compact", "Expected the argument `checkpoint`, got none. `--help` says what it is."),
     ("compact a.ckpt b", "Expected no further argument, got 'b'."),
     ("compact a.ckpt --prefr auto", "There is no option `prefr`. Did you mean prefer?"),

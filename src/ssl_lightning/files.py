@@ -247,7 +247,7 @@ class FolderLock:
 
 
 class Traces:
-    """What a run makes before it trains, so that a refused one can take it away again.
+    """What a run makes before it trains, so that a refused one can remove it again.
 
     Args:
         folders: that the run may make; those that exist are not touched, and of the others only

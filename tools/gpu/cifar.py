@@ -1,7 +1,7 @@
 """Stage ``cifar``: a queue of CIFAR-10 runs, several at a time on one GPU, over several calls.
 
 First, batches made on the device are compared with those of the CPU. Each run is a process of its
-own with the ordinary configs, module and data module; what one leaves of the time on the GPU is
+own with the ordinary configs, module and data module; GPU time that one does not use is
 another's. When the minutes are over, the processes are ended: each wrote a checkpoint after its
 last whole epoch. The checkpoints of a row of the queue are stored in one archive, from which a
 later call continues.

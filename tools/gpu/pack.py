@@ -159,7 +159,7 @@ def say(root: Path, calls: list[list[Piece]]) -> list[str]:
         folder = base / f"call{i}"
         size = fixed + folder_bytes(folder)
         if size > LIMIT:
-            raise ValueError(f"Call {i} would carry {size} bytes, at most {LIMIT}. Leave some out.")
+            raise ValueError(f"Call {i} would carry {size} bytes, at most {LIMIT}. Omit some.")
         sent = ", ".join(path.relative_to(root).as_posix() for path in (*common, folder))
         command = f"python tools/gpu/pack.py join{'' if i == len(calls) else ' || true'}"
         if i == len(calls):

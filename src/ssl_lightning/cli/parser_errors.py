@@ -83,7 +83,7 @@ def one_sentence(
         return no_option(found[1], options)
     if found := UNRECOGNIZED.search(message):
         if found[1] == "":
-            return f"Expected no further argument, got {found[2]!r}. Leave it out."
+            return f"Expected no further argument, got {found[2]!r}. Omit it."
         return no_option(found[2] or found[4], options)
     if found := NO_VALUE.search(message):
         return f"`{found[1]}`: expected a value, got none. Write it behind `--{found[1]}`."

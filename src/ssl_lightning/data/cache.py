@@ -44,7 +44,7 @@ def cached_images(
     """Return decoded files, from the cache if they are there and whole, else decoded now.
 
     The cache is one raw file of pixels, mapped into memory and not read at once, and beside it its
-    checksum, written last. A process that is killed leaves no file that would pass for whole.
+    checksum, written last. So a file of a killed process does not pass for whole.
 
     Args:
         files: what to decode, in this order.

@@ -120,7 +120,7 @@ class ColumnSparseConv2d(nn.Module):
 
         Raises:
             ValueError: if the convolution pads otherwise than with as many zeros on both sides, or
-                an index leaves out something that is not zero.
+                something that is not zero is not in an index.
         """
         _check_padding_mode(conv)
         weight = conv.weight.detach().flatten(1)
