@@ -227,7 +227,7 @@ def test_every_config_builds_and_its_penalties_fit(config, folder, monkeypatch):
     start = content["model"].get("init_from", "")
     assert not start or (ROOT / "configs" / f"{Path(start).parts[1]}.yaml").is_file()
     assert cli.trainer.default_root_dir.endswith(f"runs/{config.stem}")
-    regularizer = cli.model.regularizer
+    regularizer = cli.model.sparsity.regularizer
     assert len(regularizer.penalties) == len(content["model"].get("penalties", []))
     cli.model._trainer = None
     assert set(cli.model.input_shape) == set(cli.datamodule.input_shape)

@@ -96,14 +96,14 @@ def train_module(options: argparse.Namespace, penalties: list[Any], batches: Bat
         optimizer=make_optimizer,
         channels_last=True,
     )
-    step = module.regularizer.proximal_step_
+    step = module.sparsity.regularizer.proximal_step_
 
     def timed(*arguments: Any) -> None:
         start = time.perf_counter()
         step(*arguments)
         PROXIMAL.append(time.perf_counter() - start)
 
-    module.regularizer.proximal_step_ = timed if penalties else step
+    module.sparsity.regularizer.proximal_step_ = timed if penalties else step
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

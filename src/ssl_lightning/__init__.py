@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FilterPictures,
         PruneLike,
         SaveCompact,
+        Sparsify,
         SparsityMonitor,
         ThresholdPruning,
     )
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.locks import GroupLocks
     from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
-    from ssl_lightning.module import SSLLightningModule
+    from ssl_lightning.module import SSLLightningModule, StructuredSparsity
     from ssl_lightning.penalties import (
         L1,
         GroupLasso,
@@ -106,8 +107,10 @@ __all__ = [
     "SaveCompact",
     "Schedule",
     "Selector",
+    "Sparsify",
     "SparsityMonitor",
     "StageLR",
+    "StructuredSparsity",
     "SyntheticDataModule",
     "ThresholdPruning",
     "Window",

@@ -189,6 +189,11 @@ def check_parsed(content: Mapping[str, Any], path: str) -> None:
             f"{path} is of the network {on_one_line(name)}, and no code is imported because a "
             "file names it. Give the config that it was trained with: `--config`."
         )
+    if settings.get("loss") is not None or settings.get("metrics"):
+        raise ValueError(
+            f"{path} was trained with a loss or metrics of its own, and no code is imported "
+            "because a checkpoint names it. Give the config that it was trained with: `--config`."
+        )
     if unknown := [key for key in settings if key not in KINDS]:
         raise ValueError(
             f"{path} is damaged: SSLLightningModule has no setting {on_one_line(unknown[0])}. Give "
