@@ -67,7 +67,7 @@ class Turns:
             self.order = list(self.round)
 
     def leave(self, who: int) -> None:
-        """Let the others go on without this loop (trainers do not ask for a batch too many)."""
+        """Let the others continue without this loop (trainers do not ask for a batch too many)."""
         with self.changed:
             self.round = [other for other in self.round if other != who]
             self.order = [other for other in self.order if other != who]

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 from ssl_lightning import lazy
 
 if TYPE_CHECKING:
-    from ssl_lightning.data.datamodule import (
-        DATA_MODULES,
+    from ssl_lightning.data.base import ImageDataModule
+    from ssl_lightning.data.datamodule import DATA_MODULES
+    from ssl_lightning.data.folder import ImageFolderDataModule, ImageNetDataModule
+    from ssl_lightning.data.memory import (
         ArrayDataModule,
         CIFAR10DataModule,
         FashionMNISTDataModule,
-        ImageDataModule,
-        ImageFolderDataModule,
-        ImageNetDataModule,
         ImagenetteDataModule,
         InMemoryDataModule,
         MNISTDataModule,
-        SyntheticDataModule,
     )
     from ssl_lightning.data.packed import (
         DataFileError,
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
         read_idx_split,
         read_packed,
     )
+    from ssl_lightning.data.synthetic import SyntheticDataModule
 
 __all__ = [
     "DATA_MODULES",

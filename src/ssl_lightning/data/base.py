@@ -6,8 +6,8 @@ What all of them have in common:
   selected on them. The official test split is read for ``test`` and ``predict`` only.
 * Order and augmentation are functions of (seed, epoch, sample), the same for any number of
   processes and workers and for an interrupted run that is resumed.
-* A training epoch leaves out the samples that do not fill the last batch, unless there is no full
-  batch at all; the evaluation loaders leave out none.
+* A training epoch omits the samples that do not fill the last batch, unless there is no full
+  batch at all; the evaluation loaders omit none.
 * Batches are float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``; ``predict`` gives the same
   batches as ``test``.
 """

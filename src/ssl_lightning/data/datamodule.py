@@ -5,28 +5,12 @@ from __future__ import annotations
 from ssl_lightning.data.base import ImageDataModule
 from ssl_lightning.data.folder import ImageFolderDataModule, ImageNetDataModule
 from ssl_lightning.data.memory import (
-    ArrayDataModule,
     CIFAR10DataModule,
     FashionMNISTDataModule,
     ImagenetteDataModule,
-    InMemoryDataModule,
     MNISTDataModule,
 )
 from ssl_lightning.data.synthetic import SyntheticDataModule
-
-__all__ = [
-    "DATA_MODULES",
-    "ArrayDataModule",
-    "CIFAR10DataModule",
-    "FashionMNISTDataModule",
-    "ImageDataModule",
-    "ImageFolderDataModule",
-    "ImageNetDataModule",
-    "ImagenetteDataModule",
-    "InMemoryDataModule",
-    "MNISTDataModule",
-    "SyntheticDataModule",
-]
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
     "mnist": MNISTDataModule,

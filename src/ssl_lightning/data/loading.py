@@ -120,7 +120,7 @@ class EpochSampler(DistributedSampler[Any]):
 
     Rank ``r`` of ``W`` gets positions ``r::W`` of the global order. So W processes with batch size
     b see, together, the same batches as one process with batch size W * b. Up to W - 1 samples at
-    the end of the order are left out in an epoch, so that all processes have equally many.
+    the end of the order are omitted in an epoch, so that all processes have equally many.
 
     Args:
         dataset: sized; see the module's docstring for what its keys mean.
@@ -149,7 +149,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ResumableLoader(DataLoader[T]):
-    """Go on, after ``load_state_dict``, with the batch after the last one delivered.
+    """Continue, after ``load_state_dict``, with the batch after the last one delivered.
 
     The state holds the epoch and the number of batches delivered in it. Lightning saves it with
     each checkpoint and loads it when a fit is resumed. Batches that were delivered before are
@@ -208,7 +208,7 @@ class ResumableLoader(DataLoader[T]):
             raise ValueError(
                 f"Cannot resume in the middle of epoch {epoch}: the checkpoint was written with a "
                 f"global batch size of {state['global_batch_size']}, this run has "
-                f"{self.global_batch_size}. Keep batch_size x processes as it was, or resume from "
+                f"{self.global_batch_size}. Use the old batch_size x processes, or resume from "
                 "a checkpoint written at the end of an epoch."
             )
         return state["batches"]

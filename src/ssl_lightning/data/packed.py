@@ -96,7 +96,7 @@ def read_packed(path: str | Path, channels: int = 3, square: int | None = None) 
         path: the file.
         channels: 1 for grey, 3 for RGB.
         square: scale the short side of each image to this many pixels and crop its centre; needed
-            where the images differ in size. None keeps them as they are.
+            where the images differ in size. None does not scale them.
 
     Returns:
         Images, labels and class names, in the order of the file.
