@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -175,12 +176,20 @@ def count_classes(backbone: nn.Module) -> int:
     )
 
 
-def clip_unscaled(
-    plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None
+def clip_task_gradient(
+    module: pl.LightningModule,
+    optimizer: Optimizer,
+    value: float | None,
+    algorithm: str | None,
 ) -> None:
-    """Clip gradients that no scaler has multiplied, whatever the optimizer."""
-    kind = GradClipAlgorithmType(algorithm or "norm")
-    Precision.clip_gradients(plugin, optimizer, value or 0.0, kind)
+    """Clip gradients as Lightning does, those of fused optimizers too where nothing is scaled."""
+    plugin = module.trainer.precision_plugin
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        # Its own method refuses fused optimizers, which unscale inside; here nothing is scaled.
+        kind = GradClipAlgorithmType(algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, value or 0.0, kind)
+    else:
+        module.clip_gradients(optimizer, value, algorithm)
 
 
 def refuse_sharding(strategy: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from ssl_lightning.backbones import class_path
+from ssl_lightning.module.hooks import logs_now
 
 STAGES = ("fit", "val", "test")
 """Keys of the metrics of training, validation and test (``train`` is a method of modules)."""
@@ -86,6 +89,26 @@ def task_settings(loss: nn.Module | None, metrics: Mapping[str, Metric] | None) 
         "loss": None if loss is None else class_path(loss),
         "metrics": None if not metrics else {n: class_path(m) for n, m in metrics.items()},
     }
+
+
+def check_finite(module: pl.LightningModule, loss: Tensor, batch_idx: int) -> None:
+    """Refuse to train on with a loss that is no number.
+
+    On an accelerator only at the steps that are logged: asking would wait for the device.
+
+    Raises:
+        ValueError: saying where in training, and at which learning rates.
+    """
+    if loss.device.type != "cpu" and not logs_now(module.trainer):
+        return
+    if not bool(torch.isfinite(loss)):
+        rates = sorted({g["lr"] for o in module.trainer.optimizers for g in o.param_groups})
+        raise ValueError(
+            f"The training loss is {loss.item()} in epoch {module.current_epoch}, batch "
+            f"{batch_idx} (learning rate {', '.join(f'{rate:g}' for rate in rates)}). Lower "
+            "the learning rate, clip gradients (--trainer.gradient_clip_val), or look at "
+            "that batch."
+        )
 
 
 def check_labels(target: Tensor) -> None:

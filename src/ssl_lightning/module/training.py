@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +21,7 @@ from ssl_lightning.module.hooks import logs_now, sparsity_of
 from ssl_lightning.module.mixin import StructuredSparsity
 from ssl_lightning.module.parts import (
     backbone_settings,
-    clip_unscaled,
+    clip_task_gradient,
     count_classes,
     default_optimizer,
     load_entry,
@@ -36,6 +35,7 @@ from ssl_lightning.module.parts import (
 from ssl_lightning.module.saving import load_safely
 from ssl_lightning.module.tasks import (
     check_classes,
+    check_finite,
     describe_values,
     make_metrics,
     task_settings,
@@ -158,8 +158,6 @@ class SSLLightningModule(StructuredSparsity):
         self.sparsify("backbone", penalties or [], seed_batches=seed_batches)
         sparsity_of(self).example = self._example
 
-    # --- the network ----------------------------------------------------------------------------
-
     def _make_backbone(
         self, backbone: str | nn.Module, arguments: dict[str, Any], num_classes: int | None
     ) -> nn.Module:
@@ -194,12 +192,10 @@ class SSLLightningModule(StructuredSparsity):
         """Return the backbone's output, logits ``(N, num_classes)`` for images ``(N, C, H, W)``."""
         return self.backbone(x.to(memory_format=self.layout) if x.dim() == 4 else x)
 
-    # --- steps ----------------------------------------------------------------------------------
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the task loss; the penalties act through their gradients and proximal steps."""
         loss, _ = self._measure("fit", batch)
-        self._check_finite(loss, batch_idx)
+        check_finite(self, loss, batch_idx)
         if logs_now(self.trainer):
             self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
@@ -267,26 +263,12 @@ class SSLLightningModule(StructuredSparsity):
                 self.log(f"{name}/{metric}", value, prog_bar=True)
             metrics.reset()
 
-    # --- checks ---------------------------------------------------------------------------------
-
-    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
-        if loss.device.type != "cpu" and not logs_now(self.trainer):
-            return  # asking would wait for the device
-        if not bool(torch.isfinite(loss)):
-            rates = sorted({g["lr"] for o in self.trainer.optimizers for g in o.param_groups})
-            raise ValueError(
-                f"The training loss is {loss.item()} in epoch {self.current_epoch}, batch "
-                f"{batch_idx} (learning rate {', '.join(f'{rate:g}' for rate in rates)}). Lower "
-                "the learning rate, clip gradients (--trainer.gradient_clip_val), or look at "
-                "that batch."
-            )
-
-    # --- optimization ---------------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
         """Learn the shape of one example from the data, before the penalties are bound."""
-        if stage == "fit":
-            self._learn_input_shape(getattr(self.trainer, "datamodule", None))
+        shape = getattr(getattr(self.trainer, "datamodule", None), "input_shape", None)
+        if stage == "fit" and self.hparams["input_shape"] is None and shape is not None:
+            self.input_shape = list(shape)
+            self.hparams["input_shape"] = list(shape)
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and scheduler."""
@@ -321,13 +303,6 @@ class SSLLightningModule(StructuredSparsity):
         schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         self._found_rates = set_learning_rate_(self.trainer.optimizers, schedulers, rate)
 
-    def _learn_input_shape(self, datamodule: Any) -> None:
-        """Take the shape of one example from the data module, unless it was given."""
-        shape = getattr(datamodule, "input_shape", None)
-        if self.hparams["input_shape"] is None and shape is not None:
-            self.input_shape = list(shape)
-            self.hparams["input_shape"] = list(shape)
-
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -335,14 +310,7 @@ class SSLLightningModule(StructuredSparsity):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient of the task loss; penalties are added later, unclipped."""
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Its own method refuses fused optimizers, which unscale inside; here nothing is scaled.
-            clip_unscaled(plugin, optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    # --- hooks ----------------------------------------------------------------------------------
+        clip_task_gradient(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
         """Take the weights to start from."""
@@ -375,8 +343,6 @@ class SSLLightningModule(StructuredSparsity):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_metrics("test", "test")
-
-    # --- checkpoints ----------------------------------------------------------------------------
 
     @_restricted_classmethod
     def load_from_checkpoint(
