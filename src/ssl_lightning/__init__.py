@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_lightning import zoo
-    from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
+    from ssl_lightning.backbones import (
+        BACKBONES,
+        create_backbone,
+        list_backbones,
+        register_backbone,
+    )
     from ssl_lightning.callbacks import (
         CompactDuringFit,
         DepthCollapse,
@@ -68,7 +73,7 @@ if TYPE_CHECKING:
     from ssl_lightning.schedules import Constant, Cosine, Ramp, StageLR, Window
 
 _ROOMS: dict[str, tuple[str, ...]] = {
-    "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
+    "backbones": ("BACKBONES", "create_backbone", "list_backbones", "register_backbone"),
     "measure": ("BenchmarkResult", "benchmark", "count_macs"),
     "callbacks": (
         "CompactDuringFit",

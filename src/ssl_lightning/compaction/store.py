@@ -16,7 +16,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
-from ssl_lightning.backbones import admit_own, create_stored, storable
+from ssl_lightning.backbones import BACKBONES, admit_own, create_stored, storable
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan
 from ssl_lightning.files import parse_json, replacing
@@ -92,13 +92,14 @@ class Recipe:
             ValueError: if an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`),
                 or ``model`` is and makes no network.
         """
-        if model is None and is_own_class(self.backbone):
+        if model is None and is_unknown_class(self.backbone):
             name = shortened(self.backbone)
             raise OwnNetworkError(
                 self.backbone,
                 f"{self.where} is of the network {name}. Give it: `--model {name[1:-1]}` or "
                 "`--config` with the config of the run; in Python `model=`, the network, its class "
-                "or a function that makes it. No code is imported because a file names it.",
+                "or a function that makes it; or call `register_backbone` with that name. No code "
+                "is imported because a file names it.",
             )
         if model is None:
             return create_stored(self.backbone, self.arguments, self.where)
@@ -246,7 +247,7 @@ def check_loadable(recipe: Recipe, model: nn.Module) -> None:
     Raises:
         ValueError: if it does not, or names no backbone.
     """
-    if is_own_class(recipe.backbone):
+    if is_unknown_class(recipe.backbone):
         return  # the reader gives the network
     again = Recipe.from_json(recipe.to_json(), recipe.where).create()
     try:
@@ -267,6 +268,11 @@ def is_own_class(name: str) -> bool:
         (True, False)
     """
     return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name) is not None
+
+
+def is_unknown_class(name: str) -> bool:
+    """Whether a name is the import path of a class that was not registered as a backbone."""
+    return is_own_class(name) and name not in BACKBONES
 
 
 def load_compact(folder: str | Path, model: OwnNetwork | None = None) -> nn.Module:
