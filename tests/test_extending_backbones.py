@@ -24,6 +24,7 @@ from ssl_lightning import (
     make_plan,
     register_backbone,
     save_compact,
+    zoo,
 )
 from ssl_lightning.cli import main
 from toy import toy_loader
@@ -71,11 +72,12 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(logging, "raiseExceptions", False)
     yield tmp_path
-    sys.modules.pop("my_backbone", None)
+    forget()
 
 
 def forget():
-    sys.modules.pop("my_backbone", None)
+    for module in ("my_backbone", "my_class"):
+        sys.modules.pop(module, None)
     BACKBONES.pop("tiny", None)
 
 
@@ -206,6 +208,7 @@ def config(own, backbone):
         "model": {
             "backbone": backbone,
             "penalties": [{"kind": "filter", "layers": "conv", "strength": 0.001}],
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02}},
         },
         "data": {
             "class_path": "MNISTDataModule",
@@ -274,3 +277,47 @@ def test_a_module_that_is_not_there_is_named(own, capsys):
     said = failing(["compact", "a.ckpt", "--import", "no_such_module"], capsys)
     assert "--import: cannot import 'no_such_module': No module named" in said
     assert "PYTHONPATH" in said
+
+
+# --- in the zoo ---
+
+
+CLASS_BY_NAME = """
+from my_backbone import Tiny
+from ssl_lightning import register_backbone
+
+register_backbone("my_backbone.Tiny", Tiny, input_shape=(1, 28, 28))
+"""
+
+
+@pytest.mark.parametrize("given", ["by name", "by class_path"])
+def test_a_network_of_ones_own_is_published_once_it_is_registered(own, capsys, given):
+    (own / "my_class.py").write_text(CLASS_BY_NAME)
+    arguments = {"width": 12}
+    content = config(own, "tiny")
+    content["model"]["backbone_args"] = arguments
+    known = ["--import", "my_backbone"]
+    if given == "by class_path":
+        content = config(own, {"class_path": "my_backbone.Tiny", "init_args": arguments})
+        content["model"]["input_shape"] = [1, 28, 28]
+        known = ["--import", "my_class"]
+    content["seed_everything"] = 0
+    (own / "own.yaml").write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", "own.yaml", "--import", "my_backbone"]) == 0
+    forget()
+    publish = ["zoo", "publish", "run", "--name", "mine", "--root", "my_zoo"]
+    said = failing(publish, capsys)
+    assert "register_backbone" in said
+    assert "--import" in said
+    assert not (own / "my_zoo" / "mine").exists()
+    assert main([*publish, *known]) == 0
+    card = zoo.card("mine", "my_zoo")
+    assert card.compact.macs < card.dense.macs
+    loaded = zoo.load("mine", root="my_zoo")
+    assert loaded.conv.out_channels < 12
+    assert loaded(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert all(check.ok for check in zoo.verify("mine", "my_zoo", latency=False))
+    for name in ("tiny", "my_backbone.Tiny"):
+        BACKBONES.pop(name, None)
+    with pytest.raises(ValueError, match="register_backbone"):
+        zoo.load("mine", root="my_zoo")
