@@ -1,4 +1,4 @@
-"""Networks to make sparse: the paper's own, and any of timm and torchvision by name."""
+"""Networks to make sparse by name: the paper's, timm's, torchvision's, and those registered."""
 
 from ssl_lightning.backbones.alexnet import AlexNet
 from ssl_lightning.backbones.convnet import ConvNet, SpatialResponseNorm
