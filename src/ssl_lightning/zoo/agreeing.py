@@ -91,9 +91,9 @@ def disagreements(
         if mine is not None and mine != other:
             yield what, mine, other, "config.yaml"
     start = trained.started_from or Recipe(trained.name, trained.arguments)
-    made = [(r.backbone, storable(r.backbone, r.arguments)) for r in (start, recipe)]
-    if made[0] != made[1]:
-        yield "backbone", *made, "compact/plan.json"
+    mine, found = ((r.backbone, storable(r.backbone, r.arguments)) for r in (start, recipe))
+    if mine != found:
+        yield "backbone", mine, found, "compact/plan.json"
 
 
 def named_in(model: Mapping[str, Any], trained: str) -> tuple[str, dict[str, Any]]:
