@@ -388,5 +388,5 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
 
 def test_without_transformers_the_way_to_it_is_said(whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ssl_lightning\[transformers\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'ssl_lightning\[transformers\]'"):
         load_compact(whole)

@@ -41,14 +41,13 @@ def register_backbone(
     """Let a name stand for a network of your own wherever a backbone's name does.
 
     Commands know the name once they import the module that calls this: ``--import my_package``.
-    Compact folders, checkpoints and zoo entries of that name are read in every process in which it
-    is registered. Of the arguments that such files hold only numbers, lists of numbers and single
-    words are accepted; ``pretrained``, ``weights`` and ``checkpoint_path`` are not stored, and are
-    ``False``, ``None`` and ``""`` when a file is read, since the file has the weights.
+    Of the arguments that a file of that name holds, numbers, lists of numbers and single words are
+    accepted; ``pretrained``, ``weights`` and ``checkpoint_path`` are not stored, and are ``False``,
+    ``None`` and ``""`` when a file is read, since the file has the weights.
 
     Args:
-        name: letters, digits, ``_`` and ``-``. An import path, such as ``my_package.MyNetwork``,
-            lets the files of networks that were given by ``class_path`` be read as well.
+        name: letters, digits, ``_`` and ``-``; or the import path of a class, such as
+            ``my_package.MyNet``: so files of a network given by ``class_path`` are read too.
         factory: class, or function with named arguments, that returns a ``torch.nn.Module``.
         input_shape: of one example, ``(C, H, W)`` for images, if the network has no attribute
             ``input_shape``.
@@ -61,9 +60,8 @@ def register_backbone(
         >>> def tiny(num_classes=10):
         ...     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
         >>> register_backbone("tiny-net", tiny, input_shape=(1, 8, 8))
-        >>> net = create_backbone("tiny-net", num_classes=3)
-        >>> net.input_shape, net.num_classes
-        ((1, 8, 8), 3)
+        >>> create_backbone("tiny-net", num_classes=3).input_shape
+        (1, 8, 8)
         >>> del BACKBONES["tiny-net"]
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -73,8 +71,7 @@ def register_backbone(
         )
     if name in BACKBONES and not replace:
         raise ValueError(
-            f"register_backbone: {name!r} is the name of a backbone already. Choose another, or "
-            "say `replace=True`."
+            f"register_backbone: {name!r} is the name of a backbone already. Give `replace=True`."
         )
     try:
         inspect.signature(factory)
@@ -98,8 +95,8 @@ def _checked(
                 f"Backbone `{name}`: expected its factory to return a torch.nn.Module, got a "
                 f"{type(network).__name__}. Return the network."
             )
-        told = {"input_shape": input_shape, "num_classes": arguments.get("num_classes")}
-        for key, value in told.items():
+        sizes = {"input_shape": input_shape, "num_classes": arguments.get("num_classes")}
+        for key, value in sizes.items():
             if value is not None and not hasattr(network, key):
                 network.__dict__[key] = value
         return network

@@ -39,10 +39,10 @@ def is_pretrained(model: nn.Module) -> bool:
         False
     """
     library = sys.modules.get("transformers.modeling_utils")
-    return library is not None and is_own_class(type(model), library.PreTrainedModel)
+    return library is not None and is_of_library(type(model), library.PreTrainedModel)
 
 
-def is_own_class(made: Any, base: type) -> bool:
+def is_of_library(made: Any, base: type) -> bool:
     """Whether something is a class of models that transformers itself defines."""
     return (
         isinstance(made, type)
@@ -55,12 +55,12 @@ def transformers_library() -> Any:
     """Return the package.
 
     Raises:
-        ModuleNotFoundError: if it is not installed.
+        ValueError: if it is not installed.
     """
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise ValueError(
             "This network is of Hugging Face transformers, which is not installed. Install it: "
             "`pip install 'ssl_lightning[transformers]'`."
         ) from error
@@ -126,17 +126,11 @@ def read_pretrained(
         shrink: makes the dense model small, in place.
 
     Raises:
-        ModuleNotFoundError: if transformers is not installed.
-        ValueError: if a file is damaged, or the files do not belong together.
+        ValueError: if transformers is not installed, a file is damaged, or the files do not
+            belong together.
     """
     made = architecture(name, where)
-    config = read_config(folder, where, made)
-    path = folder / GENERATION
-    generation = None
-    if path.is_file():
-        values = parse_json(path.read_bytes(), f"{where}/{GENERATION}")
-        check_config(values, f"{where}/{GENERATION}")
-        generation = transformers_library().GenerationConfig.from_dict(values)
+    config, generation = read_config(folder, where, made), read_generation(folder, where)
     computed: dict[str, Tensor] = {}
     try:
         with alone():
@@ -153,18 +147,27 @@ def read_pretrained(
             f"{where} is damaged, or its files do not belong together: cannot make a {name}: "
             f"{type(error).__name__}: {shortened(str(error), 300)}"
         ) from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found := sorted(map(str, report[problem])):
-            raise ValueError(
-                f"{where} is damaged, or its files do not belong together: {name} has "
-                f"{problem.replace('_', ' ')}: {shortened(found, 200)}."
-            )
+    check_report(report, name, where)
     small.__class__ = made
     buffers = dict(small.named_buffers())
     for key, value in computed.items():
         buffers[key].copy_(value)
     small.config.name_or_path = str(folder)
     return small  # type: ignore[no-any-return]
+
+
+def check_report(report: Mapping[str, Any], name: str, where: str) -> None:
+    """Make sure that the tensors were those of the model.
+
+    Raises:
+        ValueError: naming those that were not.
+    """
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, report[problem])):
+            raise ValueError(
+                f"{where} is damaged, or its files do not belong together: {name} has "
+                f"{problem.replace('_', ' ')}: {shortened(found, 200)}."
+            )
 
 
 def shrinking(
@@ -194,12 +197,11 @@ def architecture(name: str, where: str) -> Any:
     """Return the class of models of a name, which must be one that transformers itself defines.
 
     Raises:
-        ModuleNotFoundError: if transformers is not installed.
-        ValueError: if there is none.
+        ValueError: if there is none, or transformers is not installed.
     """
     library = transformers_library()
     found = getattr(library, name, None) if name.isidentifier() else None
-    if not is_own_class(found, library.PreTrainedModel):
+    if not is_of_library(found, library.PreTrainedModel):
         raise ValueError(
             f"{where}: transformers {library.__version__} has no model {shortened(name)}. Install "
             "the version that wrote the folder; code of other places is not run."
@@ -229,6 +231,23 @@ def read_config(folder: Path, where: str, made: Any) -> Any:
         )
     try:
         return made.config_class.from_dict(values)
+    except Exception as error:  # whatever a file breaks is its fault
+        raise ValueError(f"{place} is damaged: {shortened(str(error), 200)}") from error
+
+
+def read_generation(folder: Path, where: str) -> Any:
+    """Return the settings of a model that generates text, None if there are none.
+
+    Raises:
+        ValueError: if they are damaged, or name code or files.
+    """
+    path, place = folder / GENERATION, f"{where}/{GENERATION}"
+    if not path.is_file():
+        return None
+    values = parse_json(path.read_bytes(), place)
+    check_config(values, place)
+    try:
+        return transformers_library().GenerationConfig.from_dict(values)
     except Exception as error:  # whatever a file breaks is its fault
         raise ValueError(f"{place} is damaged: {shortened(str(error), 200)}") from error
 

@@ -51,7 +51,7 @@ class Recipe:
     Attributes:
         backbone: name of the backbone it was made from.
         arguments: of that backbone.
-        plans: what is kept of it, one after the other; usually one.
+        plans: what is retained of it, one after the other; usually one.
         where: it was found, for messages.
 
     Example:
