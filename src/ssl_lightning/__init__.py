@@ -11,7 +11,12 @@ from ssl_lightning import lazy
 
 if TYPE_CHECKING:
     from ssl_lightning import zoo
-    from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
+    from ssl_lightning.backbones import (
+        BACKBONES,
+        create_backbone,
+        list_backbones,
+        register_backbone,
+    )
     from ssl_lightning.callbacks import (
         CompactDuringFit,
         DepthCollapse,
@@ -136,6 +141,7 @@ __all__ = [
     "prox_l1",
     "prune_",
     "prune_like_",
+    "register_backbone",
     "resolve_groups",
     "save_compact",
     "zoo",

@@ -1,4 +1,4 @@
-"""Networks to make sparse: the paper's own, and any of timm and torchvision by name."""
+"""Networks to make sparse by name: the paper's, timm's, torchvision's, and those registered."""
 
 from ssl_lightning.backbones.alexnet import AlexNet
 from ssl_lightning.backbones.convnet import ConvNet, SpatialResponseNorm
@@ -7,7 +7,12 @@ from ssl_lightning.backbones.mlp import MLP
 from ssl_lightning.backbones.resnet_cifar import BasicBlock, PadShortcut, ResNetCIFAR
 from ssl_lightning.backbones.response_norm import ChannelResponseNorm
 from ssl_lightning.backbones.stored import admit, admit_own, class_path, create_stored, storable
-from ssl_lightning.backbones.table import BACKBONES, create_backbone, list_backbones
+from ssl_lightning.backbones.table import (
+    BACKBONES,
+    create_backbone,
+    list_backbones,
+    register_backbone,
+)
 
 __all__ = [
     "BACKBONES",
@@ -26,5 +31,6 @@ __all__ = [
     "create_backbone",
     "create_stored",
     "list_backbones",
+    "register_backbone",
     "storable",
 ]

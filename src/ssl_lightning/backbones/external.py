@@ -18,7 +18,7 @@ UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword.*'(
 
 
 def timm_names() -> list[str]:
-    """Return the names that ``timm:<name>`` accepts (pretrained tags left out)."""
+    """Return the names that ``timm:<name>`` accepts (without the tags of pretrained weights)."""
     import timm
 
     return list(timm.list_models())
@@ -86,9 +86,7 @@ def _call(name: str, builder: Callable[..., Any], create: Callable[[], Any]) -> 
     try:
         return create()
     except TypeError as error:
-        found = re.search(
-            r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword.*'(\w+)'", str(error)
-        )
+        found = UNEXPECTED.search(str(error))
         if found is None:
             raise
         owner, argument = found.groups()

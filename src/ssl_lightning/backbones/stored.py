@@ -48,15 +48,15 @@ CHOICES: dict[str, frozenset[str]] = {
 }
 """Parameter of a network of timm or torchvision -> texts that are choices of its architecture."""
 
-ONLY_WEIGHTS = {
-    "timm": ("pretrained", "checkpoint_path", "cache_dir"),
-    "torchvision": ("weights", "progress"),
+WEIGHTS_FROM: dict[str, Any] = {
+    "pretrained": False,
+    "weights": None,
+    "checkpoint_path": "",
+    "cache_dir": None,
+    "progress": False,
 }
-"""Arguments that say where weights come from, and nothing of the architecture."""
-UNTRAINED: dict[str, dict[str, Any]] = {
-    "timm": {"pretrained": False},
-    "torchvision": {"weights": None},
-}
+"""Argument that says where weights come from, and nothing of the architecture -> none of them."""
+SOURCES = ("timm", "torchvision")
 LARGEST = 2**20
 LONGEST, DEEPEST = 256, 3
 WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
@@ -85,9 +85,8 @@ def create_stored(name: Any, arguments: Any, where: str) -> nn.Module:
         network's own (it would name where weights come from), so it is not taken from a file...
     """
     admitted = admit(name, arguments, where)
-    untrained = UNTRAINED.get(name.partition(":")[0], {})
     try:
-        return create_backbone(name, **admitted, **untrained)
+        return create_backbone(name, **admitted, **untrained(name))
     except Exception as error:  # the arguments are a file's, so whatever they break is its fault
         raise ValueError(
             f"{where}: cannot build {shortened(name)} with the stored arguments "
@@ -95,10 +94,21 @@ def create_stored(name: Any, arguments: Any, where: str) -> nn.Module:
         ) from error
 
 
+def untrained(name: str) -> dict[str, Any]:
+    """Return arguments that let a network look for no weights; timm's and torchvision's need none.
+
+    Example:
+        >>> untrained("lenet"), untrained("timm:resnet18")
+        ({}, {})
+    """
+    known = inspect.signature(BACKBONES[name]).parameters if name in BACKBONES else {}
+    return {key: value for key, value in WEIGHTS_FROM.items() if key in known}
+
+
 def admit(name: Any, arguments: Any, where: str) -> dict[str, Any]:
     """Return the arguments of a file that a backbone may be built with; refuse all others.
 
-    ``pretrained`` is left out: the file has weights of its own.
+    ``pretrained`` is not among them: the file has weights of its own.
 
     Raises:
         ValueError: naming the first that is refused.
@@ -110,7 +120,8 @@ def admit(name: Any, arguments: Any, where: str) -> dict[str, Any]:
             f"{shortened(arguments)}."
         )
     own = name in BACKBONES
-    admitted = {key: value for key, value in arguments.items() if key != "pretrained" or own}
+    dropped = untrained(name) if own else {"pretrained": False}
+    admitted = {key: value for key, value in arguments.items() if key not in dropped}
     for key, value in admitted.items():
         if known is not None and key not in known:
             raise ValueError(
@@ -178,7 +189,8 @@ def storable(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         {'transform_input': True, 'aux_logits': True}
     """
     source, _, model = str(name).partition(":")
-    rest = {k: v for k, v in arguments.items() if k not in ONLY_WEIGHTS.get(source, ())}
+    named = source in SOURCES or name in BACKBONES  # of a class of the user's own nothing is known
+    rest = {k: v for k, v in arguments.items() if not (named and k in WEIGHTS_FROM)}
     with_weights = source == "torchvision" and arguments.get("weights")
     if with_weights and model in external.TORCHVISION_DEFAULTS:
         return {"transform_input": True, "aux_logits": True, **rest}
@@ -188,7 +200,7 @@ def storable(name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def network_parameters(name: Any, where: str) -> frozenset[str] | None:
     """Return the parameters of a network, without those of what looks for its weights.
 
-    None for the library's own, which open nothing and say themselves what they take.
+    None for those in the table, whose arguments are checked when they are created.
 
     Raises:
         ValueError: if the name is no backbone's.
@@ -196,10 +208,12 @@ def network_parameters(name: Any, where: str) -> frozenset[str] | None:
     source, colon, model = name.partition(":") if isinstance(name, str) else ("", "", "")
     if isinstance(name, str) and name in BACKBONES:
         return None
-    if not colon or source not in ("timm", "torchvision") or not MODEL_NAME.fullmatch(model):
+    if not colon or source not in SOURCES or not MODEL_NAME.fullmatch(model):
         raise ValueError(
             f"{where}: {shortened(name)} is not the name of a backbone: expected one of "
-            f"{', '.join(sorted(BACKBONES))}, or timm:<name> or torchvision:<name>."
+            f"{', '.join(sorted(BACKBONES))}, timm:<name> or torchvision:<name>. One of your own "
+            "is known once `register_backbone` was called: on the command line `--import` names "
+            "the module that does."
         )
     builder, around = (
         external.timm_builder(model) if source == "timm" else external.torchvision_builder(model)

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,86 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet110": partial(ResNetCIFAR, depth=110),
     "unet": UNet,
 }
+"""Name -> class or function that makes the network: the library's own, and those registered."""
+NAME = re.compile(r"[A-Za-z][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def register_backbone(
+    name: str,
+    factory: Callable[..., nn.Module],
+    *,
+    input_shape: Sequence[int] | None = None,
+    replace: bool = False,
+) -> None:
+    """Let a name stand for a network of your own wherever a backbone's name does.
+
+    Commands know the name once they import the module that calls this: ``--import my_package``.
+    Of the arguments that a file of that name holds, numbers, lists of numbers and single words are
+    accepted; ``pretrained``, ``weights`` and ``checkpoint_path`` are not stored, and are ``False``,
+    ``None`` and ``""`` when a file is read, since the file has the weights.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``; or the import path of a class, such as
+            ``my_package.MyNet``: so files of a network given by ``class_path`` are read too.
+        factory: class, or function with named arguments, that returns a ``torch.nn.Module``.
+        input_shape: of one example, ``(C, H, W)`` for images, if the network has no attribute
+            ``input_shape``.
+        replace: whether the name may be one that is taken.
+
+    Raises:
+        ValueError: if the name is none or is taken, or ``factory`` cannot be called.
+
+    Example:
+        >>> def tiny(num_classes=10):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+        >>> register_backbone("tiny-net", tiny, input_shape=(1, 8, 8))
+        >>> create_backbone("tiny-net", num_classes=3).input_shape
+        (1, 8, 8)
+        >>> del BACKBONES["tiny-net"]
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(
+            f"register_backbone: expected a name of letters, digits, `_` and `-`, got {name!r}. "
+            "Names with a colon are of timm, torchvision and the zoo."
+        )
+    if name in BACKBONES and not replace:
+        raise ValueError(
+            f"register_backbone: {name!r} is the name of a backbone already. Give `replace=True`."
+        )
+    try:
+        inspect.signature(factory)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"register_backbone: expected a class or function that makes {name!r}, got "
+            f"{factory!r}, whose arguments cannot be read. Wrap it in a function."
+        ) from error
+    BACKBONES[name] = _checked(name, factory, None if input_shape is None else tuple(input_shape))
+
+
+def _checked(
+    name: str, factory: Callable[..., nn.Module], input_shape: tuple[int, ...] | None
+) -> Callable[..., nn.Module]:
+    """Return a factory with the same arguments whose networks are modules and tell their sizes."""
+
+    def create(**arguments: Any) -> nn.Module:
+        network = factory(**arguments)
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f"Backbone `{name}`: expected its factory to return a torch.nn.Module, got a "
+                f"{type(network).__name__}. Return the network."
+            )
+        sizes = {"input_shape": input_shape, "num_classes": arguments.get("num_classes")}
+        for key, value in sizes.items():
+            if value is not None and not hasattr(network, key):
+                network.__dict__[key] = value
+        return network
+
+    create.__wrapped__ = factory  # type: ignore[attr-defined]
+    return create
 
 
 def list_backbones() -> list[str]:
-    """Return the names of the own backbones; ``timm:<name>``, ``torchvision:<name>`` work too.
+    """Return the names in the table; ``timm:<name>`` and ``torchvision:<name>`` work too.
 
     Example:
         >>> "resnet20" in list_backbones()
@@ -91,16 +167,22 @@ def _unknown(name: str, known: Mapping[str, Any]) -> ValueError:
     hint = f"Did you mean {', '.join(near)}?" if near else "No name is similar."
     return ValueError(
         f"Unknown backbone `{name}`. {hint} Choose one of {', '.join(list_backbones())}, "
-        "or timm:<name> or torchvision:<name>."
+        "timm:<name> or torchvision:<name>. One of your own is known once `register_backbone` was "
+        "called: on the command line `--import` names the module that does."
     )
 
 
 def _check_arguments(name: str, factory: Callable[..., nn.Module], given: dict[str, Any]) -> None:
-    """Raise if an argument is unknown, or fixed by the entry itself (as the depth of resnet20)."""
+    """Raise if an argument is unknown or missing, or fixed by the entry (as resnet20's depth)."""
+    factory = inspect.unwrap(factory)
     fixed = factory.keywords if isinstance(factory, partial) else {}
-    accepted = [p for p in inspect.signature(factory).parameters if p not in fixed]
-    wrong = [argument for argument in given if argument not in accepted]
-    if wrong:
-        raise ValueError(
-            f"Backbone `{name}` has no argument `{wrong[0]}`. It accepts: {', '.join(accepted)}."
-        )
+    known = {k: p for k, p in inspect.signature(factory).parameters.items() if k not in fixed}
+    kinds = {parameter.kind for parameter in known.values()}
+    wrong = [argument for argument in given if argument not in known]
+    accepted = f"It accepts: {', '.join(known)}."
+    if wrong and (inspect.Parameter.VAR_KEYWORD not in kinds or set(wrong) & set(fixed)):
+        raise ValueError(f"Backbone `{name}` has no argument `{wrong[0]}`. {accepted}")
+    try:
+        inspect.signature(factory).bind(**given)
+    except TypeError as error:
+        raise ValueError(f"Backbone `{name}`: {error}. {accepted}") from error

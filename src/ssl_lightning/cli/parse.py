@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from ssl_lightning.cli.parser_errors import OneSentenceParser
+
+IMPORT = "import"
 
 
 def call(
@@ -31,7 +36,37 @@ def call(
         parser.add_argument(argument, **settings)
     skipped: set[str | int] = {argument.lstrip("-") for argument in given}
     parser.add_function_arguments(function, as_positional=True, skip=skipped)
+    add_import(parser)
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--masked` for `--masked true`
             action.nargs, action.const = "?", True
-    return function(**vars(parser.parse_args(arguments)))
+    values = vars(parser.parse_args(arguments))
+    import_modules(values.pop(IMPORT))
+    return function(**values)
+
+
+def add_import(parser: ArgumentParser) -> None:
+    """Let a parser take the names of modules to import."""
+    parser.add_argument(
+        f"--{IMPORT}",
+        type=str | list[str] | None,
+        default=None,
+        help="module or modules of your own to import first, such as one that calls "
+        "`register_backbone`",
+    )
+
+
+def import_modules(given: str | list[str] | None) -> None:
+    """Import the modules that the user names, so that what they register is known.
+
+    Raises:
+        ValueError: if one is not found.
+    """
+    for name in [given] if isinstance(given, str) else given or []:
+        try:
+            import_module(name)
+        except (ImportError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"--{IMPORT}: cannot import {name!r}: {error}. Where it is in a folder of its own, "
+                "name that in PYTHONPATH."
+            ) from error

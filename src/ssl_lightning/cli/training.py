@@ -26,6 +26,7 @@ from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
 from ssl_lightning.cli.own_runs import remember_run
+from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
 from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.compaction.store import is_own_class
@@ -115,6 +116,10 @@ class SSLCLI(LightningCLI):
         """Return the asked subcommand only: building all four takes four times as long."""
         return {SSLCLI.asked: LightningCLI.subcommands()[SSLCLI.asked]}
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let configs and the command line name modules to import."""
+        add_import(parser)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Refuse configs that the parser would take silently or without naming the file."""
         parsers: dict[str, Any] = getattr(self, "_subcommand_parsers", {})
@@ -123,6 +128,7 @@ class SSLCLI(LightningCLI):
             for found in filter(None, (mistake_in(p, options) for p in files_given(self.given))):
                 asked.refuse(found)
         super().parse_arguments(parser, args)
+        import_modules(self.config.get(self.asked, self.config).get(IMPORT))
 
     def before_fit(self) -> None:
         """Refuse, before processes are started, what each of them would refuse."""

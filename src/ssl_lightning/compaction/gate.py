@@ -151,7 +151,7 @@ def open_gate(model: nn.Module, example: Inputs) -> Gate:
         return gate
     raise ValueError(
         f"Cannot run {type(model).__name__} on inputs of shapes {shapes_of(example)}: "
-        f"{reasons[-1]}. Check the input shape."
+        f"{reasons[-1]}. {example.advice()}"
     )
 
 

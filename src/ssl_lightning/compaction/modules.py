@@ -264,8 +264,13 @@ def positions(given: Sequence[int] | None, layer: nn.Module) -> Tensor | None:
     """Return positions as a tensor on a layer's device."""
     if given is None:
         return None
-    device = next(layer.parameters()).device
+    device = index_device(next(layer.parameters()))
     return torch.tensor(list(given), dtype=torch.long, device=device)
+
+
+def index_device(parameter: Tensor | None) -> torch.device | None:
+    """Return where positions are held: with a parameter, but never without memory ("meta")."""
+    return None if parameter is None or parameter.is_meta else parameter.device
 
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.compaction.modules import index_device
+
 
 class WideLayerNorm(nn.Module):
     """Layer normalisation of channels of which some were removed, by the statistics of all.
@@ -103,7 +105,7 @@ class WideGroupNorm(nn.Module):
         super().__init__()
         self.per_group, self.eps = norm.num_channels // norm.num_groups, norm.eps
         self.weight, self.bias = (take(p, kept) for p in (norm.weight, norm.bias))
-        device = None if norm.weight is None else norm.weight.device
+        device = index_device(norm.weight)
         groups = torch.tensor(list(kept), device=device) // self.per_group
         member = groups == torch.arange(norm.num_groups, device=device)[:, None]
         self.register_buffer("member", member, persistent=False)

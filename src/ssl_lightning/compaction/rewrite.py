@@ -259,12 +259,13 @@ def constant_kernel(module: nn.Module, slices: SiteSlices) -> Tensor:
     weight: Tensor = module.weight.detach().double()  # type: ignore[operator]
     groups = getattr(module, "groups", 1)
     per_out, per_in = len(weight) // groups, weight.shape[1]
-    values = torch.tensor(slices.constants, dtype=torch.float64, device=weight.device)
-    inputs = torch.tensor(slices.folded, device=weight.device)
+    constants = list(zip(slices.folded, slices.constants, strict=True))
     parts = []
     for group, rows in enumerate(weight.split(per_out)):
-        inside = inputs // per_in == group
-        parts.append(torch.tensordot(rows[:, inputs[inside] % per_in], values[inside], ([1], [0])))
+        inside = [(i % per_in, value) for i, value in constants if i // per_in == group]
+        values = weight.new_tensor([value for _, value in inside])
+        columns = select(rows, [i for i, _ in inside], dim=1)
+        parts.append(torch.tensordot(columns, values, ([1], [0])))
     return torch.cat(parts)
 
 

@@ -16,9 +16,11 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
-from ssl_lightning.backbones import admit_own, create_stored, storable
+from ssl_lightning.backbones import BACKBONES, admit_own, class_path, create_stored, storable
+from ssl_lightning.compaction import pretrained
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.planning import apply_plan
+from ssl_lightning.compaction.stored import check_counts
 from ssl_lightning.files import parse_json, replacing
 from ssl_lightning.suggest import shortened
 
@@ -49,7 +51,7 @@ class Recipe:
     Attributes:
         backbone: name of the backbone it was made from.
         arguments: of that backbone.
-        plans: what is kept of it, one after the other; usually one.
+        plans: what is retained of it, one after the other; usually one.
         where: it was found, for messages.
 
     Example:
@@ -72,8 +74,18 @@ class Recipe:
         Raises:
             ValueError: if the plan does not fit the backbone, or as :meth:`create_dense`.
         """
-        dense = self.create_dense(model)
-        small = carry_out_(dense, self.plans, self.where)
+        return self.sized(self.shrink(self.create_dense(model)))
+
+    def shrink(self, dense: nn.Module) -> nn.Module:
+        """Shrink the backbone as the plans say, in place.
+
+        Raises:
+            ValueError: if one does not fit.
+        """
+        return carry_out_(dense, self.plans, self.where)
+
+    def sized(self, small: nn.Module) -> nn.Module:
+        """Give a network the ``input_shape`` of its last plan."""
         shapes = self.plans[-1].input_shapes if self.plans else ()
         if len(shapes) == 1 and len(shapes[0]) > 1:  # the backbone may be made for another size
             small.__dict__["input_shape"] = shapes[0][1:]
@@ -92,13 +104,14 @@ class Recipe:
             ValueError: if an argument is not admitted (see :mod:`ssl_lightning.backbones.stored`),
                 or ``model`` is and makes no network.
         """
-        if model is None and is_own_class(self.backbone):
+        if model is None and is_unknown_class(self.backbone):
             name = shortened(self.backbone)
             raise OwnNetworkError(
                 self.backbone,
                 f"{self.where} is of the network {name}. Give it: `--model {name[1:-1]}` or "
                 "`--config` with the config of the run; in Python `model=`, the network, its class "
-                "or a function that makes it. No code is imported because a file names it.",
+                "or a function that makes it; or call `register_backbone` with that name. No code "
+                "is imported because a file names it.",
             )
         if model is None:
             return create_stored(self.backbone, self.arguments, self.where)
@@ -112,12 +125,11 @@ class Recipe:
         try:
             network: Any = model(**arguments)
         except TypeError as error:
+            wrong = f"cannot make a {name} with the stored arguments {shortened(arguments)}"
+            if made is None:
+                wrong = f"{EXPECTED_MODEL}, got {name}, which cannot be called without arguments"
             raise ValueError(
-                f"{self.where}: cannot make a {name} with the stored arguments "
-                f"{shortened(arguments)}: {shortened(str(error), 200)}. Give the network itself."
-                if made is not None
-                else f"{self.where}: {EXPECTED_MODEL}, got {name}, which cannot be called without "
-                f"arguments: {shortened(str(error), 200)}. Give the network itself."
+                f"{self.where}: {wrong}: {shortened(str(error), 200)}. Give the network itself."
             ) from error
         if not isinstance(network, nn.Module):
             raise ValueError(
@@ -171,7 +183,7 @@ def carry_out_(model: nn.Module, plans: Sequence[Plan], where: str) -> nn.Module
         ValueError: if one does not fit, whatever it breaks.
     """
     for plan in plans:
-        check_attributes(model, plan, where)
+        check_counts(model, plan.modules, where)
         try:
             apply_plan(model, plan)
         except Exception as error:  # the plan is a file's, so whatever it breaks is its fault
@@ -186,10 +198,13 @@ def save_compact(
     folder: str | Path,
     model: nn.Module,
     plan: Plan | Sequence[Plan],
-    backbone: str,
-    arguments: Mapping[str, Any],
+    backbone: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a compact network to ``folder``; :func:`load_compact` reads it.
+
+    A model of Hugging Face transformers is written by its own ``save_pretrained``, config included,
+    and needs neither name nor arguments.
 
     Args:
         folder: made if missing. It gets ``model.safetensors`` and ``plan.json``, each replaced
@@ -197,12 +212,12 @@ def save_compact(
         model: the compact network.
         plan: the plan it was made with, or several in the order in which they were carried out on
             the backbone.
-        backbone: name of the backbone it was made from.
+        backbone: name of the backbone it was made from; without one, the network is the user's
+            own, and its name the import path of its class. Reading it takes the dense network, or
+            its class, which is called with the arguments that are stored:
+            ``load_compact(folder, model=...)``.
         arguments: arguments of that backbone; those that only say where weights come from, such
-            as ``pretrained``, are not stored, since the weights are. Of the user's own network
-            (any other name, such as ``"my_package.MyNetwork"``) none are needed:
-            ``load_compact(folder, model=...)`` is given the dense network, or its class, which is
-            called with the arguments that are stored.
+            as ``pretrained``, are not stored, since the weights are.
 
     Returns:
         The folder.
@@ -221,32 +236,17 @@ def save_compact(
     """
     folder = Path(folder)
     plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
-    recipe = Recipe(backbone, storable(backbone, arguments), plans, "save_compact")
+    if pretrained.is_pretrained(model) and (backbone is None or is_unknown_class(backbone)):
+        recipe = Recipe(f"{pretrained.PREFIX}{type(model).__name__}", {}, plans)
+        pretrained.write_pretrained(folder, model, {RECIPE: recipe.to_json()}, read_compact)
+        return folder
+    backbone = class_path(model) if backbone is None else backbone
+    recipe = Recipe(backbone, storable(backbone, arguments or {}), plans, "save_compact")
     check_loadable(recipe, model)
     with replacing(folder / WEIGHTS) as weights, replacing(folder / RECIPE) as text:
         save_model(model, str(weights))
         text.write_text(recipe.to_json())
     return folder
-
-
-def check_attributes(model: nn.Module, plan: Plan, where: str) -> None:
-    """Make sure that the attributes of a plan are counts of the network's own, none larger.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    modules = dict(model.named_modules())
-    for name, slices in plan.modules.items():
-        for key, value in slices.attributes.items():
-            module = modules.get(name)
-            old = getattr(module, "__dict__", {}).get(key)
-            layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
-            if type(old) is not int or not 0 <= value <= old or layer:
-                raise ValueError(
-                    f"{where}: the plan sets {shortened(key)} of `{shortened(name)}` to "
-                    f"{shortened(value)}, expected a number of heads or channels that the module "
-                    f"holds, up to {shortened(old)}. Make the plan again."
-                )
 
 
 def check_loadable(recipe: Recipe, model: nn.Module) -> None:
@@ -255,7 +255,7 @@ def check_loadable(recipe: Recipe, model: nn.Module) -> None:
     Raises:
         ValueError: if it does not, or names no backbone.
     """
-    if is_own_class(recipe.backbone):
+    if is_unknown_class(recipe.backbone):
         return  # the reader gives the network
     again = Recipe.from_json(recipe.to_json(), recipe.where).create()
     try:
@@ -269,21 +269,20 @@ def check_loadable(recipe: Recipe, model: nn.Module) -> None:
 
 
 def is_own_class(name: str) -> bool:
-    """Whether a name is the import path of a class, as of the user's own networks.
-
-    Example:
-        >>> is_own_class("my_package.MyNetwork"), is_own_class("lenet")
-        (True, False)
-    """
+    """Whether a name is the import path of a class, as ``"my_package.MyNetwork"``."""
     return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name) is not None
+
+
+def is_unknown_class(name: str) -> bool:
+    """Whether a name is the import path of a class that was not registered as a backbone."""
+    return is_own_class(name) and name not in BACKBONES
 
 
 def load_compact(folder: str | Path, model: OwnNetwork | None = None) -> nn.Module:
     """Return the compact network that :func:`save_compact` wrote, in eval mode.
 
     The backbone is created, shrunk by the plan, and then gets the stored tensors: the weights it
-    was compacted from are not needed, and nothing is unpickled. A file never says what to import:
-    of the user's own network the caller gives ``model``.
+    was compacted from are not needed, and nothing is unpickled. A file never says what to import.
 
     Args:
         folder: that was written.
@@ -315,10 +314,16 @@ def read_compact(folder: Path, where: str, model: OwnNetwork | None = None) -> n
     Raises:
         FileNotFoundError, ValueError: as :func:`load_compact`.
     """
-    small, path = create_small(folder, where, model), folder / WEIGHTS
+    recipe, path = read_recipe(folder, where), folder / WEIGHTS
     try:
         stored = load_file(path)
         check_state(stored, f"{where}/{WEIGHTS}")
+        if recipe.backbone.startswith(pretrained.PREFIX):
+            name = recipe.backbone.removeprefix(pretrained.PREFIX)
+            return recipe.sized(
+                pretrained.read_pretrained(folder, where, name, stored, recipe.shrink)
+            )
+        small = recipe.create(model)
         types = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
         if len(types) == 1:
             small.to(types.pop())
@@ -380,13 +385,11 @@ def plans_from_data(data: Any) -> tuple[Plan, ...]:
     return tuple(Plan.from_json(json.dumps(each)) for each in given)
 
 
-def create_small(folder: Path, where: str, model: OwnNetwork | None = None) -> nn.Module:
-    """Return the architecture that :func:`save_compact` stored, with fresh weights.
+def read_recipe(folder: Path, where: str) -> Recipe:
+    """Return the recipe that :func:`save_compact` stored.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the plan is damaged, or does not fit the backbone; or if the network is the
-            user's own and ``model`` was not given.
+        FileNotFoundError, ValueError: as :func:`load_compact`.
     """
     for name in (WEIGHTS, RECIPE):
         if not (folder / name).is_file():
@@ -394,5 +397,4 @@ def create_small(folder: Path, where: str, model: OwnNetwork | None = None) -> n
                 f"No {name} in {where}: a compact network is a folder with {WEIGHTS} and "
                 f"{RECIPE}. Write one with `ssl-lightning compact CHECKPOINT`."
             )
-    recipe = Recipe.from_json((folder / RECIPE).read_bytes(), f"{where}/{RECIPE}")
-    return recipe.create(model)
+    return Recipe.from_json((folder / RECIPE).read_bytes(), f"{where}/{RECIPE}")

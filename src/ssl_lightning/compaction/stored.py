@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_lightning.graph import SiteSlices
+from ssl_lightning.suggest import shortened
 
 
 def check_parameter(model: nn.Module, name: str, parameter: Tensor, slices: SiteSlices) -> None:
@@ -69,6 +71,26 @@ def check_attributes(name: str, module: nn.Module, slices: SiteSlices) -> None:
             f"The plan expects `{name}` to have a number `{missing[0]}`, {type(module).__name__} "
             "has none. Use the plan with the backbone and arguments it was made for."
         )
+
+
+def check_counts(model: nn.Module, sites: Mapping[str, SiteSlices], where: str) -> None:
+    """Make sure that the attributes of a plan are counts of the network's own, none larger.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    known = dict(model.named_modules())
+    for name, slices in sites.items():
+        for key, value in slices.attributes.items():
+            module = known.get(name)
+            old = getattr(module, "__dict__", {}).get(key)
+            layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+            if type(old) is not int or not 0 <= value <= old or layer:
+                raise ValueError(
+                    f"{where}: the plan sets {shortened(key)} of `{shortened(name)}` to "
+                    f"{shortened(value)}, expected a number of heads or channels that the module "
+                    f"holds, up to {shortened(old)}. Make the plan again."
+                )
 
 
 def select(tensor: Tensor, kept: tuple[int, ...] | list[int], dim: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor, cat, nn
@@ -55,6 +55,12 @@ class Inputs:
     def by_position(self) -> bool:
         """Whether these are tensors by position, and nothing else."""
         return not self.kwargs and all(isinstance(value, Tensor) for value in self.args)
+
+    def advice(self) -> str:
+        """Return what to do where a network refuses these inputs."""
+        if len(self.args) == 1 and isinstance(self.args[0], Mapping):
+            return "A mapping is one input; inputs with names are given as `Inputs(**batch)`."
+        return "Check the input shape."
 
     def at_batch(self, batch: int) -> Inputs:
         """Return inputs with another batch size, whose rows are those given, over and over.

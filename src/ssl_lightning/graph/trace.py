@@ -100,9 +100,18 @@ def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
         shapes = [tuple(x.shape) for x in inputs.tensors()]
         raise ValueError(
             f"Cannot capture {type(model).__name__} with torch.export on inputs of shapes "
-            f"{shapes}: {first_line(error)}. Check the input shape, and that forward() has no "
-            "control flow that depends on the tensors' values."
+            f"{shapes}: {first_line(error)}. {advice(inputs, error)}"
         ) from error
+
+
+def advice(inputs: Inputs, error: Exception) -> str:
+    """Say what to do about a model that cannot be captured."""
+    if "Cache'> in output" in str(error):
+        return "Let the model return no cache: `Inputs(input_ids=..., use_cache=False)`."
+    return (
+        f"{inputs.advice()} Make sure that forward() has no control flow that depends on the "
+        "tensors' values."
+    )
 
 
 def canonical_names(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:

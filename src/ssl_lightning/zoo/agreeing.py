@@ -69,13 +69,14 @@ def disagreements(
     """Yield what differs, the checkpoint's value, the other one, and where that was found."""
     model, settings = config["model"], stored.get("hyper_parameters", {})
     own = stored.get("ssl_lightning", {})
-    name, arguments = model.get("backbone", "lenet"), model.get("backbone_args") or {}
+    name, arguments = named_in(model, trained.name)
+    given = settings.get("backbone_args") or settings.get("backbone_init_args") or {}
     shape = model.get("input_shape")  # None: taken from the data
     pairs: list[tuple[str, Any, Any]] = [
         ("backbone", trained.name, name),
         (
             "backbone_args",
-            storable(trained.name, settings.get("backbone_args") or {}),
+            storable(trained.name, given),
             storable(name, arguments),
         ),
         ("penalties", parsed(settings.get("penalties")), parsed(model.get("penalties"))),
@@ -90,9 +91,27 @@ def disagreements(
         if mine is not None and mine != other:
             yield what, mine, other, "config.yaml"
     start = trained.started_from or Recipe(trained.name, trained.arguments)
-    if (start.backbone, start.arguments) != (recipe.backbone, recipe.arguments):
-        found = (recipe.backbone, recipe.arguments)
-        yield "backbone", (start.backbone, start.arguments), found, "compact/plan.json"
+    mine, found = ((r.backbone, storable(r.backbone, r.arguments)) for r in (start, recipe))
+    if mine != found:
+        yield "backbone", mine, found, "compact/plan.json"
+
+
+def named_in(model: Mapping[str, Any], trained: str) -> tuple[str, dict[str, Any]]:
+    """Return the backbone's name and arguments in the ``model`` section of a config.
+
+    A class may be imported from another place than it is defined in; then it has the name by which
+    the checkpoint knows it.
+
+    Example:
+        >>> named_in({"backbone": {"class_path": "mine.Net"}}, "mine.nets.Net")
+        ('mine.nets.Net', {})
+    """
+    given = model.get("backbone", "lenet")
+    if not isinstance(given, Mapping):
+        return given, model.get("backbone_args") or {}
+    name = str(given["class_path"])
+    same = name.rpartition(".")[2] == trained.rpartition(".")[2]
+    return trained if same else name, given.get("init_args") or {}
 
 
 def parsed(penalties: Any) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
 from ssl_lightning.compaction.planning import expand
-from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
+from ssl_lightning.compaction.store import RECIPE, OwnNetworkError, Recipe, load_compact
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
+from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.agreeing import check_agreement, unequal
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
@@ -85,7 +86,14 @@ def read_run(folder: Path) -> FinishedRun:
             f"`trainer.default_root_dir`, with {CONFIG}, checkpoints/last.ckpt and compact/."
         )
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    trained, stored = load_backbone(checkpoint), read_checkpoint(checkpoint)
+    try:
+        trained, stored = load_backbone(checkpoint), read_checkpoint(checkpoint)
+    except OwnNetworkError as error:
+        raise ValueError(
+            f"Cannot publish {folder}: its network is of your own class {shortened(error.name)}, "
+            "and an entry is made by its name wherever it is read. Call `register_backbone` with "
+            "that name in a module of your own, and import it (on the command line: `--import`)."
+        ) from error
     try:
         config = yaml.safe_load(path.read_text())
         done = int(stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
