@@ -35,11 +35,12 @@ ROOMS = [
     "zoo",
     "module",
     "callbacks",
+    "publishing",
     "cli",
 ]
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
-LIGHTNING = {"data", "module", "callbacks", "cli"}
+LIGHTNING = {"data", "module", "callbacks", "publishing", "cli"}
 TORCHLESS = {"suggest", "files", "report"}
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_lightning import zoo
+    from ssl_lightning import publishing, zoo
     from ssl_lightning.backbones import BACKBONES, create_backbone, list_backbones
     from ssl_lightning.callbacks import (
         CompactDuringFit,
@@ -51,7 +51,13 @@ if TYPE_CHECKING:
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.locks import GroupLocks
-    from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
+    from ssl_lightning.measure import (
+        BenchmarkResult,
+        Engine,
+        benchmark,
+        count_macs,
+        register_engine,
+    )
     from ssl_lightning.module import SSLLightningModule
     from ssl_lightning.penalties import (
         L1,
@@ -69,7 +75,7 @@ if TYPE_CHECKING:
 
 _ROOMS: dict[str, tuple[str, ...]] = {
     "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
-    "measure": ("BenchmarkResult", "benchmark", "count_macs"),
+    "measure": ("BenchmarkResult", "Engine", "benchmark", "count_macs", "register_engine"),
     "callbacks": (
         "CompactDuringFit",
         "DepthCollapse",
@@ -126,7 +132,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "schedules": ("Constant", "Cosine", "Ramp", "StageLR", "Window"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = ("zoo",)
+_MODULES = ("publishing", "zoo")
 """Rooms that are public names themselves."""
 
 __version__ = "0.1.0"

@@ -20,9 +20,9 @@ from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
+from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
-from ssl_lightning.zoo.measuring import groups_left, measure_error
 
 
 def run(name: str, arguments: list[str]) -> None:

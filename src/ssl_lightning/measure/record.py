@@ -174,12 +174,12 @@ class BenchmarkResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "BenchmarkResult":
-        """Build a result from :meth:`to_dict`, of this version or those before it.
+        """Build a result from :meth:`to_dict`.
 
         Raises:
             ValueError: if a field is missing, unknown or of another type, or nothing is in it.
         """
-        result = decode(cls, upgrade(data), "benchmark")
+        result = decode(cls, data, "benchmark")
         if not result.models or not result.runs:
             raise ValueError(
                 "benchmark: expected at least one entry in `models` and in `runs`, got none. "
@@ -199,39 +199,3 @@ class BenchmarkResult:
             ValueError: if the file is not such a record.
         """
         return cls.from_dict(load_json(path))
-
-
-def upgrade(data: Any) -> Any:
-    """Return the record of an earlier version in today's form, all else as it is.
-
-    Earlier there was one batch size and type, eager alone, and multiply-adds were the batch's.
-    """
-    if not isinstance(data, dict) or not {"dtype", "batch_size"} <= data.keys():
-        return data
-    try:
-        return _upgraded(dict(data))
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
-        return data  # malformed, and refused for it
-
-
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    setting = {"dtype": data.pop("dtype"), "batch_size": data.pop("batch_size")}
-    size = setting["batch_size"]
-    versions = {"torch": data["machine"]["torch"]}
-    models = {name: m | {"macs": m["macs"] // size} for name, m in data["models"].items()}
-    layers = {
-        layer: {name: macs // size for name, macs in found.items()}
-        for layer, found in data["layer_macs"].items()
-    }
-    runs = [_upgrade_run(run, setting) for run in data["runs"]]
-    return data | {"versions": versions, "models": models, "layer_macs": layers, "runs": runs}
-
-
-def _upgrade_run(run: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
-    run = dict(run)
-    network = run.pop("network")
-    fastest = {
-        name: {"engine": "eager", "ratio": timing["ratio"], "ratio_iqr": timing["ratio_iqr"]}
-        for name, timing in network.items()
-    }
-    return run | setting | {"engines": {"eager": network}, "fastest": fastest, "left_out": {}}

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.measure.record import BenchmarkResult, upgrade
+from ssl_lightning.measure.record import BenchmarkResult
 from ssl_lightning.measure.serial import decode, load_json, save_json
 
 SCHEMA = 2
-READABLE = (1, SCHEMA)  # 1: one batch size and type, eager alone
 GROUP_KINDS = ("filters", "channels", "columns")
 
 
@@ -54,20 +53,16 @@ class RunReport:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "RunReport":
-        """Build a report from :meth:`to_dict`, of this version or the one before it.
+        """Build a report from :meth:`to_dict`.
 
         Raises:
             ValueError: if a field is missing, unknown or of another type.
         """
-        if isinstance(data, dict) and data.get("schema") not in READABLE:
+        if isinstance(data, dict) and data.get("schema") != SCHEMA:
             raise ValueError(
                 f"report.schema: expected {SCHEMA}, got {data.get('schema')!r}. "
                 "Read it with the version of ssl_lightning that wrote it, or write it again."
             )
-        if isinstance(data, dict):
-            data = data | {"schema": SCHEMA}
-            if "benchmark" in data:
-                data["benchmark"] = upgrade(data["benchmark"])
         report = decode(cls, data, "report")
         BenchmarkResult.from_dict(data["benchmark"])
         return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ssl_lightning.report.run_report import GROUP_KINDS
@@ -11,7 +11,7 @@ from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import Card
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Return a Markdown table.
 
     Example:
@@ -20,11 +20,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         |---|---|
         | 1 | 2 |
     """
-    head = [escaped(cell) for cell in head]
-    lines = [head, ["---"] * len(head), *([escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(
-        f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines
-    )
+    lines = [table_row(*head), f"|{'---|' * len(head)}", *(table_row(*row) for row in rows)]
+    return "\n".join(lines)
+
+
+def table_row(*cells: object) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def escaped(cell: object) -> str:

@@ -15,12 +15,13 @@ import yaml
 from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
+from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE, Recipe, load_compact
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
-from ssl_lightning.zoo.agreeing import check_agreement, unequal
+from ssl_lightning.publishing.agreeing import check_agreement, unequal
+from ssl_lightning.publishing.measuring import measure_seed, outputs
 from ssl_lightning.zoo.cards import CONFIG
-from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
 from ssl_lightning.zoo.records import SeedResult, Weights
 
 NUM_GOLDEN = 8
@@ -248,7 +249,7 @@ def check_same_function(run: FinishedRun, images: Tensor) -> None:
     Raises:
         ValueError: if their outputs differ.
     """
-    wrong = difference(outputs(run.compact, images), outputs(run.trained, images))
+    wrong = difference(outputs(run.trained, images), outputs(run.compact, images))
     if not wrong <= SAME_FUNCTION:
         raise ValueError(
             f"{run.folder / 'compact'} does not compute what checkpoints/last.ckpt does (relative "

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ssl_lightning.backbones import storable
 from ssl_lightning.checkpoints import TrainedBackbone
 from ssl_lightning.compaction.store import Recipe
+from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.penalties import parse_penalty, penalty_to_dict
+from ssl_lightning.publishing.curves import LOG
 from ssl_lightning.suggest import shortened
-from ssl_lightning.zoo.curves import LOG
 
 SAME = (
     "num_classes",
@@ -26,7 +28,6 @@ SAME = (
     "compile",
 )
 """Settings of the module that a checkpoint holds as the config does."""
-DEFAULTS = {"lr_interval": "epoch", "label_smoothing": 0.0, "channels_last": False}
 
 
 def check_agreement(
@@ -69,7 +70,7 @@ def disagreements(
     """Yield what differs, the checkpoint's value, the other one, and where that was found."""
     model, settings = config["model"], stored.get("hyper_parameters", {})
     own = stored.get("ssl_lightning", {})
-    name, arguments = model.get("backbone", "lenet"), model.get("backbone_args") or {}
+    name, arguments = setting(model, "backbone"), model.get("backbone_args") or {}
     shape = model.get("input_shape")  # None: taken from the data
     pairs: list[tuple[str, Any, Any]] = [
         ("backbone", trained.name, name),
@@ -82,7 +83,7 @@ def disagreements(
         ("the seed", own.get("run_seed"), config["seed_everything"]),
         ("batches per epoch", batches_of(stored), expected_batches(config, num_batches)),
         ("input_shape", shape and settings.get("input_shape"), shape),
-        *((key, settings.get(key), model.get(key, DEFAULTS.get(key))) for key in SAME),
+        *((key, settings.get(key), setting(model, key)) for key in SAME),
     ]
     if own.get("data") is not None:
         pairs.append(("data", own["data"], str(config["data"]["class_path"]).rpartition(".")[2]))
@@ -93,6 +94,17 @@ def disagreements(
     if (start.backbone, start.arguments) != (recipe.backbone, recipe.arguments):
         found = (recipe.backbone, recipe.arguments)
         yield "backbone", (start.backbone, start.arguments), found, "compact/plan.json"
+
+
+def setting(model: Mapping[str, Any], key: str) -> Any:
+    """Return a setting of the module, or its default.
+
+    Example:
+        >>> setting({}, "lr_interval"), setting({"lr_interval": "step"}, "lr_interval")
+        ('epoch', 'step')
+    """
+    parameter = signature(SSLLightningModule).parameters.get(key)
+    return model.get(key, None if parameter is None else parameter.default)
 
 
 def parsed(penalties: Any) -> list[dict[str, Any]]:

@@ -97,19 +97,6 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected value.
-
-    Example:
-        >>> difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 5.0]))
-        0.2
-    """
-    if found.shape != expected.shape:
-        return float("inf")
-    largest = float((found.double() - expected.double()).abs().max())
-    return largest / max(float(expected.abs().max()), 1e-30)
-
-
 def open_test_split(data: DataSet, input_shape: Sequence[int]) -> Any:
     """Return the data module of a card, whose test split can be read, in images of a shape.
 
