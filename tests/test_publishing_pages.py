@@ -123,6 +123,27 @@ def test_pages_of_damaged_entries_are_not_written(copied):
     assert (copied / NAME / CARD).read_bytes() == before
 
 
+def test_the_step_cost_alone_is_measured_again(copied, monkeypatch):
+    before = zoo.card(NAME, copied)
+    seen = []
+    monkeypatch.setattr(writing, "measure_step_cost", lambda *given: seen.append(given) or cost)
+    cost = dataclasses.replace(before.step_cost, ratio=1.5)
+    monkeypatch.setattr(writing, "open_data", lambda section: Data())
+
+    class Data:
+        def train_dataloader(self):
+            return ["a batch"]
+
+    publishing.write_page(NAME, copied, step_cost=True, threads=2)
+    after = zoo.card(NAME, copied)
+    assert after == dataclasses.replace(before, step_cost=cost, files=after.files)
+    ((settings, backbone, batch, precision, threads),) = seen
+    assert settings["penalties"] == list(before.penalties)
+    assert (batch, precision, threads) == ("a batch", None, 2)
+    assert sum(p.numel() for p in backbone().parameters()) == before.dense.num_parameters
+    assert "A step with the penalties takes 1.500" in (copied / NAME / PAGE).read_text()
+
+
 def test_a_page_holds_no_html_of_a_card():
     """In its front matter a card has words alone; everywhere else `<` is written as an entity."""
     card = dataclasses.replace(

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from ssl_lightning import create_backbone, publishing, zoo
 from ssl_lightning.measure.engine import quiet
@@ -76,7 +77,8 @@ def test_each_call_is_one_step_of_the_module(trainer):
     twin = copy.deepcopy(model)
     stepped(model, SETTINGS, SETTINGS["penalties"], steps=3)
     module = step_module(SETTINGS, twin, SETTINGS["penalties"])
-    trainer(max_epochs=1, limit_val_batches=0).fit(module, [BATCH] * 3)
+    with quiet():
+        trainer(max_epochs=1).fit(module, DataLoader([BATCH] * 3, batch_size=None))
     for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
 

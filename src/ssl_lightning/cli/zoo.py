@@ -208,17 +208,21 @@ def parse_controls(given: list[str]) -> dict[str, list[str]]:
     return controls
 
 
-def write_pages(names: list[str], root: str | None = None) -> None:
+def write_pages(
+    names: list[str], root: str | None = None, step_cost: bool = False, threads: int = 1
+) -> None:
     """Write the pages of entries anew from their cards, after a change of the wording.
 
     Args:
         names: entries; default: all.
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+        step_cost: also time again what the penalties add to a step, on an idle machine.
+        threads: to do that with.
     """
     from ssl_lightning.publishing import write_page
 
     for name in names or zoo.list_models(root):
-        console().print(f"Wrote {write_page(name, root)}")
+        console().print(f"Wrote {write_page(name, root, step_cost, threads)}")
 
 
 def push_entry(name: str, repository: str, root: str | None = None, private: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Self
@@ -20,15 +21,18 @@ class Enough(Exception):  # noqa: N818 - it is no error
 class TrainingSteps:
     """A run of the trainer that makes one training step each time it is called.
 
-    The trainer runs in a thread of its own, and waits there from one call to the next. A call is
-    all from one batch to the next: hooks, forward pass, zeroing of gradients, backward pass,
-    optimizer and penalties.
+    The trainer runs in a thread of its own, and waits there from one call to the next.
 
     Args:
         module: to be trained, on the CPU.
         batch: of every step.
         precision: of the trainer, such as ``"bf16-mixed"``.
         threads: intra-op threads.
+
+    Attributes:
+        seconds: spent so far in the module's ``optimizer_step``: forward pass, zeroing of
+            gradients, backward pass, optimizer and penalties, but not the trainer's own work
+            between batches.
 
     Example:
         >>> from ssl_lightning.module import SSLLightningModule
@@ -44,10 +48,20 @@ class TrainingSteps:
         self, module: pl.LightningModule, batch: Any, precision: Any = "32-true", threads: int = 1
     ) -> None:
         self.module, self.batch, self.precision = module, batch, precision
-        self.threads = threads
+        self.threads, self.seconds = threads, 0.0
         self._orders: SimpleQueue[bool] = SimpleQueue()
         self._results: SimpleQueue[Exception | None] = SimpleQueue()
         self._thread = Thread(target=self._train, daemon=True)
+
+        module.optimizer_step = self._timed(module.optimizer_step)  # type: ignore[method-assign]
+
+    def _timed(self, step: Callable[..., None]) -> Callable[..., None]:
+        def timed(*arguments: Any, **named: Any) -> None:
+            start = time.perf_counter()
+            step(*arguments, **named)
+            self.seconds += time.perf_counter() - start
+
+        return timed
 
     def __len__(self) -> int:
         return MANY

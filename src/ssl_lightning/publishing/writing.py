@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
-from ssl_lightning.files import appearing, in_turn
+from ssl_lightning.files import appearing, in_turn, parse_yaml
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.publishing.curves import read_log
 from ssl_lightning.publishing.measuring import (
@@ -33,6 +33,7 @@ from ssl_lightning.publishing.runs import (
     differences,
     golden_images,
     measure_run,
+    open_data,
     portable_config,
     read_run,
 )
@@ -49,8 +50,9 @@ from ssl_lightning.publishing.timing import (
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, GOLDEN, PAGE, Card, check_name
 from ssl_lightning.zoo.entries import card as read_card
-from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
+from ssl_lightning.zoo.entries import checked_entry, checked_file, entry_folder, zoo_root
 from ssl_lightning.zoo.listing import write_table
+from ssl_lightning.zoo.loading import read_recipe
 from ssl_lightning.zoo.records import (
     CONTROLS,
     Control,
@@ -251,7 +253,7 @@ def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, An
         "dense": measure_size(dense),
         "compact": measure_size(run.compact),
         "latency": latency_of(dense, masked, run.compact, threads),
-        "step_cost": step_cost_of(run, threads),
+        "step_cost": step_cost_of(run.config, run.backbone, run.data, threads),
         "layer_speedups": speedups_of(groups, masked, number),
     }
 
@@ -264,13 +266,15 @@ def latency_of(
     return tuple(measure_latency(models, size, threads, rounds) for size, rounds in ROUNDS.items())
 
 
-def step_cost_of(run: FinishedRun, threads: int) -> StepCost | None:
-    """Time the penalties of a run on a training batch; None if it has none."""
-    if not run.config["model"].get("penalties"):
+def step_cost_of(
+    config: Mapping[str, Any], backbone: Callable[[], nn.Module], data: Any, threads: int
+) -> StepCost | None:
+    """Time the penalties of a config on a training batch; None if it has none."""
+    if not config["model"].get("penalties"):
         return None
-    batch = next(iter(run.data.train_dataloader()))
-    precision = run.config["trainer"].get("precision")
-    return measure_step_cost(run.config["model"], run.backbone, batch, precision, threads)
+    batch = next(iter(data.train_dataloader()))
+    precision = config["trainer"].get("precision")
+    return measure_step_cost(config["model"], backbone, batch, precision, threads)
 
 
 def speedups_of(
@@ -314,24 +318,34 @@ def write_card(card: Card, folder: Path) -> None:
     (folder / CARD).write_bytes(dataclasses.replace(card, files=files).to_bytes())
 
 
-def write_page(name: str, root: Place | None = None) -> Path:
+def write_page(
+    name: str, root: Place | None = None, step_cost: bool = False, threads: int = 1
+) -> Path:
     """Write an entry's page, and the table of its zoo, anew from the cards.
 
     Args:
         name: an entry.
         root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
+        step_cost: also time again what the penalties add to a step, on an otherwise idle machine.
+        threads: to do that with.
 
     Returns:
         The folder of the entry.
 
     Raises:
-        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
+        FileNotFoundError: if there is no zoo, or a file of the entry or its data set is missing.
         ValueError: if the name is no plain name or unknown, or a file but the page is not what was
             published. The entry is unchanged then.
     """
     with in_turn(zoo_root(root)):
-        target = entry_folder(name, root)
-        rewrite(target, read_card(name, root))
+        target, card = entry_folder(name, root), read_card(name, root)
+        if step_cost and card.step_cost is not None:
+            files = checked_entry(name, root)[1]
+            config, recipe = parse_yaml(files[CONFIG], CONFIG), read_recipe(files)
+            data = open_data(config["data"])
+            found = step_cost_of(config, recipe.create_dense, data, threads)
+            card = dataclasses.replace(card, step_cost=found)
+        rewrite(target, card)
         write_table(target.parent)
     return target
 
