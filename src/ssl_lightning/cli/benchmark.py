@@ -20,6 +20,7 @@ from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
+from ssl_lightning.measure.turns import several
 from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
@@ -101,8 +102,7 @@ def networks(
         "compact": lambda: compact_network(trained, compacted),
         "csr": lambda: with_csr_layers(trained.masked()),
     }
-    wanted = [forms] if isinstance(forms, str) else forms
-    return {form: pick("form", form, makers)() for form in wanted}
+    return {form: pick("form", form, makers)() for form in several(forms)}
 
 
 def trained_ones(models: dict[str, nn.Module], dense: str | None) -> dict[str, nn.Module]:

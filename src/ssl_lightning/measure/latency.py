@@ -38,7 +38,14 @@ from ssl_lightning.measure.layers import layer_calls, layer_macs
 from ssl_lightning.measure.machine import machine, memory_format
 from ssl_lightning.measure.macs import count_macs, evaluating, num_bytes, num_parameters
 from ssl_lightning.measure.record import BenchmarkResult, Fastest, ModelSize, Run
-from ssl_lightning.measure.turns import Call, Turns, interleave, num_threads, take_turns
+from ssl_lightning.measure.turns import (
+    Call,
+    Turns,
+    interleave,
+    num_threads,
+    several,
+    take_turns,
+)
 from ssl_lightning.suggest import first_line, pick
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -87,9 +94,9 @@ def benchmark(
         (640, 1.0)
     """
     inputs = as_inputs(example_input)
-    counts = _several(torch.get_num_threads() if threads is None else threads)
-    batches = _several(_batch_of(inputs) if batch_size is None else batch_size)
-    kinds = _several(_name(_type_of(models, inputs)) if dtype is None else dtype)
+    counts = several(torch.get_num_threads() if threads is None else threads)
+    batches = several(_batch_of(inputs) if batch_size is None else batch_size)
+    kinds = several(_name(_type_of(models, inputs)) if dtype is None else dtype)
     chosen = list(dict.fromkeys(["eager", *_engines(engines)]))
     time = {"repeats": repeats, "warmup": warmup, "min_run_time": min_run_time}
     _check(models, repeats, warmup, min_run_time, {"threads": counts, "batch_size": batches})
@@ -246,15 +253,10 @@ def _engines(engines: Sequence[str] | str) -> list[str]:
     """
     if engines == "all":
         return installed_engines()
-    names = _several(engines)
+    names = several(engines)
     for name in names:
         find_engine(name)
     return names
-
-
-def _several(values: Any) -> list[Any]:
-    """Return one value or several as a list."""
-    return [values] if isinstance(values, (str, int)) else list(values)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,11 +1,8 @@
 """What a benchmark measured, as plain data. Imports no torch, so that reports read it fast."""
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ssl_lightning.measure.serial import decode, load_json, save_json
+from ssl_lightning.measure.serial import Record
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
+class BenchmarkResult(Record):
     """Models measured side by side; the first is the one that ratios refer to.
 
     Attributes:
@@ -121,6 +118,9 @@ class BenchmarkResult:
         models: size of each model, in the order of measurement.
         layer_macs: layer name -> model -> multiply-adds of one image.
         runs: one per type, batch size and number of threads.
+
+    Raises:
+        ValueError: if there is no model or no run.
 
     Example:
         >>> machine = Machine("a processor", 2, "cpu", "3.11", "2.14")
@@ -143,6 +143,15 @@ class BenchmarkResult:
     models: dict[str, ModelSize]
     layer_macs: dict[str, dict[str, int]]
     runs: tuple[Run, ...]
+
+    what = "benchmark"
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.runs:
+            raise ValueError(
+                "benchmark: expected at least one entry in `models` and in `runs`, got none. "
+                "Measure again."
+            )
 
     @property
     def baseline(self) -> str:
@@ -167,35 +176,3 @@ class BenchmarkResult:
             f"BenchmarkResult.run: expected {', '.join(wanted)} among {known}, "
             f"got {tuple(wanted.values())}. Measure it, too."
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "BenchmarkResult":
-        """Build a result from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if a field is missing, unknown or of another type, or nothing is in it.
-        """
-        result = decode(cls, data, "benchmark")
-        if not result.models or not result.runs:
-            raise ValueError(
-                "benchmark: expected at least one entry in `models` and in `runs`, got none. "
-                "Measure again."
-            )
-        return result
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON to ``path``; a reader never sees half a file."""
-        save_json(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "BenchmarkResult":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: if the file is not such a record.
-        """
-        return cls.from_dict(load_json(path))

@@ -2,18 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ssl_lightning.measure.record import BenchmarkResult
-from ssl_lightning.measure.serial import decode, load_json, save_json
+from ssl_lightning.measure.serial import Record
 
 SCHEMA = 2
 GROUP_KINDS = ("filters", "channels", "columns")
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunReport(Record):
     """Errors, kept groups and benchmark of one network in its versions.
 
     Attributes:
@@ -33,13 +32,10 @@ class RunReport:
     layers: dict[str, dict[str, list[int]]]
     benchmark: BenchmarkResult
     schema: int = SCHEMA
+    what = "report"
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(
-                f"report.schema: expected {SCHEMA}, got {self.schema}. "
-                "Read it with the version of ssl_lightning that wrote it, or write it again."
-            )
+        check_schema(self.schema)
         for model, error in self.errors.items():
             _check_error(model, error, list(self.benchmark.models))
         for layer, kinds in self.layers.items():
@@ -52,33 +48,27 @@ class RunReport:
         return {"schema": data.pop("schema"), **data}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "RunReport":
+    def from_dict(cls, data: Any) -> Self:
         """Build a report from :meth:`to_dict`.
 
         Raises:
-            ValueError: if a field is missing, unknown or of another type.
+            ValueError: if the schema is unknown, or a field is missing, unknown or of another type.
         """
-        if isinstance(data, dict) and data.get("schema") != SCHEMA:
-            raise ValueError(
-                f"report.schema: expected {SCHEMA}, got {data.get('schema')!r}. "
-                "Read it with the version of ssl_lightning that wrote it, or write it again."
-            )
-        report = decode(cls, data, "report")
-        BenchmarkResult.from_dict(data["benchmark"])
-        return report
+        check_schema(data.get("schema") if isinstance(data, dict) else SCHEMA)
+        return super().from_dict(data)
 
-    def save(self, path: str | Path) -> None:
-        """Write JSON to ``path``; a reader never sees half a file."""
-        save_json(self.to_dict(), path)
 
-    @classmethod
-    def load(cls, path: str | Path) -> "RunReport":
-        """Read what :meth:`save` wrote.
+def check_schema(schema: Any) -> None:
+    """Reject reports of another version.
 
-        Raises:
-            ValueError: if the file is not such a report.
-        """
-        return cls.from_dict(load_json(path))
+    Raises:
+        ValueError: naming both versions.
+    """
+    if schema != SCHEMA:
+        raise ValueError(
+            f"report.schema: expected {SCHEMA}, got {schema!r}. "
+            "Read it with the version of ssl_lightning that wrote it, or write it again."
+        )
 
 
 def _check_error(model: str, error: float, measured: list[str]) -> None:
