@@ -16,7 +16,7 @@ from conftest import ROOT
 from hub_server import running_hub
 from ssl_lightning import publishing, zoo
 from ssl_lightning.cli import main
-from ssl_lightning.zoo import sharing
+from ssl_lightning.zoo import pulling
 from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, PAGE, REQUIRED, Card, digest, serial
 
 ZOO = ROOT / "zoo"
@@ -128,7 +128,7 @@ def test_branches_that_do_not_exist_are_named(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match="Check the name, the revision"):
         zoo.pull(REPOSITORY, tmp_path / "zoo", revision="v9", hub=hub.api)
     with pytest.raises(FileNotFoundError, match="Cannot download"):
-        sharing.fetch(hub.api, REPOSITORY, MODEL, "v9", str(tmp_path))
+        pulling.fetch(hub.api, REPOSITORY, MODEL, "v9", str(tmp_path))
 
 
 # torch.hub

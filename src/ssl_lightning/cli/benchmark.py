@@ -169,8 +169,8 @@ def is_own_data(class_path: str) -> bool:
         >>> is_own_data("ssl_lightning.data.MNISTDataModule"), is_own_data("mine.MNISTDataModule")
         (True, False)
     """
-    room, _, name = class_path.rpartition(".")
-    return room in OWN_DATA and name in {kind.__name__ for kind in DATA_MODULES.values()}
+    package, _, name = class_path.rpartition(".")
+    return package in OWN_DATA and name in {kind.__name__ for kind in DATA_MODULES.values()}
 
 
 def measure_errors(
@@ -179,8 +179,8 @@ def measure_errors(
     """Return the error in percent of every network on the test split."""
     if section is None:
         return {}
-    room, _, name = section["class_path"].rpartition(".")
-    module = import_module(room or "ssl_lightning.data")
+    package, _, name = section["class_path"].rpartition(".")
+    module = import_module(package or "ssl_lightning.data")
     data = getattr(module, name)(**section.get("init_args", {}))
     data.prepare_data()
     data.setup("test")

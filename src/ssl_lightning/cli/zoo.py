@@ -84,7 +84,7 @@ def show_entry(name: str, root: str | None = None) -> None:
             for c in card.controls
             for r in c.seeds
         ),
-        ("weights", kept(card)),
+        ("weights", storage(card)),
         ("licence", card.licence),
         *((f"paper: {key}", str(value)) for key, value in (card.paper or {}).items()),
         *((f"not measured: {field}", reason) for field, reason in card.unmeasured.items()),
@@ -309,25 +309,25 @@ def show_table(title: str, columns: tuple[str, ...], rows: Rows) -> None:
 
 
 def console() -> Console:
-    """Return the terminal, or a wide one if the output goes elsewhere."""
+    """Return the terminal, or a wide one if the output is no terminal."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=WIDTH)
 
 
-def kept(card: zoo.Card) -> str:
+def storage(card: zoo.Card) -> str:
     """Say how the weights are stored."""
     unstored = card.weights.unstored
     return card.weights.dtype if unstored is None else f"not stored, sha256 {unstored.sha256}"
 
 
 def counts(kinds: dict[str, list[int]]) -> str:
-    """Say how many groups of each kind are left.
+    """Say how many groups of each kind are retained.
 
     Example:
         >>> counts({"filters": [5, 20], "channels": [1, 1]})
         '5/20 filters, 1/1 channels'
     """
-    return ", ".join(f"{left}/{of} {kind}" for kind, (left, of) in kinds.items())
+    return ", ".join(f"{part}/{of} {kind}" for kind, (part, of) in kinds.items())
 
 
 def ratios(found: dict[str, float]) -> str:

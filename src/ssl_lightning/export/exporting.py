@@ -170,7 +170,7 @@ def written(model: nn.Module, inputs: Inputs, goal: Goal, sizes: Sizes) -> Expor
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside torch or an engine into a ValueError that says where."""
+    """Turn any error inside torch or an engine into a ValueError that says where."""
     try:
         yield
     except Exception as error:
@@ -234,7 +234,7 @@ def largest_difference(
 
 
 def random_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return normal numbers of a tensor's shape and type; integers stay what they are."""
+    """Return normal numbers of a tensor's shape and type; integers are returned as they are."""
     if not x.is_floating_point():
         return x
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)

@@ -70,13 +70,13 @@ def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
     missing, unknown = sorted(required - set(data)), sorted(set(data) - names)
     if missing or unknown:
         problems = [("missing", missing), ("unknown", unknown)]
-        told = "; ".join(
+        problem = "; ".join(
             f"{what}: {', '.join(shortened(name)[1:-1] for name in found[:9])}"
             for what, found in problems
             if found
         )
         raise ValueError(
-            f"{where}: expected the fields {', '.join(f.name for f in fields)}; {told}. "
+            f"{where}: expected the fields {', '.join(f.name for f in fields)}; {problem}. "
             "The file may come from another version; write it again."
         )
     hints = typing.get_type_hints(cls)

@@ -68,7 +68,7 @@ def table4_cases(configurations: Sequence[int], layers: Sequence[str]) -> list[C
     """Return what the paper's table holds for these configurations and layers.
 
     ``"conv part"``, all five layers with what stands between them, has no figure of the paper and
-    is left out for single zeros.
+    is not measured for single zeros.
 
     Raises:
         ValueError: if one is unknown.
@@ -131,19 +131,19 @@ def measure_sparse(
     """Time sparse layers against the fastest dense engine for each.
 
     Zeros are at random positions. A sparse layer and all dense engines take turns in a quarter of
-    the rounds; the two fastest engines go on for all of them. The speed-up is the median of the
+    the rounds; the two fastest engines are timed in all of them. The speed-up is the median of the
     ratios within a round, against the engine for which it is smallest. Everything is included:
     padding, lowering, multiplying, and writing all filters. Outputs are compared with the dense
     ones before anything is timed.
 
     Args:
         title: heading of the record.
-        cases: what to measure; the conv part goes through :func:`for_inference`.
+        cases: what to measure; the conv part is rewritten by :func:`for_inference`.
         batch_sizes: images per call.
         threads: intra-op threads.
         engines: dense engines; None takes all that are installed and can run the type.
         dtype: ``"float32"`` or ``"bfloat16"``; CSR and torch's response norm have no bfloat16 and
-            are left out there.
+            are not measured there.
         repeats: rounds.
         progress: called with each row once it is measured.
 

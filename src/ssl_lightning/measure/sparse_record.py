@@ -18,8 +18,8 @@ class SparseRow:
     Attributes:
         configuration: number in the paper's table, or 0.
         layer: name of the layer, or :data:`CONV_PART`, whose sparsities are means over the layers.
-        form: ``"columns"`` (kept rows x kept columns, :class:`ColumnSparseConv2d`) or ``"csr"``
-            (single zeros, torch's sparse CSR product of the lowered input).
+        form: ``"columns"`` (rows x columns that are not zero, :class:`ColumnSparseConv2d`) or
+            ``"csr"`` (single zeros, torch's sparse CSR product of the lowered input).
         row_sparsity: share of filters that are zero.
         column_sparsity: share of columns that are zero; of single weights for ``"csr"``.
         batch_size: images.

@@ -113,7 +113,7 @@ def parsed(penalties: Any) -> list[dict[str, Any]]:
 
 
 def batches_of(stored: Mapping[str, Any]) -> int | None:
-    """Return the training batches of the last epoch that a checkpoint tells of."""
+    """Return the training batches of the last epoch in a checkpoint."""
     try:
         progress = stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         return int(progress["current"]["completed"])
@@ -136,7 +136,7 @@ def expected_batches(config: Mapping[str, Any], num_batches: int) -> int:
 
 
 def check_log(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Refuse curves that go on after the checkpoint, so that another run wrote them.
+    """Refuse curves with steps after the checkpoint's: another run wrote them.
 
     Raises:
         ValueError: naming the log.

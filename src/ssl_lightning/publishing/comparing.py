@@ -21,7 +21,7 @@ def add_controls(
     """Measure runs of other methods, and set them beside an entry in its card and on its page.
 
     Controls that are to have an entry's groups (:class:`~ssl_lightning.callbacks.PruneLike`) can
-    only be trained once it is published. All else in the entry stays as it is.
+    only be trained once it is published. All else in the entry is unchanged.
 
     Args:
         name: an entry.

@@ -33,10 +33,10 @@ def measure_size(model: nn.Module) -> Size:
 
 def groups_left(dense: nn.Module, compact: nn.Module) -> Groups:
     """Return layer -> kind -> [groups that are not zero in ``compact``, all of ``dense``]."""
-    left = kept_groups(compact)
+    retained = kept_groups(compact)
     return {
         layer: {
-            kind: [left.get(layer, {}).get(kind, [0])[0], of] for kind, (_, of) in kinds.items()
+            kind: [retained.get(layer, {}).get(kind, [0])[0], of] for kind, (_, of) in kinds.items()
         }
         for layer, kinds in kept_groups(dense).items()
     }

@@ -227,7 +227,7 @@ def measure_run(run: FinishedRun) -> SeedResult:
 
 
 def as_stored(run: FinishedRun, dtype: str) -> FinishedRun:
-    """Return a run whose compact network has the weights that are left when stored in a type.
+    """Return a run whose compact network has its weights as they are after storing in a type.
 
     Raises:
         ValueError: if the type is unknown, or the compact network is not that of the checkpoint.
@@ -262,7 +262,7 @@ def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
     r"""Return a config as YAML without this machine's paths.
 
     The run's folder becomes ``runs/<name>``, the root of the data null (``$SSL_DATA_DIR`` then).
-    The checkpoint that the run was resumed from is left out: it is not published, and a resumed
+    The checkpoint that the run was resumed from is removed: it is not published, and a resumed
     run is the same as an uninterrupted one.
 
     Raises:
@@ -275,8 +275,8 @@ def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
         '{}\n'
     """
     places = sorted({str(folder.absolute()), str(folder.resolve())}, key=len, reverse=True)
-    kept = {key: value for key, value in config.items() if key != "ckpt_path"}
-    clean = portable(kept, "", dict.fromkeys(places, f"runs/{name}"))
+    others = {key: value for key, value in config.items() if key != "ckpt_path"}
+    clean = portable(others, "", dict.fromkeys(places, f"runs/{name}"))
     return yaml.safe_dump(clean, sort_keys=False)
 
 

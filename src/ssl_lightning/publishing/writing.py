@@ -121,9 +121,9 @@ def publish(
     ]
     given = {"paper": dict(paper) if paper else None, "remark": remark, "controls": tuple(rows)}
     with appearing(target) as folder:
-        kept = write_files(run, name, folder, Weights(dtype), weights)
+        stored = write_files(run, name, folder, Weights(dtype), weights)
         fields = {**described(run, name), **measured(run, threads, number), "seeds": seeds, **given}
-        write_card(new_card({**fields, "weights": kept}, folder), folder)
+        write_card(new_card({**fields, "weights": stored}, folder), folder)
     write_table(root)
     return target
 
@@ -357,9 +357,9 @@ def rewrite(target: Path, card: Card) -> None:
         ValueError: if a file is not what was published.
     """
     files = [file for file in card.files if file != PAGE]
-    kept = {file: checked_file(target / file, card.files[file]) for file in files}
+    others = {file: checked_file(target / file, card.files[file]) for file in files}
     with appearing(target, replace=True) as folder:
-        for file, content in kept.items():
+        for file, content in others.items():
             (folder / file).write_bytes(content)
         write_card(card, folder)
 

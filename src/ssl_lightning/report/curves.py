@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Sequence[float]]
 ERRORS = {"train/error": "training", "val/error": "validation"}
-MAX_LINES = 8  # more could not be told apart; the sums over all layers are drawn then
+MAX_LINES = 8  # more would look alike; the sums over all layers are drawn then
 SINGLES = " weights"  # how lines of single weights end
 STYLES = ("-", "--", ":")
 PALETTE = (*COLORS[2:], COLORS[1], COLORS[0])

@@ -52,7 +52,7 @@ def engine_table(report: RunReport) -> Table:
 def reasons(record: BenchmarkResult) -> list[str]:
     """Return one sentence for everything that could not be timed.
 
-    The same reason in several settings is told once.
+    The same reason in several settings is one sentence.
     """
     found: dict[str, list[str]] = {}
     for run in record.runs:

@@ -13,18 +13,18 @@ GROUP_KINDS = ("filters", "channels", "columns")
 
 @dataclass(frozen=True)
 class RunReport(Record):
-    """Errors, kept groups and benchmark of one network in its versions.
+    """Errors, retained groups and benchmark of one network in its versions.
 
     Attributes:
         title: what the report is about, such as ``"LeNet on MNIST"``.
         errors: model -> error in percent, for the models whose error is known.
-        layers: layer -> group kind (``"filters"``, ``"channels"``, ``"columns"``) -> [kept, of].
+        layers: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [retained, of].
         benchmark: what was measured; its first model is the dense one.
         schema: version of this format.
 
     Raises:
         ValueError: if the schema is unknown, an error is no percentage or belongs to no measured
-            model, or more groups are kept than there are.
+            model, or more groups are retained than there are.
     """
 
     title: str
@@ -85,7 +85,7 @@ def _check_error(model: str, error: float, measured: list[str]) -> None:
 
 
 def check_counts(where: str, kind: str, counts: list[int]) -> None:
-    """Reject counts of groups that are not [kept, total] of a known kind.
+    """Reject counts of groups that are not [retained, total] of a known kind.
 
     Raises:
         ValueError: naming ``where`` they were found.

@@ -34,7 +34,7 @@ def sparse_table(record: SparseRecord) -> Table:
     """Lay out all rows: what the paper had, what the arithmetic allows, what was measured.
 
     The mean of the speed-ups stands below each block of a configuration with one batch size and
-    number of threads, as the paper's headline is such a mean; a layer that would get slower stays
+    number of threads, as the paper's headline is such a mean; a layer that would get slower is
     dense and counts as 1. The conv part as a whole is a row of its own and not in the mean.
     """
     table = Table(title=record.title, caption=_caption(record), box=SIMPLE_HEAD)
@@ -149,7 +149,7 @@ def _draw_bars(axes: Axes, rows: list[SparseRow]) -> None:
 
 
 def break_even_chart(record: SparseRecord, path: str | Path) -> None:
-    """Draw speed-up over the share of multiply-adds that are left, with the arithmetic limit.
+    """Draw speed-up over the share of multiply-adds that remain, with the arithmetic limit.
 
     Both axes are logarithmic, so the limit is a straight line; under the line at 1 sparsity costs
     time. Columns and CSR are one line each per batch size and number of threads.

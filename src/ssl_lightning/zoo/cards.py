@@ -72,8 +72,8 @@ class Card:
         optimizer: of the run's config.
         lr_scheduler: of the run's config.
         penalties: those of the run's config, with their strengths and schedules.
-        groups: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [left in the compact
-            network, of the dense one].
+        groups: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [of the compact network,
+            of the dense one].
         layer_macs: layer -> multiply-adds of one image in the [compact, dense] network.
         dense: size of the backbone.
         compact: size of the published network.

@@ -189,7 +189,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Weights:
-    """How the weights of the published network are kept.
+    """How the weights of the published network are stored.
 
     Attributes:
         dtype: one of :data:`DTYPES`; half precision is turned into float32 when it is loaded, and

@@ -1,4 +1,4 @@
-"""How the zoo's pages write counts, shares and the groups that are left."""
+"""How the zoo's pages write counts, shares and retained groups."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def share(part: int, whole: int) -> str:
 
 
 def left_of(card: Card) -> dict[str, str]:
-    """Write what is left: of each kind that the paper names, else of all that lost something."""
+    """Write the retained groups: of kinds that the paper names, else of all with removed ones."""
     named = [kind for kind in GROUP_KINDS if kind in (card.paper or {})]
     return {kind: groups_line(card, kind) for kind in named} or totals_left(card)
 
 
 def totals_left(card: Card) -> dict[str, str]:
-    """Write how many layers are left, and how many groups of the layers that are, if any went."""
+    """Write how many layers are retained, and of those how many groups, if any were removed."""
     layers = [name for name, (compact, _) in card.layer_macs.items() if compact > 0]
     counts = {"layers": (len(layers), len(card.layer_macs))}
     for kind in GROUP_KINDS:
         found = [card.groups[n][kind] for n in layers if kind in card.groups.get(n, {})]
-        counts[kind] = (sum(left for left, _ in found), sum(whole for _, whole in found))
+        counts[kind] = (sum(part for part, _ in found), sum(whole for _, whole in found))
     return {
-        what: f"{left:,} of {whole:,}" for what, (left, whole) in counts.items() if left < whole
+        what: f"{part:,} of {whole:,}" for what, (part, whole) in counts.items() if part < whole
     }
 
 
 def groups_line(card: Card, kind: str) -> str:
-    """Write the groups left of a kind, layer by layer, for the layers that the paper names."""
+    """Write the retained groups of a kind, layer by layer, for the layers that the paper names."""
     named = (card.paper or {}).get(kind)
     wanted = list(named) if isinstance(named, dict) else list(card.groups)
     return " - ".join(
@@ -78,6 +78,6 @@ def groups_line(card: Card, kind: str) -> str:
 
 
 def paper_groups(paper: dict[str, Any], kind: str) -> str:
-    """Write the groups that the paper left of a kind, ``-`` if it names none."""
+    """Write the groups that the paper retained of a kind, ``-`` if it names none."""
     given = paper.get(kind, NOTHING)
     return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)
