@@ -80,9 +80,9 @@ class Card:
         latency: one record per batch size.
         step_cost: what the penalties add to a training step.
         controls: what other methods reach with about as many multiply-adds.
-        layer_speedups: AlexNet's convolutions at this network's sparsities against the fastest
-            dense engine, as in the paper's Table 4, whose configurations 1 and 4 are of single
-            zeros; None for other and for dense networks.
+        layer_speedups: the layers of the paper's Table 4 at this network's sparsities against the
+            fastest dense engine, if that was asked for; its configurations 1 and 4 are of single
+            zeros.
         weights: how the weights are stored, or that they are not.
         licence: of the weights, as an SPDX identifier.
         paper: the published row it is compared with, or None.

@@ -162,6 +162,9 @@ class Latency:
 class StepCost:
     """A training step with the penalties and one without, timed in turns.
 
+    A step is what the module's ``optimizer_step`` does: forward and backward pass, optimizer,
+    penalties. (The first cards of the repository timed that in a loop without the trainer.)
+
     Attributes:
         ratio: median over the rounds of the step with penalties / the one without.
         ratio_iqr: interquartile range of those ratios.
