@@ -435,6 +435,8 @@ def test_the_command_names_mistakes(checkpoint, tmp_path, capsys, monkeypatch):
     assert f"The zoo's entry of this name is {entry}." in capsys.readouterr().err
     assert main(["export", str(entry), "--model=torch.nn.Linear"]) == 1
     assert "made by its name. Leave --model out." in capsys.readouterr().err
+    assert main(["export", str(path), "--format=onxx"]) == 1
+    assert "Unknown export format 'onxx'. Did you mean onnx" in capsys.readouterr().err
     fake("onnx", monkeypatch, WRONG["values"])
     assert main(["export", str(path)]) == 1
     assert "model.onnx was not written" in capsys.readouterr().err
