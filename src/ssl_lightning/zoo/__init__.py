@@ -4,9 +4,9 @@ Listing entries and reading their cards needs no torch; what loads and pulls is 
 first asked for. :mod:`ssl_lightning.publishing` writes entries and measures them again.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ssl_lightning import lazy
 from ssl_lightning.zoo.cards import Card
 from ssl_lightning.zoo.entries import card, list_models
 
@@ -15,11 +15,4 @@ if TYPE_CHECKING:
     from ssl_lightning.zoo.pulling import pull
 
 __all__ = ["Card", "card", "list_models", "load", "pull"]
-
-_LAZY = {"load": "loading", "pull": "pulling"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.attach(__name__)
