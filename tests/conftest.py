@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from zoo_runs import copied, published, run, seeds, spoilt  # noqa: F401 - fixtures
+
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = (
     "all"  # each by its own text: pyproject lists them
 )
@@ -60,14 +62,14 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def script(bare: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a Python file, the GPU script by default, as on a bare machine."""
 
-    def run(*arguments: str, file: str = "") -> subprocess.CompletedProcess[str]:
+    def start(*arguments: str, file: str = "") -> subprocess.CompletedProcess[str]:
         file = file or str(ROOT / "tools" / "gpu" / "run.py")
         command = [sys.executable, "-W", "ignore", file, *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, env=bare, timeout=500
         )
 
-    return run
+    return start
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def run_through(model: torch.nn.Module, shape: tuple[int, ...] | None = None) ->
 
 def read_entry(folder: Path, scratch: Path) -> dict[str, str]:
     """Read an entry in all ways that there are."""
-    from ssl_lightning import zoo
+    from ssl_lightning import publishing, zoo
     from ssl_lightning.cli.zoo import list_entries, show_entry
 
     name, root = folder.name, folder.parent
@@ -161,17 +161,17 @@ def read_entry(folder: Path, scratch: Path) -> dict[str, str]:
         "show": lambda: show_entry(name, str(root)),
         "load": lambda: run_through(zoo.load(name, root=root)),
         "fresh": lambda: run_through(zoo.load(name, False, root)),
-        "verify": lambda: zoo.verify(name, root),
-        "controls": lambda: zoo.add_controls(name, {"random": [scratch / "none"]}, root),
+        "verify": lambda: publishing.verify(name, root),
+        "controls": lambda: publishing.add_controls(name, {"random": [scratch / "none"]}, root),
         "pull": lambda: pull(folder, scratch / "pulled"),
     }
     found = {key: ended(read) for key, read in readers.items()}
     if tree(root) != before:
         found["written"] = "WRONG: a reader changed the entry"
-    found["upgrade"] = ended(lambda: zoo.upgrade(name, root))
-    if found["upgrade"] != "ok" and tree(root) != before:
-        found["written"] = "WRONG: a refused upgrade changed the entry"
-    if found["upgrade"] == "ok":
+    found["rewritten"] = ended(lambda: publishing.write_page(name, root))
+    if found["rewritten"] != "ok" and tree(root) != before:
+        found["written"] = "WRONG: a refused call changed the entry"
+    if found["rewritten"] == "ok":
         pages = [root / "README.md", folder / "README.md"]
         if any("<" in page.read_text() for page in pages):
             found["page"] = "WRONG: HTML of the card is in a page"

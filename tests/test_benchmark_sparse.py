@@ -14,10 +14,12 @@ from torch import nn
 
 from conftest import ROOT
 from ssl_lightning.cli import main
+from ssl_lightning.compaction.equality import tensors_of
 from ssl_lightning.kernels import ColumnSparseConv2d
-from ssl_lightning.measure import engines, sparse
+from ssl_lightning.measure import engine as engine_module
+from ssl_lightning.measure import sparse
 from ssl_lightning.measure.csr import CsrConv2d
-from ssl_lightning.measure.engines import PACKAGES, installed_engines, prepare
+from ssl_lightning.measure.engines import ENGINES, installed_engines, prepare
 from ssl_lightning.measure.record import Machine
 from ssl_lightning.measure.sparse_record import SparseRecord, SparseRow
 from ssl_lightning.report import break_even_chart, sparse_table, speedup_chart
@@ -64,10 +66,10 @@ def record(*rows: SparseRow) -> SparseRecord:
 
 
 @pytest.mark.filterwarnings("ignore")  # of exporters and compilers
-@pytest.mark.parametrize("engine", PACKAGES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_engine_computes_the_same(engine, dtype):
-    if engine not in installed_engines():
+    if not ENGINES[engine].available:
         pytest.skip(f"{engine} is not installed")
     if engine == "onnxruntime" and dtype == torch.bfloat16:
         with pytest.raises(ValueError, match="float32 only"):
@@ -76,13 +78,13 @@ def test_every_engine_computes_the_same(engine, dtype):
     conv = nn.Conv2d(4, 6, 3, padding=1, groups=2).to(dtype).eval()
     x = torch.randn(2, 4, 9, 7).to(dtype)
     with torch.inference_mode():
-        output = prepare(engine, conv, x)()
+        (output,) = tensors_of(prepare(engine, conv, x)())
         tolerance = 1e-5 if dtype == torch.float32 else 3e-2
         torch.testing.assert_close(output.float(), conv(x).float(), atol=tolerance, rtol=tolerance)
 
 
 def test_an_engine_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'openvino' needs openvino.*ssl-lightning\[engines\]"):
         prepare("openvino", nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 1, 1))
     assert installed_engines() == ["eager", "compile"]
@@ -91,7 +93,7 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("make", [CsrConv2d, ColumnSparseConv2d.from_conv])
 def test_exporters_do_not_know_sparse_operators(engine, make, monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: True)
     layer = make(nn.Conv2d(1, 2, 1)).eval()
     with pytest.raises(ValueError, match=rf"does not know the operators of {type(layer).__name__}"):
         prepare(engine, nn.Sequential(layer), torch.zeros(1, 1, 2, 2))

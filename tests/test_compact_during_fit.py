@@ -645,7 +645,7 @@ def test_nothing_to_remove_changes_nothing(trainer):
 
 def test_the_command_line_compacts_resumes_tests_and_publishes(tmp_path, monkeypatch, capsys):
     """A run of YAML settings; the zoo entry compares with the backbone that training began with."""
-    from ssl_lightning import zoo
+    from ssl_lightning import publishing, zoo
     from ssl_lightning.cli import main
     from test_cli import short_run
 
@@ -679,11 +679,11 @@ def test_the_command_line_compacts_resumes_tests_and_publishes(tmp_path, monkeyp
     assert main([*exporting, f"--output={file}"]) == 0
     state = torch.export.load(file).state_dict
     assert len(state["conv1.weight"]) == 20
-    zoo.publish(run, "short", tmp_path / "zoo")
+    publishing.publish(run, "short", tmp_path / "zoo")
     card = zoo.card("short", tmp_path / "zoo")
     assert card.dense.num_parameters == 431_080
     assert card.groups["conv1"]["filters"][1] == 20
-    assert all(check.ok for check in zoo.verify("short", tmp_path / "zoo", latency=False))
+    assert all(check.ok for check in publishing.verify("short", tmp_path / "zoo", latency=False))
     assert main([*arguments, "--trainer.max_epochs=3", f"--ckpt_path={checkpoint}"]) == 0
     assert load_backbone(checkpoint).model.conv1.out_channels == trained.model.conv1.out_channels
 

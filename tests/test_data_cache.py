@@ -14,7 +14,7 @@ from ssl_lightning import SSLLightningModule
 from ssl_lightning.data import ImageFolderDataModule, ImagenetteDataModule
 from ssl_lightning.data.augment import RandomResizedCrop, Resize
 from ssl_lightning.data.packed import DataFileError, decode_image
-from ssl_lightning.zoo.runs import open_data
+from ssl_lightning.publishing.runs import open_data
 from test_data_modules import write_folder, write_packed
 
 

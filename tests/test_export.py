@@ -23,11 +23,14 @@ from ssl_lightning import (
 )
 from ssl_lightning.callbacks.depth import skip_branch
 from ssl_lightning.cli import main
+from ssl_lightning.compaction.equality import tensors_of
 from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv, ZeroLike
-from ssl_lightning.export import FORMATS
 from ssl_lightning.graph import residual_branches, trace
+from ssl_lightning.measure.engines import ENGINES as TABLE
+from ssl_lightning.measure.engines import file_formats
 from toy import Fn, make_toy
 
+FORMATS = file_formats()
 NAMES = ["lenet", "mlp", "convnet", "resnet20", "alexnet"]
 
 
@@ -155,10 +158,10 @@ def fake(kind, monkeypatch, change):
     real = FORMATS[kind]
 
     def load(path):
-        run = real.load(path)
-        return lambda inputs: change(run(inputs))
+        bind = real.load(path)
+        return lambda inputs: lambda: change(tensors_of(bind(inputs)()))
 
-    monkeypatch.setitem(FORMATS, kind, replace(real, load=load))
+    monkeypatch.setitem(TABLE, real.name, replace(real, load=load))
 
 
 WRONG = {
@@ -227,7 +230,7 @@ def test_mistakes_are_named(settings, message, tmp_path):
 
 def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch):
     lost = replace(FORMATS["onnx"], packages=("onnx", "no_such_package"))
-    monkeypatch.setitem(FORMATS, "onnx", lost)
+    monkeypatch.setitem(TABLE, "onnxruntime", lost)
     with pytest.raises(ValueError, match=r"needs no_such_package, .* 'ssl-lightning\[engines\]'"):
         export_model(make_toy(), torch.zeros(1, 1, 8, 8), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
@@ -432,6 +435,8 @@ def test_the_command_names_mistakes(checkpoint, tmp_path, capsys, monkeypatch):
     assert f"The zoo's entry of this name is {entry}." in capsys.readouterr().err
     assert main(["export", str(entry), "--model=torch.nn.Linear"]) == 1
     assert "made by its name. Leave --model out." in capsys.readouterr().err
+    assert main(["export", str(path), "--format=onxx"]) == 1
+    assert "Unknown export format 'onxx'. Did you mean onnx" in capsys.readouterr().err
     fake("onnx", monkeypatch, WRONG["values"])
     assert main(["export", str(path)]) == 1
     assert "model.onnx was not written" in capsys.readouterr().err

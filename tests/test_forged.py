@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT
 from forge import HTML
 from ssl_lightning import zoo
+from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.zoo.listing import table_page
-from ssl_lightning.zoo.pages import entry_page
 
 FULL = int(os.environ.get("SSL_FORGED", "0"))
 SIZES = {

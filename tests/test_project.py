@@ -36,11 +36,12 @@ ROOMS = [
     "zoo",
     "module",
     "callbacks",
+    "publishing",
     "cli",
 ]
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
-LIGHTNING = {"data", "module", "callbacks", "cli"}
+LIGHTNING = {"data", "module", "callbacks", "publishing", "cli"}
 TORCHLESS = {"lazy", "suggest", "files", "report"}
 
 

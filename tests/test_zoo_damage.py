@@ -142,7 +142,7 @@ BAD = {
     "another name": (lambda f: f.update(name="x"), "is the card of 'x', not of"),
     "a newer schema": (lambda f: f.update(schema=4), "expected 3, got 4. Read it with the version"),
     "no number": (lambda f: f.update(schema=True), "expected 3, got True"),
-    "an older schema": (lambda f: f.update(schema=1), "got 1.*`ssl-lightning zoo upgrade NAME`"),
+    "an older schema": (lambda f: f.update(schema=1), "expected 3, got 1. Read it with the vers"),
     "an unknown field": (lambda f: f.update(code="import os"), "unknown: code"),
     "a missing field": (lambda f: f.pop("seeds"), "missing: seeds"),
     "a negative size": (lambda f: f["files"][PAGE].update(num_bytes=-1), f"{PAGE} has"),

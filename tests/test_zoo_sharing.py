@@ -14,9 +14,9 @@ import torch
 
 from conftest import ROOT
 from hub_server import running_hub
-from ssl_lightning import zoo
+from ssl_lightning import publishing, zoo
 from ssl_lightning.cli import main
-from ssl_lightning.zoo import sharing
+from ssl_lightning.zoo import pulling
 from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, PAGE, REQUIRED, Card, digest, serial
 
 ZOO = ROOT / "zoo"
@@ -40,20 +40,20 @@ def hub(monkeypatch, tmp_path):
 
 def pushed(hub):
     """Upload the entry and return the files of the repository, to be damaged."""
-    zoo.push(NAME, REPOSITORY, ZOO, hub=hub.api)
+    publishing.push(NAME, REPOSITORY, ZOO, hub=hub.api)
     return hub.repositories[REPOSITORY]
 
 
 def test_an_entry_survives_the_trip(hub, tmp_path):
-    url = zoo.push(NAME, REPOSITORY, ZOO, hub=hub.api)
+    url = publishing.push(NAME, REPOSITORY, ZOO, hub=hub.api)
     assert url.startswith(f"{hub.endpoint}/{REPOSITORY}/commit/")
-    assert zoo.push(NAME, REPOSITORY, ZOO, hub=hub.api)  # again: the repository exists
+    assert publishing.push(NAME, REPOSITORY, ZOO, hub=hub.api)  # again: the repository exists
     folder = zoo.pull(REPOSITORY, tmp_path / "zoo", hub=hub.api)
     here = {path.name: path.read_bytes() for path in (ZOO / NAME).iterdir()}
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == here
     assert hub.repositories[REPOSITORY] == here
     assert sorted(path.name for path in folder.parent.iterdir()) == [PAGE, NAME]
-    assert all(check.ok for check in zoo.verify(NAME, tmp_path / "zoo", latency=False))
+    assert all(check.ok for check in publishing.verify(NAME, tmp_path / "zoo", latency=False))
     with pytest.raises(FileExistsError, match="not overwritten"):
         zoo.pull(REPOSITORY, tmp_path / "zoo", hub=hub.api)
 
@@ -119,7 +119,7 @@ def test_a_damaged_entry_is_not_pushed(hub, tmp_path):
     shutil.copytree(ZOO / NAME, tmp_path / NAME)
     (tmp_path / NAME / GOLDEN).write_bytes(b"")
     with pytest.raises(ValueError, match=f"{GOLDEN} has 0 bytes"):
-        zoo.push(NAME, REPOSITORY, tmp_path, hub=hub.api)
+        publishing.push(NAME, REPOSITORY, tmp_path, hub=hub.api)
     assert hub.repositories == {}
 
 
@@ -128,7 +128,7 @@ def test_branches_that_do_not_exist_are_named(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match="Check the name, the revision"):
         zoo.pull(REPOSITORY, tmp_path / "zoo", revision="v9", hub=hub.api)
     with pytest.raises(FileNotFoundError, match="Cannot download"):
-        sharing.fetch(hub.api, REPOSITORY, MODEL, "v9", str(tmp_path))
+        pulling.fetch(hub.api, REPOSITORY, MODEL, "v9", str(tmp_path))
 
 
 # torch.hub
@@ -171,15 +171,18 @@ def installed(tmp_path_factory):
 def test_a_wheel_brings_the_small_entries(installed, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
-        "from ssl_lightning import zoo\n"
+        "from ssl_lightning import publishing, zoo\n"
+        "from ssl_lightning.publishing.pages import entry_page\n"
         "print(zoo.__file__); print(' '.join(zoo.list_models()))\n"
         f"print(zoo.load({NAME!r}).conv1.out_channels)\n"
-        f"print(all(c.ok for c in zoo.verify({NAME!r}, latency=False)))"
+        f"print(all(c.ok for c in publishing.verify({NAME!r}, latency=False)))\n"
+        f"print(len(entry_page(zoo.card({NAME!r}))))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    place, names, width, verified = run.stdout.splitlines()
+    place, names, width, verified, page = run.stdout.splitlines()
+    assert int(page) == len((ZOO / NAME / PAGE).read_text())
     assert place.startswith(str(installed))
     sizes = {
         entry: sum(path.stat().st_size for path in (ZOO / entry).iterdir())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ssl_lightning import lazy
 
 if TYPE_CHECKING:
-    from ssl_lightning import zoo
+    from ssl_lightning import publishing, zoo
     from ssl_lightning.backbones import (
         BACKBONES,
         create_backbone,
@@ -62,7 +62,13 @@ if TYPE_CHECKING:
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.locks import GroupLocks
-    from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
+    from ssl_lightning.measure import (
+        BenchmarkResult,
+        Engine,
+        benchmark,
+        count_macs,
+        register_engine,
+    )
     from ssl_lightning.module import SSLLightningModule, StructuredSparsity
     from ssl_lightning.penalties import (
         L1,
@@ -89,6 +95,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "DepthCollapse",
+    "Engine",
     "ExportResult",
     "FashionMNISTDataModule",
     "FilterPictures",
@@ -141,7 +148,9 @@ __all__ = [
     "prox_l1",
     "prune_",
     "prune_like_",
+    "publishing",
     "register_backbone",
+    "register_engine",
     "resolve_groups",
     "save_compact",
     "zoo",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.network import load_trained
@@ -20,9 +20,10 @@ from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
+from ssl_lightning.measure.turns import several
+from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
-from ssl_lightning.zoo.measuring import groups_left, measure_error
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -52,20 +53,15 @@ def benchmark_checkpoint(
 ) -> None:
     """Measure the dense, masked and compact network of a run side by side.
 
-    ``benchmark paper-table4`` and ``benchmark break-even`` compare column-sparse layers with dense
-    engines instead.
+    ``benchmark paper-table4`` and ``benchmark break-even`` compare sparse layers with dense ones.
 
     Args:
         checkpoint: file that ``fit`` wrote: the masked network.
-        dense: checkpoint of the dense baseline; default: the same backbone, untrained, whose error
-            is then not measured.
+        dense: checkpoint of the dense baseline; default: the backbone, untrained, without error.
         compacted: folder of the compact network; default: it is made from the checkpoint.
-        data: config whose ``data`` section names the test split to measure errors on, or ``none``;
-            default: ``config.yaml`` in the folder above the checkpoint's, if there is one.
-        forms: some of dense, masked, compact and csr: the masked network with its layers as sparse
-            products, which single zeros (l1) can be run with.
-        engines: eager (always measured), compile, onnxruntime, openvino, a list of them, or all
-            that are installed.
+        data: config whose ``data`` errors are measured on, or none; default: the run's config.yaml.
+        forms: some of dense, masked, compact and csr: zeros as sparse products, as l1 can be run.
+        engines: eager (always measured), compile, onnxruntime, openvino, a list, or all installed.
         batch_size: images per forward pass, or a list of several.
         dtype: float32, bfloat16, or a list of both.
         threads: number of threads to measure with, or a list of several; default: torch's own.
@@ -73,40 +69,52 @@ def benchmark_checkpoint(
         repeats: interleaved samples per network and engine.
         title: heading of the report.
         output: report to write; default: ``report.json`` in the folder above the checkpoint's.
-        model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
-            own; it is called with the arguments that the checkpoint holds.
+        model: import path of the network's class, such as ``mine.MyNetwork``, if it is your own.
         config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
-    trained = load_trained(checkpoint, model, config)
-    folder = Path(checkpoint).parent.parent
-    shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
+    settings: dict[str, Any] = {"engines": engines, "batch_size": batch_size, "dtype": dtype}
+    settings |= {"threads": threads, "per_layer": per_layer, "repeats": repeats}
+    trained, folder = load_trained(checkpoint, model, config), Path(checkpoint).parent.parent
+    models = networks(trained, forms, dense, compacted)
+    errors = measure_errors(trained_ones(models, dense), data_section(data, folder))
+    result = benchmark(models, example_of(trained), **settings)
+    groups = groups_left(trained.original(), trained.model)
+    path = Path(output) if output else folder / "report.json"
+    RunReport(title or trained.name, errors, groups, result).save(path)
+    print_report(path)
+    Console().print(f"Wrote {path}")
+
+
+def networks(
+    trained: TrainedBackbone,
+    forms: str | list[str],
+    dense: str | None,
+    compacted: str | None,
+) -> dict[str, nn.Module]:
+    """Return the network of a checkpoint in each form that is asked for.
+
+    Raises:
+        ValueError: if a form is unknown.
+    """
     makers: dict[str, Callable[[], nn.Module]] = {
         "dense": lambda: dense_baseline(trained, dense),
         "masked": trained.masked,
-        "compact": lambda: compact_network(trained, compacted, shape),
+        "compact": lambda: compact_network(trained, compacted),
         "csr": lambda: with_csr_layers(trained.masked()),
     }
-    wanted = [forms] if isinstance(forms, str) else forms
-    models = {form: pick("form", form, makers)() for form in wanted}
-    known = {k: m for k, m in models.items() if k != "csr" and (k != "dense" or dense is not None)}
-    errors = measure_errors(known, data_section(data, folder))
-    example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    result = benchmark(
-        models,
-        example,
-        engines=engines,
-        batch_size=batch_size,
-        dtype=dtype,
-        threads=threads,
-        per_layer=per_layer,
-        repeats=repeats,
-    )
-    groups = groups_left(trained.original(), trained.model)
-    content = RunReport(title or trained.name, errors, groups, result)
-    path = Path(output) if output else folder / "report.json"
-    content.save(path)
-    print_report(path)
-    Console().print(f"Wrote {path}")
+    return {form: pick("form", form, makers)() for form in several(forms)}
+
+
+def trained_ones(models: dict[str, nn.Module], dense: str | None) -> dict[str, nn.Module]:
+    """Return the networks that have errors of their own: a dense one if a checkpoint was given."""
+    known = {"masked", "compact"} | ({"dense"} if dense is not None else set())
+    return {form: model for form, model in models.items() if form in known}
+
+
+def example_of(trained: TrainedBackbone) -> Tensor:
+    """Return a random image of the size that a network is made for, ``(1, ...)``."""
+    shape: tuple[int, ...] = trained.model.input_shape  # type: ignore[assignment]
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def dense_baseline(trained: TrainedBackbone, checkpoint: str | None) -> nn.Module:
@@ -119,13 +127,11 @@ def dense_baseline(trained: TrainedBackbone, checkpoint: str | None) -> nn.Modul
     return dense
 
 
-def compact_network(
-    trained: TrainedBackbone, folder: str | None, shape: tuple[int, ...]
-) -> nn.Module:
+def compact_network(trained: TrainedBackbone, folder: str | None) -> nn.Module:
     """Return the compact network: from its folder, or made now."""
     if folder is not None:
         return load_compact(folder, trained.own)
-    return compact(trained.model, make_plan(trained.model, torch.zeros(1, *shape)))
+    return compact(trained.model, make_plan(trained.model, torch.zeros_like(example_of(trained))))
 
 
 def data_section(config: str | None, folder: Path) -> dict[str, Any] | None:
@@ -163,8 +169,8 @@ def is_own_data(class_path: str) -> bool:
         >>> is_own_data("ssl_lightning.data.MNISTDataModule"), is_own_data("mine.MNISTDataModule")
         (True, False)
     """
-    room, _, name = class_path.rpartition(".")
-    return room in OWN_DATA and name in {kind.__name__ for kind in DATA_MODULES.values()}
+    package, _, name = class_path.rpartition(".")
+    return package in OWN_DATA and name in {kind.__name__ for kind in DATA_MODULES.values()}
 
 
 def measure_errors(
@@ -173,8 +179,8 @@ def measure_errors(
     """Return the error in percent of every network on the test split."""
     if section is None:
         return {}
-    room, _, name = section["class_path"].rpartition(".")
-    module = import_module(room or "ssl_lightning.data")
+    package, _, name = section["class_path"].rpartition(".")
+    module = import_module(package or "ssl_lightning.data")
     data = getattr(module, name)(**section.get("init_args", {}))
     data.prepare_data()
     data.setup("test")

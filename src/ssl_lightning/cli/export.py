@@ -22,8 +22,10 @@ from ssl_lightning.cli.network import (
 )
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import compact, load_compact, make_plan
-from ssl_lightning.export import FORMATS, ExportResult, export_model
+from ssl_lightning.export import ExportResult, export_model
 from ssl_lightning.export.exporting import TOLERANCE
+from ssl_lightning.measure.engines import file_formats
+from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import CARD
 from ssl_lightning.zoo.entries import list_models, zoo_root
 
@@ -35,7 +37,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 def export_network(
     network: str,
-    format: Literal["onnx", "torch_export", "openvino"] = "onnx",  # noqa: A002
+    format: str = "onnx",  # noqa: A002 - the field's name for it
     output: str | None = None,
     batch: int | Literal["dynamic"] = "dynamic",
     size: Literal["dynamic", "fixed"] = "dynamic",
@@ -60,8 +62,9 @@ def export_network(
             own.
         config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
+    engine = pick("export format", format, file_formats())
     net = read_network(Path(network), masked=masked, model=model, config=config)
-    path = Path(output) if output else default_path(Path(network), FORMATS[format].suffix)
+    path = Path(output) if output else default_path(Path(network), engine.suffix)
     example = torch.zeros(1, *net.input_shape)  # type: ignore[misc]
     result = export_model(net, example, path, format, batch=batch, size=size, tolerance=tolerance)
     sizes = ", ".join(map(str, result.batch_sizes))

@@ -11,6 +11,7 @@ from rich.console import Console
 from ssl_lightning.measure.sparse import break_even_cases, measure_sparse, table4_cases
 from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
 from ssl_lightning.measure.table4 import LAYERS
+from ssl_lightning.measure.turns import several
 from ssl_lightning.report.sparse import (
     TABLE_WIDTH,
     break_even_chart,
@@ -44,14 +45,13 @@ def paper_table4(
             one call.
         output: JSON file to write; the bars per layer are drawn beside it as a PNG.
     """
-    numbers = [configurations] if isinstance(configurations, int) else configurations
-    cases = table4_cases(numbers, [layers] if isinstance(layers, str) else layers)
+    cases = table4_cases(several(configurations), several(layers))
     record = measure_sparse(
         "AlexNet at the sparsity of Table 4",
         cases,
-        batch_sizes=[batch_size] if isinstance(batch_size, int) else batch_size,
+        batch_sizes=several(batch_size),
         threads=thread_counts(threads),
-        engines=[engines] if isinstance(engines, str) else engines,
+        engines=None if engines is None else several(engines),
         dtype=dtype,
         repeats=repeats,
         progress=show,
@@ -84,9 +84,9 @@ def break_even(
     record = measure_sparse(
         f"AlexNet {layer}, dense to sparse",
         break_even_cases(layer, sparsities),
-        batch_sizes=[batch_size] if isinstance(batch_size, int) else batch_size,
+        batch_sizes=several(batch_size),
         threads=thread_counts(threads),
-        engines=[engines] if isinstance(engines, str) else engines,
+        engines=None if engines is None else several(engines),
         dtype=dtype,
         repeats=repeats,
         progress=show,
@@ -100,9 +100,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"paper-table4": paper_table4, "break
 
 def thread_counts(threads: int | list[int] | None) -> list[int]:
     """Return the numbers of threads to measure with: one and all by default."""
-    if threads is None:
-        return sorted({1, os.cpu_count() or 1})
-    return [threads] if isinstance(threads, int) else threads
+    return sorted({1, os.cpu_count() or 1}) if threads is None else several(threads)
 
 
 def show(row: SparseRow) -> None:

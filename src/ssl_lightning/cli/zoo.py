@@ -84,7 +84,7 @@ def show_entry(name: str, root: str | None = None) -> None:
             for c in card.controls
             for r in c.seeds
         ),
-        ("weights", kept(card)),
+        ("weights", storage(card)),
         ("licence", card.licence),
         *((f"paper: {key}", str(value)) for key, value in (card.paper or {}).items()),
         *((f"not measured: {field}", reason) for field, reason in card.unmeasured.items()),
@@ -116,8 +116,10 @@ def verify_entries(
 
 def verify_entry(name: str, root: str | None, latency: bool) -> str:
     """Print the table of one entry and say what differs; return the worst verdict."""
+    from ssl_lightning import publishing
+
     try:
-        checks = zoo.verify(name, root, latency)
+        checks = publishing.verify(name, root, latency)
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"error: {error}\n")
         return "DIFFERS"
@@ -156,15 +158,18 @@ def publish_runs(
         runs: folders of the runs: config.yaml, checkpoints/last.ckpt, compact/.
         name: of the new entry.
         root: folder of entries to write to.
-        paper: the published row to compare with, such as '{"row": "LeNet 2", "error": 0.8}'.
+        paper: the published row to compare with, such as '{"row": "LeNet 2", "error": 0.8}';
+            with "table4" AlexNet's layers are timed beside that configuration of Table 4.
         controls: runs of other methods, such as magnitude=RUN,RUN random=RUN,RUN small_dense=RUN.
         remark: what a reader must know, such as a goal that was missed.
         threads: to take timings with.
         dtype: to store weights in: float32, float16 or bfloat16; figures are of what is stored.
         weights: whether to store weights; without them an entry keeps figures and the hash.
     """
+    from ssl_lightning import publishing
+
     compared = parse_controls(controls or [])
-    folder = zoo.publish(runs, name, root, paper, compared, remark, threads, dtype, weights)
+    folder = publishing.publish(runs, name, root, paper, compared, remark, threads, dtype, weights)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
 
@@ -177,7 +182,9 @@ def add_controls(name: str, controls: list[str], root: str | None = None) -> Non
         controls: finished runs, such as magnitude=RUN,RUN random=RUN,RUN small_dense=RUN.
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
     """
-    folder = zoo.add_controls(name, parse_controls(controls), root)
+    from ssl_lightning import publishing
+
+    folder = publishing.add_controls(name, parse_controls(controls), root)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
 
@@ -201,16 +208,21 @@ def parse_controls(given: list[str]) -> dict[str, list[str]]:
     return controls
 
 
-def upgrade_entries(names: list[str], root: str | None = None, threads: int = 1) -> None:
-    """Bring entries of older schemas to the present one, measuring what can be measured.
+def write_pages(
+    names: list[str], root: str | None = None, step_cost: bool = False, threads: int = 1
+) -> None:
+    """Write the pages of entries anew from their cards, after a change of the wording.
 
     Args:
         names: entries; default: all.
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
-        threads: to take timings with.
+        step_cost: also time again what the penalties add to a step, on an idle machine.
+        threads: to do that with.
     """
+    from ssl_lightning.publishing import write_page
+
     for name in names or zoo.list_models(root):
-        console().print(f"Wrote {zoo.upgrade(name, root, threads)}")
+        console().print(f"Wrote {write_page(name, root, step_cost, threads)}")
 
 
 def push_entry(name: str, repository: str, root: str | None = None, private: bool = False) -> None:
@@ -222,7 +234,9 @@ def push_entry(name: str, repository: str, root: str | None = None, private: boo
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
         private: whether a repository that is made is private.
     """
-    console().print(f"Uploaded {zoo.push(name, repository, root, private)}")
+    from ssl_lightning.publishing import push
+
+    console().print(f"Uploaded {push(name, repository, root, private)}")
 
 
 def pull_entry(repository: str, root: str, revision: str | None = None) -> None:
@@ -242,7 +256,7 @@ ACTIONS: dict[str, Callable[..., int | None]] = {
     "verify": verify_entries,
     "publish": publish_runs,
     "control": add_controls,
-    "upgrade": upgrade_entries,
+    "pages": write_pages,
     "push": push_entry,
     "pull": pull_entry,
 }
@@ -268,7 +282,7 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
             "help": "finished runs of magnitude, random or small_dense, one per seed",
         },
     },
-    "upgrade": {"names": {"nargs": "*", "help": "entries; default: all"}},
+    "pages": {"names": {"nargs": "*", "help": "entries; default: all"}},
 }
 """Action -> arguments that its function's signature cannot express."""
 
@@ -295,25 +309,25 @@ def show_table(title: str, columns: tuple[str, ...], rows: Rows) -> None:
 
 
 def console() -> Console:
-    """Return the terminal, or a wide one if the output goes elsewhere."""
+    """Return the terminal, or a wide one if the output is no terminal."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=WIDTH)
 
 
-def kept(card: zoo.Card) -> str:
+def storage(card: zoo.Card) -> str:
     """Say how the weights are stored."""
     unstored = card.weights.unstored
     return card.weights.dtype if unstored is None else f"not stored, sha256 {unstored.sha256}"
 
 
 def counts(kinds: dict[str, list[int]]) -> str:
-    """Say how many groups of each kind are left.
+    """Say how many groups of each kind are retained.
 
     Example:
         >>> counts({"filters": [5, 20], "channels": [1, 1]})
         '5/20 filters, 1/1 channels'
     """
-    return ", ".join(f"{left}/{of} {kind}" for kind, (left, of) in kinds.items())
+    return ", ".join(f"{part}/{of} {kind}" for kind, (part, of) in kinds.items())
 
 
 def ratios(found: dict[str, float]) -> str:

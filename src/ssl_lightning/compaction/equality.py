@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,10 +172,34 @@ def compare_shapes(expected: list[Tensor], found: list[Tensor]) -> str | None:
     return None
 
 
+def difference(expected: object, found: object) -> float:
+    """Return how far the tensors of two outputs are from each other.
+
+    Args:
+        expected: tensors, also in nested lists, tuples and mappings.
+        found: the same.
+
+    Returns:
+        The largest difference, of the scale of the expected tensor; infinity if the outputs have
+        other numbers of tensors or other shapes, or only one of them has a NaN.
+
+    Example:
+        >>> difference(torch.tensor([2.0, 5.0]), [torch.tensor([1.0, 5.0])])
+        0.2
+        >>> difference(torch.ones(1), torch.tensor([torch.nan])), difference(torch.ones(1), [])
+        (inf, inf)
+    """
+    one, other = tensors_of(expected), tensors_of(found)
+    if compare_shapes(one, other) is not None:
+        return math.inf
+    return max(relative(a, b) for a, b in zip(one, other, strict=True))
+
+
 def relative(expected: Tensor, found: Tensor) -> float:
     """Return the largest difference of two tensors of one shape, of the scale of the first.
 
-    What is NaN or infinite in both (an empty mean, a mask) is no difference.
+    What is NaN or infinite in both (an empty mean, a mask) is no difference; a NaN in one of them
+    is an infinite one.
 
     Example:
         >>> relative(torch.tensor([2.0, torch.nan]), torch.tensor([1.5, torch.nan]))
@@ -187,4 +212,5 @@ def relative(expected: Tensor, found: Tensor) -> float:
         return 0.0
     finite = a[a.isfinite()].abs()
     scale = max(float(finite.max()), 1e-30) if finite.numel() else 1.0
-    return float((a - b)[differ].abs().max()) / scale
+    error = float((a - b)[differ].abs().max()) / scale
+    return math.inf if math.isnan(error) else error

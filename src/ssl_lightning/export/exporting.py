@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.export.capturing import (
-    Batch,
-    Sizes,
-    Trial,
-    accepted_sizes,
-    capture,
-    naming,
-    size_text,
-    trials,
-)
-from ssl_lightning.export.formats import FORMATS, Format, Runner, tensors_of
+from ssl_lightning.compaction.equality import LOWER, difference
+from ssl_lightning.export.sizes import Sizes, Trial, accepted_sizes, size_text, trials
 from ssl_lightning.files import replacing_together
 from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
+from ssl_lightning.measure.capturing import Batch, capture
+from ssl_lightning.measure.engine import Bind, Engine
+from ssl_lightning.measure.engines import file_formats
 from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.suggest import pick
 
-TOLERANCE = 1e-4
+TOLERANCE = LOWER[torch.float32]
 """Of the output's scale: engines sum float32 in another order, which is 1e-6 to 1e-5 here."""
 CHECKED_BATCHES = (1, 2, 5)
 """Batch sizes that a file with a dynamic batch dimension is run with."""
@@ -41,7 +35,7 @@ class ExportResult:
 
     Attributes:
         path: the file; OpenVINO's has a ``.bin`` beside it.
-        format: one of :data:`~ssl_lightning.export.FORMATS`.
+        format: one of :func:`~ssl_lightning.measure.engines.file_formats`.
         engine: what ran the file.
         batch_sizes: at which it was run.
         sizes: heights and widths (or lengths) at which it was run, beside the example's.
@@ -88,18 +82,17 @@ def export_model(
             tuple of all positional inputs, or ``Inputs(x, mask=None)``; what is no tensor becomes
             part of the network.
         path: file to write, ending in ``.onnx``, ``.pt2`` or ``.xml``; missing folders are made.
-        format: ``"onnx"``, ``"torch_export"`` or ``"openvino"``.
+        format: ``"onnx"``, ``"torch_export"``, ``"openvino"``, or that of an engine of your own
+            (:func:`~ssl_lightning.register_engine`).
         batch: ``"dynamic"``, or the one batch size that the file takes.
-        size: ``"dynamic"``: the file takes other heights and widths (lengths of sequences) too if
-            the network does, and was run there; else ``why_fixed`` of the result says why not.
-            ``"fixed"``: only the example's. Networks that compute their padding from the size of
-            the image (timm's ``tf_...``) take minutes to be captured with dynamic sizes.
+        size: ``"fixed"``: the example's heights and widths (lengths of sequences) only;
+            ``"dynamic"``: see :func:`with_sizes`.
         tolerance: largest difference to accept, relative to the largest output.
 
     Raises:
         ValueError: for an unknown format, a path with the suffix of another, a batch size below
             1, packages that are missing, a network that cannot be captured or written, and outputs
-            that differ. Nothing is left on disk then.
+            that differ. Nothing is written then.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -109,59 +102,85 @@ def export_model(
         ...     print(result.batch_sizes, result.difference <= result.tolerance, file.is_file())
         (1, 2, 5) True True
     """
-    chosen = pick("export format", format, FORMATS)
-    inputs = as_inputs(example_input)
+    engine, inputs = pick("export format", format, file_formats()), as_inputs(example_input)
     check_arguments(inputs, batch, size, tolerance)
-    check_suffix(Path(path), format, chosen)
-    chosen.require_packages(format)
+    check_suffix(Path(path), format, engine)
+    engine.require()
     with evaluating(model), torch.no_grad():
-        sizes = Sizes(why_fixed="as asked")
-        if size == "dynamic":
-            sizes = accepted_sizes(model, inputs)
-        if sizes.axes is not None:
-            try:
-                return written(model, inputs, path, format, batch, sizes, tolerance)
-            except ValueError as error:
-                sizes = Sizes(why_fixed=str(error).removeprefix("export_model: "))
-        return written(model, inputs, path, format, batch, sizes, tolerance)
+        return with_sizes(model, inputs, Goal(Path(path), format, engine, batch, tolerance), size)
 
 
-def written(
-    model: nn.Module,
-    inputs: Inputs,
-    path: str | Path,
-    name: str,
-    batch: Batch,
-    sizes: Sizes,
-    tolerance: float,
-) -> ExportResult:
+@dataclass(frozen=True)
+class Goal:
+    """The file to write, and how far its outputs may be from torch's."""
+
+    path: Path
+    format: str
+    engine: Engine
+    batch: Batch
+    tolerance: float
+
+
+def with_sizes(model: nn.Module, inputs: Inputs, goal: Goal, size: Size) -> ExportResult:
+    """Write a file for other heights and widths too, if the network takes them; else for one.
+
+    The file was run at other sizes then; if the size is fixed, ``why_fixed`` of the result says
+    why. Networks that compute their padding from the size of the image (timm's ``tf_...``) take
+    minutes to be captured with dynamic sizes.
+
+    Raises:
+        ValueError: as :func:`export_model`.
+    """
+    sizes = accepted_sizes(model, inputs) if size == "dynamic" else Sizes(why_fixed="as asked")
+    if sizes.axes is not None:
+        try:
+            return written(model, inputs, goal, sizes)
+        except ValueError as error:
+            sizes = Sizes(why_fixed=str(error).removeprefix("export_model: "))
+    return written(model, inputs, goal, sizes)
+
+
+def written(model: nn.Module, inputs: Inputs, goal: Goal, sizes: Sizes) -> ExportResult:
     """Capture, write, run and compare.
 
     Raises:
         ValueError: as :func:`export_model`.
     """
-    chosen, kind = FORMATS[name], type(model).__name__
-    with replacing_together(path) as temporary:
-        captured = capture(model, inputs, batch, sizes.axes, flat=chosen.flat)
-        with naming(f"{name} cannot hold this {kind}"):
-            chosen.write(captured, temporary)
-            run = chosen.load(temporary)
+    engine, batch, kind = goal.engine, goal.batch, type(model).__name__
+    assert engine.export is not None
+    assert engine.load is not None
+    advice = " with a dynamic batch dimension; give one batch size (`batch`)"
+    with replacing_together(goal.path) as temporary:
+        with naming(f"{kind} cannot be captured{advice if batch == 'dynamic' else ''}"):
+            captured = capture(model, inputs, batch, sizes.axes, flat=engine.by_position)
+        with naming(f"{goal.format} cannot hold this {kind}"):
+            engine.export(captured, temporary)
+            bind = engine.load(temporary)
         cases = trials(inputs, batch, CHECKED_BATCHES, sizes)
-        found, refused = largest_difference(model, run, cases)
-        if not found <= tolerance:
-            raise ValueError(refusal(chosen, kind, found, tolerance, path))
-    batches = CHECKED_BATCHES if batch == "dynamic" else (batch,)
+        found, refused = largest_difference(model, bind, cases)
+        if not found <= goal.tolerance:
+            raise ValueError(refusal(goal, kind, found))
     return ExportResult(
-        Path(path),
-        name,
-        chosen.engine,
-        batches,
+        goal.path,
+        goal.format,
+        engine.title or engine.name,
+        CHECKED_BATCHES if batch == "dynamic" else (batch,),
         found,
-        tolerance,
+        goal.tolerance,
         tuple(each for each in sizes.further if size_text(each) not in refused),
         sizes.why_fixed,
         tuple(refused),
     )
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Turn any error inside torch or an engine into a ValueError that says where."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"export_model: {what}: {reason[:500]}.") from error
 
 
 def check_arguments(inputs: Inputs, batch: Batch, size: Size, tolerance: float) -> None:
@@ -181,7 +200,7 @@ def check_arguments(inputs: Inputs, batch: Batch, size: Size, tolerance: float) 
         )
 
 
-def check_suffix(path: Path, name: str, chosen: Format) -> None:
+def check_suffix(path: Path, name: str, chosen: Engine) -> None:
     """Reject a path that the engine would not take for a file of this format."""
     if path.suffix != chosen.suffix:
         raise ValueError(
@@ -191,7 +210,7 @@ def check_suffix(path: Path, name: str, chosen: Format) -> None:
 
 
 def largest_difference(
-    model: nn.Module, run: Runner, cases: Iterable[Trial]
+    model: nn.Module, bind: Bind, cases: Iterable[Trial]
 ) -> tuple[float, list[str]]:
     """Return how far an engine's outputs are from torch's on random inputs, and what it refuses.
 
@@ -206,49 +225,31 @@ def largest_difference(
     worst, refused = 0.0, []
     for case in cases:
         inputs = case.inputs.map(lambda x: random_like(x, generator))
-        expected = tensors_of(inputs.run(model))
+        expected = inputs.run(model)
         try:
             with naming(f"the written file does not run at {case.what}"):
-                found = run(inputs)
+                found = bind(inputs)()
         except ValueError:
             if case.required:
                 raise
             refused.append(case.what)
             continue
-        if [t.shape for t in found] != [t.shape for t in expected]:
-            return float("inf"), refused
-        worst = max([worst, *map(relative_difference, found, expected)])
+        worst = max(worst, difference(expected, found))
     return worst, refused
 
 
 def random_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return normal numbers of a tensor's shape and type; integers stay what they are."""
+    """Return normal numbers of a tensor's shape and type; integers are returned as they are."""
     if not x.is_floating_point():
         return x
     return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected value.
-
-    Example:
-        >>> relative_difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 5.0]))
-        0.2
-        >>> relative_difference(torch.tensor([float("nan")]), torch.ones(1))
-        inf
-    """
-    if not found.numel():
-        return 0.0
-    wrong = float((found.double() - expected.double()).abs().max())
-    scale = max(float(expected.abs().max()), 1e-30)
-    return float("inf") if math.isnan(wrong) else wrong / scale
-
-
-def refusal(chosen: Format, network: str, found: float, tolerance: float, path: Any) -> str:
+def refusal(goal: Goal, network: str, found: float) -> str:
     """Return the message for outputs that differ."""
     return (
-        f"export_model: {chosen.engine} computes something else than torch with this {network}: "
-        f"outputs differ by {found:.1e} of their scale, more than the tolerance {tolerance:g}. "
-        f"{path} was not written. Try another format, or a larger tolerance if that is precise "
-        "enough for you."
+        f"export_model: {goal.engine.title or goal.engine.name} computes something else than torch "
+        f"with this {network}: outputs differ by {found:.1e} of their scale, more than the "
+        f"tolerance {goal.tolerance:g}. {goal.path} was not written. Try another format, or a "
+        "larger tolerance if that is precise enough for you."
     )

@@ -17,12 +17,16 @@ from ssl_lightning.measure.record import (
 )
 
 if TYPE_CHECKING:
+    from ssl_lightning.measure.engine import Engine
+    from ssl_lightning.measure.engines import ENGINES, register_engine
     from ssl_lightning.measure.latency import benchmark
     from ssl_lightning.measure.macs import count_macs, num_bytes, num_parameters
     from ssl_lightning.measure.turns import interleave
 
 __all__ = [
+    "ENGINES",
     "BenchmarkResult",
+    "Engine",
     "Fastest",
     "Machine",
     "ModelSize",
@@ -33,5 +37,6 @@ __all__ = [
     "interleave",
     "num_bytes",
     "num_parameters",
+    "register_engine",
 ]
 __getattr__, __dir__ = lazy.attach(__name__)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class CsrProduct(nn.Module):
     """Matrices in compressed sparse rows, and a bias per row of all of them.
 
-    They are kept as three buffers each, in which bytes can be counted, types converted and
+    Each is three buffers, in which bytes can be counted, types converted and
     copies made; torch's sparse tensors over the same memory stand beside them.
 
     Args:

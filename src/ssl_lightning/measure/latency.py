@@ -1,4 +1,17 @@
-"""Latency of several models measured side by side, in several engines, interleaved in one run."""
+"""Latency of several models measured side by side, in several engines, interleaved in one run.
+
+For each type, batch size and number of threads, all models in all engines take turns (A B C, then
+C B A, ...), so that a slow moment of the machine hits all of them alike and none is favoured by
+what ran before it; a ratio is the median of the ratios within a round. Evaluation mode and
+inference mode; modes and the number of threads are put back afterwards.
+
+Before it is timed, the output of every engine is compared with eager's. What an engine cannot run
+is left out, with the reason in the record.
+
+A layer is a convolution or linear layer of any of the models; in the others it is the module of
+that name, whatever its type. It is timed alone in eager, on the input that reaches it in its own
+model. A model in which the layer is missing (or an identity) has no timing for it.
+"""
 
 import copy
 import statistics
@@ -6,7 +19,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import product
+from itertools import groupby, product
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -15,20 +29,28 @@ from torch import Tensor, nn
 from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
 from ssl_lightning.measure.engines import (
     engine_versions,
+    find_engine,
     forget_compiled,
     installed_engines,
     prepare_checked,
-    require,
 )
 from ssl_lightning.measure.layers import layer_calls, layer_macs
 from ssl_lightning.measure.machine import machine, memory_format
 from ssl_lightning.measure.macs import count_macs, evaluating, num_bytes, num_parameters
 from ssl_lightning.measure.record import BenchmarkResult, Fastest, ModelSize, Run
-from ssl_lightning.measure.turns import Call, Turns, interleave, num_threads, take_turns
+from ssl_lightning.measure.turns import (
+    Call,
+    Turns,
+    interleave,
+    num_threads,
+    several,
+    take_turns,
+)
 from ssl_lightning.suggest import first_line, pick
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Key = tuple[str, str]  # engine, model
+Setting = tuple[str, int, int]  # type, batch size, threads
 
 
 def benchmark(
@@ -46,37 +68,20 @@ def benchmark(
 ) -> BenchmarkResult:
     """Measure the latency of models side by side in several engines, whole and layer by layer.
 
-    For each type, batch size and number of threads, all models in all engines take turns (A B C,
-    C B A, A B C, ...), so that a slow moment of the machine hits all of them alike and none is
-    favoured by what ran before it; a ratio is the median of the ratios within a round. Evaluation
-    mode and inference mode; modes and the number of threads are put back afterwards.
-
-    Before it is timed, the output of every engine is compared with eager's. What an engine cannot
-    run is left out, with the reason in the record.
-
-    A layer is a convolution or linear layer of any of the models; in the others it is the module
-    of that name, whatever its type. It is timed alone in eager, on the input that reaches it in its
-    own model. A model in which the layer is gone (or an identity) has no timing for it.
-
     Args:
-        models: name -> model; ratios refer to the first one, such as
-            ``{"dense": a, "masked": b, "compact": c}``.
+        models: name -> model; ratios refer to the first, as in ``{"dense": a, "compact": b}``.
         example_input: batch ``(N, ...)`` in the type, memory format and device to measure: a
             tensor, a tuple of all positional inputs, or ``Inputs(x, mask=None)``.
         engines: one or several of ``"eager"`` (always measured, first), ``"compile"``,
-            ``"onnxruntime"`` and ``"openvino"``, or ``"all"`` that are installed.
-        batch_size: images per call, one number or several, for which ``example_input`` is cut or
-            repeated; None takes it as it is.
-        dtype: one or several of ``"float32"``, ``"bfloat16"`` and ``"float64"``, to which copies of
-            the models are converted; None keeps the type of ``example_input``.
-        threads: intra-op threads, or several numbers of them; None keeps torch's present number.
+            ``"onnxruntime"``, ``"openvino"`` and registered ones; ``"all"``: all installed.
+        batch_size: one or several, for which the input is cut or repeated; None: as it is.
+        dtype: one or several of ``"float32"``, ``"bfloat16"`` and ``"float64"``, to which copies
+            of the models are converted; None: the input's.
+        threads: one or several numbers of intra-op threads; None: torch's present number.
         repeats: rounds; each gives one sample per model and engine.
         warmup: untimed rounds before.
         per_layer: also time each convolution and linear layer.
         min_run_time: seconds that one sample lasts at least, by repeating the call.
-
-    Returns:
-        Timings, multiply-adds of one image, parameters, bytes, and where it was measured.
 
     Raises:
         ValueError: if there is no model, an argument is out of range, an engine is unknown or not
@@ -88,13 +93,26 @@ def benchmark(
         >>> result.models["wide"].macs, result.run(threads=1).network["wide"].ratio
         (640, 1.0)
     """
-    counts = _several(torch.get_num_threads() if threads is None else threads)
     inputs = as_inputs(example_input)
-    batches = _several(_batch_of(inputs) if batch_size is None else batch_size)
-    kinds = _several(_name(_type_of(models, inputs)) if dtype is None else dtype)
+    counts = several(torch.get_num_threads() if threads is None else threads)
+    batches = several(_batch_of(inputs) if batch_size is None else batch_size)
+    kinds = several(_name(_type_of(models, inputs)) if dtype is None else dtype)
     chosen = list(dict.fromkeys(["eager", *_engines(engines)]))
-    _check(models, repeats, warmup, min_run_time, {"threads": counts, "batch_size": batches})
     time = {"repeats": repeats, "warmup": warmup, "min_run_time": min_run_time}
+    _check(models, repeats, warmup, min_run_time, {"threads": counts, "batch_size": batches})
+    settings = list(product(kinds, batches, counts))
+    return _measured(models, inputs, settings, chosen, per_layer, time)
+
+
+def _measured(
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    settings: Sequence[Setting],
+    engines: Sequence[str],
+    per_layer: bool,
+    time: Mapping[str, Any],
+) -> BenchmarkResult:
+    """Count, and time at every setting."""
     image, first = inputs.at_batch(1), inputs.tensors()[0]
     with ExitStack() as stack:
         for model in models.values():
@@ -103,11 +121,11 @@ def benchmark(
         stack.enter_context(torch.inference_mode())
         _check_outputs(models, image)
         runs = []
-        for kind, size in product(kinds, batches):
+        for (kind, size), group in groupby(settings, key=itemgetter(0, 1)):
             converted, batch = _converted(models, inputs.at_batch(size), kind)
-            for count in counts:
+            for _, _, count in group:
                 with num_threads(count):
-                    runs.append(_run(converted, batch, (kind, size), chosen, per_layer, time))
+                    runs.append(_run(converted, batch, (kind, size), engines, per_layer, time))
     layers = dict.fromkeys(layer for run in runs for layer in run.layers)
     return BenchmarkResult(
         machine=machine(first.device),
@@ -235,15 +253,10 @@ def _engines(engines: Sequence[str] | str) -> list[str]:
     """
     if engines == "all":
         return installed_engines()
-    names = _several(engines)
+    names = several(engines)
     for name in names:
-        require(name)
+        find_engine(name)
     return names
-
-
-def _several(values: Any) -> list[Any]:
-    """Return one value or several as a list."""
-    return [values] if isinstance(values, (str, int)) else list(values)
 
 
 def _name(dtype: torch.dtype) -> str:

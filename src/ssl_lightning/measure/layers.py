@@ -41,8 +41,8 @@ def layer_calls(
 ) -> dict[str, dict[str, Call]]:
     """Return layer -> model -> call of that layer alone on its real input.
 
-    A model in which the layer is gone, is an identity or is never called has no entry; a layer
-    that no model calls is left out.
+    A model in which the layer is missing, is an identity or is never called has no entry; a layer
+    that no model calls has none.
     """
     names = layer_names(models)
     calls = {name: _calls(model, names, inputs) for name, model in models.items()}

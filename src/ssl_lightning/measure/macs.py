@@ -32,7 +32,7 @@ def count_macs(
     twice this number. An operator that torch does not know counts nothing either, unless its
     formula was registered with :func:`torch.utils.flop_counter.register_flop_formula`.
 
-    The model is left as it was: a copy is run.
+    The model is unchanged: a copy is run.
 
     Args:
         model: any module.
@@ -41,7 +41,7 @@ def count_macs(
 
     Returns:
         The total, or a dict from module name (``""`` is the model itself) to the multiply-adds
-        done in that module and not in its children. Zeros are left out; the sum is the total.
+        done in that module and not in its children. Zeros have no entry; the sum is the total.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10))
@@ -64,10 +64,10 @@ def count_macs(
     return int(counter.get_total_flops() // 2)
 
 
-def _product_flops(left: Any, right: Any, *_: Any, **__: Any) -> int:
+def _product_flops(first: Any, second: Any, *_: Any, **__: Any) -> int:
     """Return the FLOPs of a matrix product; in compressed sparse rows zeros count nothing."""
-    elements = left._nnz() if left.layout == torch.sparse_csr else left.numel()
-    return 2 * int(elements) * int(right.shape[1])
+    elements = first._nnz() if first.layout == torch.sparse_csr else first.numel()
+    return 2 * int(elements) * int(second.shape[1])
 
 
 _product_flops._get_raw = True  # type: ignore[attr-defined]  # given tensors, not their shapes

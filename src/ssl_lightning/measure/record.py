@@ -1,11 +1,8 @@
 """What a benchmark measured, as plain data. Imports no torch, so that reports read it fast."""
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ssl_lightning.measure.serial import decode, load_json, save_json
+from ssl_lightning.measure.serial import Record
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
+class BenchmarkResult(Record):
     """Models measured side by side; the first is the one that ratios refer to.
 
     Attributes:
@@ -121,6 +118,9 @@ class BenchmarkResult:
         models: size of each model, in the order of measurement.
         layer_macs: layer name -> model -> multiply-adds of one image.
         runs: one per type, batch size and number of threads.
+
+    Raises:
+        ValueError: if there is no model or no run.
 
     Example:
         >>> machine = Machine("a processor", 2, "cpu", "3.11", "2.14")
@@ -143,6 +143,15 @@ class BenchmarkResult:
     models: dict[str, ModelSize]
     layer_macs: dict[str, dict[str, int]]
     runs: tuple[Run, ...]
+
+    what = "benchmark"
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.runs:
+            raise ValueError(
+                "benchmark: expected at least one entry in `models` and in `runs`, got none. "
+                "Measure again."
+            )
 
     @property
     def baseline(self) -> str:
@@ -167,71 +176,3 @@ class BenchmarkResult:
             f"BenchmarkResult.run: expected {', '.join(wanted)} among {known}, "
             f"got {tuple(wanted.values())}. Measure it, too."
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "BenchmarkResult":
-        """Build a result from :meth:`to_dict`, of this version or those before it.
-
-        Raises:
-            ValueError: if a field is missing, unknown or of another type, or nothing is in it.
-        """
-        result = decode(cls, upgrade(data), "benchmark")
-        if not result.models or not result.runs:
-            raise ValueError(
-                "benchmark: expected at least one entry in `models` and in `runs`, got none. "
-                "Measure again."
-            )
-        return result
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON to ``path``; a reader never sees half a file."""
-        save_json(self.to_dict(), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "BenchmarkResult":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: if the file is not such a record.
-        """
-        return cls.from_dict(load_json(path))
-
-
-def upgrade(data: Any) -> Any:
-    """Return the record of an earlier version in today's form, all else as it is.
-
-    Earlier there was one batch size and type, eager alone, and multiply-adds were the batch's.
-    """
-    if not isinstance(data, dict) or not {"dtype", "batch_size"} <= data.keys():
-        return data
-    try:
-        return _upgraded(dict(data))
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
-        return data  # malformed, and refused for it
-
-
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    setting = {"dtype": data.pop("dtype"), "batch_size": data.pop("batch_size")}
-    size = setting["batch_size"]
-    versions = {"torch": data["machine"]["torch"]}
-    models = {name: m | {"macs": m["macs"] // size} for name, m in data["models"].items()}
-    layers = {
-        layer: {name: macs // size for name, macs in found.items()}
-        for layer, found in data["layer_macs"].items()
-    }
-    runs = [_upgrade_run(run, setting) for run in data["runs"]]
-    return data | {"versions": versions, "models": models, "layer_macs": layers, "runs": runs}
-
-
-def _upgrade_run(run: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
-    run = dict(run)
-    network = run.pop("network")
-    fastest = {
-        name: {"engine": "eager", "ratio": timing["ratio"], "ratio_iqr": timing["ratio_iqr"]}
-        for name, timing in network.items()
-    }
-    return run | setting | {"engines": {"eager": network}, "fastest": fastest, "left_out": {}}

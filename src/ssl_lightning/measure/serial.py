@@ -5,7 +5,7 @@ import json
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from ssl_lightning.files import replacing
 from ssl_lightning.suggest import shortened
@@ -70,13 +70,13 @@ def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
     missing, unknown = sorted(required - set(data)), sorted(set(data) - names)
     if missing or unknown:
         problems = [("missing", missing), ("unknown", unknown)]
-        told = "; ".join(
+        problem = "; ".join(
             f"{what}: {', '.join(shortened(name)[1:-1] for name in found[:9])}"
             for what, found in problems
             if found
         )
         raise ValueError(
-            f"{where}: expected the fields {', '.join(f.name for f in fields)}; {told}. "
+            f"{where}: expected the fields {', '.join(f.name for f in fields)}; {problem}. "
             "The file may come from another version; write it again."
         )
     hints = typing.get_type_hints(cls)
@@ -93,23 +93,44 @@ def _expect(kind: Any, data: Any, where: str) -> Any:
     return data
 
 
-def save_json(data: Any, path: str | Path) -> None:
-    """Write ``data`` as JSON so that ``path`` is either the old or the whole new file."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+class Record:
+    """A dataclass that is stored as JSON."""
 
+    what: ClassVar[str]
+    """Name of the record in error messages."""
 
-def load_json(path: str | Path) -> Any:
-    """Read a JSON file.
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON.
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: expected JSON, got an error: {error}. Write it again."
-        ) from error
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Build a record from :meth:`to_dict`.
+
+        Raises:
+            ValueError: if a field is missing, unknown, of another type or impossible.
+        """
+        return decode(cls, data, cls.what)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, so that ``path`` is either the old or the whole new file."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        with replacing(path) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not JSON, or not such a record.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}: expected JSON, got an error: {error}. Write it again."
+            ) from error
+        return cls.from_dict(data)

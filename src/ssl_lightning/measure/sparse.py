@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.compaction import for_inference
+from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.sparse import layer_inputs, replace_layers
 from ssl_lightning.graph import Inputs
 from ssl_lightning.kernels import ColumnSparseConv2d, instruction_set, workspace_bytes
 from ssl_lightning.measure.csr import CsrConv2d
+from ssl_lightning.measure.engine import Call
 from ssl_lightning.measure.engines import (
-    Call,
+    ENGINES,
     engine_versions,
     forget_compiled,
     installed_engines,
@@ -66,7 +68,7 @@ def table4_cases(configurations: Sequence[int], layers: Sequence[str]) -> list[C
     """Return what the paper's table holds for these configurations and layers.
 
     ``"conv part"``, all five layers with what stands between them, has no figure of the paper and
-    is left out for single zeros.
+    is not measured for single zeros.
 
     Raises:
         ValueError: if one is unknown.
@@ -129,19 +131,19 @@ def measure_sparse(
     """Time sparse layers against the fastest dense engine for each.
 
     Zeros are at random positions. A sparse layer and all dense engines take turns in a quarter of
-    the rounds; the two fastest engines go on for all of them. The speed-up is the median of the
+    the rounds; the two fastest engines are timed in all of them. The speed-up is the median of the
     ratios within a round, against the engine for which it is smallest. Everything is included:
     padding, lowering, multiplying, and writing all filters. Outputs are compared with the dense
     ones before anything is timed.
 
     Args:
         title: heading of the record.
-        cases: what to measure; the conv part goes through :func:`for_inference`.
+        cases: what to measure; the conv part is rewritten by :func:`for_inference`.
         batch_sizes: images per call.
         threads: intra-op threads.
         engines: dense engines; None takes all that are installed and can run the type.
         dtype: ``"float32"`` or ``"bfloat16"``; CSR and torch's response norm have no bfloat16 and
-            are left out there.
+            are not measured there.
         repeats: rounds.
         progress: called with each row once it is measured.
 
@@ -150,28 +152,39 @@ def measure_sparse(
             something else.
     """
     kind = pick("type", dtype, DTYPES)
-    chosen = installed_engines() if engines is None else list(engines)
+    chosen = engines_for(kind) if engines is None else list(engines)
     if kind != torch.float32:
         cases = [c for c in cases if c.form != "csr" and c.layer != CONV_PART]
-        chosen = chosen if engines is not None else [e for e in chosen if e != "onnxruntime"]
+    settings = product(threads, batch_sizes, dict.fromkeys(case.layer for case in cases))
     rows = []
-    layers = dict.fromkeys(case.layer for case in cases)
-    for count, batch, layer in product(threads, batch_sizes, layers):
-        x = images(layer, batch).to(kind)
-        with num_threads(count), torch.inference_mode():
-            forget_compiled()
-            dense = {engine: prepare(engine, network(layer).to(kind), x) for engine in chosen}
-            for case in (case for case in cases if case.layer == layer):
-                rows.append(_measure(case, x, dense, repeats))
-                progress(rows[-1])
-    return SparseRecord(
-        title,
-        dtype,
-        machine(torch.device("cpu")),
-        instruction_set(kind),
-        engine_versions(),
-        tuple(rows),
-    )
+    for setting in settings:
+        for row in _rows(cases, setting, kind, chosen, repeats):
+            rows.append(row)
+            progress(row)
+    place, versions = machine(torch.device("cpu")), engine_versions()
+    return SparseRecord(title, dtype, place, instruction_set(kind), versions, tuple(rows))
+
+
+def engines_for(kind: torch.dtype) -> list[str]:
+    """Return the installed engines that compute in a type."""
+    return [e for e in installed_engines() if kind in (ENGINES[e].dtypes or (kind,))]
+
+
+def _rows(
+    cases: Sequence[Case],
+    setting: tuple[int, int, str],
+    kind: torch.dtype,
+    engines: Sequence[str],
+    repeats: int,
+) -> Iterator[SparseRow]:
+    """Measure the cases of one layer at one number of threads and batch size."""
+    threads, batch, layer = setting
+    x = images(layer, batch).to(kind)
+    with num_threads(threads), torch.inference_mode():
+        forget_compiled()
+        dense = {engine: prepare(engine, network(layer).to(kind), x) for engine in engines}
+        for case in (case for case in cases if case.layer == layer):
+            yield _measure(case, x, dense, repeats)
 
 
 def _measure(case: Case, x: Tensor, dense: Mapping[str, Call], repeats: int) -> SparseRow:
@@ -315,14 +328,12 @@ def zero_(conv: nn.Conv2d, rows: float, columns: float, *, single: bool = False)
 @torch.no_grad()
 def check_equal(sparse: nn.Module, dense: nn.Module, x: Tensor) -> None:
     """Raise unless both compute the same, to the rounding of each convolution."""
-    expected = dense(x).float()
-    error = float((sparse(x).float() - expected).abs().max())
-    depth = sum(isinstance(module, nn.Conv2d) for module in dense.modules())
-    bound = depth * TOLERANCE[x.dtype] * float(expected.abs().max())
+    error = difference(dense(x).float(), sparse(x).float())
+    bound = TOLERANCE[x.dtype] * sum(isinstance(m, nn.Conv2d) for m in dense.modules())
     if not error <= bound:
         raise ValueError(
-            f"measure_sparse: expected outputs within {bound:.2g} of the dense layer, got a "
-            f"difference of {error:.2g}. Do not use these timings; report the layer {sparse}."
+            f"measure_sparse: expected outputs within {bound:.2g} of the dense layer's scale, got "
+            f"a difference of {error:.2g}. Do not use these timings; report the layer {sparse}."
         )
 
 

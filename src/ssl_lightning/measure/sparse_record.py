@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ssl_lightning.measure.record import Machine
-from ssl_lightning.measure.serial import decode, load_json, save_json
+from ssl_lightning.measure.serial import Record
 
 CONV_PART = "conv part"
 """Layer name of all convolutions together, with the pooling and response norms between them."""
@@ -21,8 +18,8 @@ class SparseRow:
     Attributes:
         configuration: number in the paper's table, or 0.
         layer: name of the layer, or :data:`CONV_PART`, whose sparsities are means over the layers.
-        form: ``"columns"`` (kept rows x kept columns, :class:`ColumnSparseConv2d`) or ``"csr"``
-            (single zeros, torch's sparse CSR product of the lowered input).
+        form: ``"columns"`` (rows x columns that are not zero, :class:`ColumnSparseConv2d`) or
+            ``"csr"`` (single zeros, torch's sparse CSR product of the lowered input).
         row_sparsity: share of filters that are zero.
         column_sparsity: share of columns that are zero; of single weights for ``"csr"``.
         batch_size: images.
@@ -60,7 +57,7 @@ class SparseRow:
 
 
 @dataclass(frozen=True)
-class SparseRecord:
+class SparseRecord(Record):
     """Rows that were measured in one run, and where.
 
     Attributes:
@@ -79,19 +76,4 @@ class SparseRecord:
     versions: dict[str, str]
     rows: tuple[SparseRow, ...]
 
-    def save(self, path: str | Path) -> None:
-        """Write JSON to ``path``; a reader never sees half a file."""
-        save_json(self.to_dict(), path)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SparseRecord:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: if the file is not such a record.
-        """
-        return decode(cls, load_json(path), "sparse benchmark")
+    what = "sparse benchmark"

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.benchmark import Timer
@@ -134,3 +134,13 @@ def num_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def several(values: Any) -> list[Any]:
+    """Return one value or several as a list.
+
+    Example:
+        >>> several("eager"), several((1, 2))
+        (['eager'], [1, 2])
+    """
+    return [values] if isinstance(values, (str, int)) else list(values)

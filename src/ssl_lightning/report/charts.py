@@ -1,7 +1,7 @@
 """Bar charts of multiply-adds and latency, per layer and for the whole network."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ssl_lightning.files import replacing
 from ssl_lightning.measure.record import BenchmarkResult, Run
@@ -32,38 +32,66 @@ def bar_chart(report: RunReport, path: str | Path, run: Run | None = None) -> No
         path: PNG file to write.
         run: which of its runs to draw, in eager; the first if None.
     """
-    from matplotlib.figure import Figure
-
     run, models = run or report.benchmark.run(), list(report.benchmark.models)
     panels = {"Multiply-adds": _macs(report), "Latency": _latency(report, run)}
     num_bars = (len(models) + 0.8) * len(panels["Latency"])
-    figure = Figure(figsize=(10, 2.0 + 0.17 * num_bars), dpi=150, facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    figure = new_figure(10, 2.0 + 0.17 * num_bars)
     for axes, (title, bars) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         _draw_bars(axes, bars, models)
         _decorate(axes, f"{title}, % of {models[0]}", list(bars))
     labels = [_legend(report, model) for model in models]
     conditions = "\n".join([_conditions(report.benchmark, run), *left_out(report)])
-    finish_figure(figure, report.title, labels, conditions, path)
+    finish_figure(figure, report.title, conditions, path, labels)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of that many inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    return figure
 
 
 def finish_figure(
-    figure: "Figure", title: str, labels: list[str], conditions: str, path: str | Path
+    figure: "Figure",
+    title: str,
+    conditions: str,
+    path: str | Path,
+    labels: list[str] | None = None,
+    columns: int | None = None,
 ) -> None:
     """Set the title above, the legend of the first panel below, and write the PNG."""
-    figure.suptitle(title, fontsize=15, fontweight="bold", color=INK)
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    handles, own = figure.axes[0].get_legend_handles_labels()
     legend = figure.legend(
-        handles=figure.axes[0].get_legend_handles_labels()[0],
-        labels=labels,
+        handles=handles,
+        labels=labels or own,
         title=conditions,
         loc="outside lower center",
-        ncols=len(labels),
+        ncols=columns or len(handles),
         frameon=False,
         labelcolor=INK,
+        fontsize=9,
     )
     legend.get_title().set(fontsize=8.5, color=PALE)
+    save_figure(figure, path)
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write the PNG; a reader never sees half a file."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def plain_axes(axes: "Axes", title: str, grid: Literal["x", "y", "both"] = "both") -> None:
+    """Set the title of a panel, and let nothing but its grid and two lines frame it."""
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
 
 
 def _layers(report: RunReport) -> list[str]:
@@ -155,11 +183,7 @@ def _decorate(axes: "Axes", title: str, names: list[str]) -> None:
 
 def decorate(axes: "Axes", title: str, names: list[str]) -> None:
     """Set title, ticks and grid of groups of bars, from the top down."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=8)
+    plain_axes(axes, title, "x")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.45, -0.55)
-    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
-    axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    axes.spines["left"].set_color(PALE)
+    axes.spines["bottom"].set_visible(False)

@@ -6,15 +6,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_lightning.files import replacing
-from ssl_lightning.report.charts import COLORS, GRID, INK, PALE
+from ssl_lightning.report.charts import COLORS, INK, new_figure, plain_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curves = Mapping[str, Sequence[float]]
 ERRORS = {"train/error": "training", "val/error": "validation"}
-MAX_LINES = 8  # more could not be told apart; the sums over all layers are drawn then
+MAX_LINES = 8  # more would look alike; the sums over all layers are drawn then
 SINGLES = " weights"  # how lines of single weights end
 STYLES = ("-", "--", ":")
 PALETTE = (*COLORS[2:], COLORS[1], COLORS[0])
@@ -36,8 +35,6 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
     Raises:
         ValueError: if no error is among the figures.
     """
-    from matplotlib.figure import Figure
-
     errors = {label: curves[name] for name, label in ERRORS.items() if name in curves}
     if not errors:
         raise ValueError(
@@ -46,7 +43,7 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
         )
     sparsity = sparsity_curves(curves)
     rows = 2 if sparsity else 1
-    figure = Figure(figsize=(8, 1.0 + 2.5 * rows), dpi=150, facecolor="white", layout="constrained")
+    figure = new_figure(8, 1.0 + 2.5 * rows)
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     draw_lines(panels[0], errors, "error, %")
     label_errors(panels[0], errors)
@@ -58,8 +55,7 @@ def curve_chart(curves: Curves, path: str | Path, title: str) -> None:
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("epochs trained", color=INK, fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)
 
 
 def sparsity_curves(curves: Curves) -> dict[str, list[float]]:
@@ -93,12 +89,7 @@ def draw_lines(axes: "Axes", lines: Curves, title: str) -> None:
         epochs = range(1, len(values) + 1)
         style = STYLES[i // len(PALETTE) % len(STYLES)]
         axes.plot(epochs, values, style, color=PALETTE[i % len(PALETTE)], label=label, lw=1.6)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
+    plain_axes(axes, title)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8.5)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_lightning.measure.record import BenchmarkResult, Run
-from ssl_lightning.report.charts import COLORS, INK, PALE, decorate, finish_figure
+from ssl_lightning.report.charts import COLORS, INK, PALE, decorate, finish_figure, new_figure
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import NOTHING, milliseconds, plural
 
@@ -52,7 +52,7 @@ def engine_table(report: RunReport) -> Table:
 def reasons(record: BenchmarkResult) -> list[str]:
     """Return one sentence for everything that could not be timed.
 
-    The same reason in several settings is told once.
+    The same reason in several settings is one sentence.
     """
     found: dict[str, list[str]] = {}
     for run in record.runs:
@@ -101,15 +101,12 @@ def engine_chart(report: RunReport, path: str | Path) -> None:
         report: what to draw.
         path: PNG file to write.
     """
-    from matplotlib.figure import Figure
-
     runs, models = report.benchmark.runs, list(report.benchmark.models)
     columns = min(PANEL_COLUMNS, len(runs))
     rows = -(-len(runs) // columns)
     engines = max(len(run.engines) for run in runs)
     height = 1.4 + rows * (0.7 + 0.17 * engines * (len(models) + 0.8))
-    figure = Figure(figsize=(5 * columns + 1, height), dpi=150, facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    figure = new_figure(5 * columns + 1, height)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, run in zip(panels, runs, strict=False):
         _draw(axes, run, models)
@@ -119,7 +116,7 @@ def engine_chart(report: RunReport, path: str | Path) -> None:
         f"{report.benchmark.machine.processor}; at each bar the time over {models[0]}'s in eager; "
         "shorter is faster"
     )
-    finish_figure(figure, report.title, models, conditions, path)
+    finish_figure(figure, report.title, conditions, path, models)
 
 
 def _draw(axes: Axes, run: Run, models: list[str]) -> None:

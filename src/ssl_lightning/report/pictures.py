@@ -17,7 +17,7 @@ BORDER = 90  # grey of the lines between filters; a removed filter is black, ins
 def filter_grid(
     weights: Weights, *, columns: int | None = None, scale: int | None = None
 ) -> Pixels:
-    """Arrange the filters of a convolution in a grid; filters that are zero stay black.
+    """Arrange the filters of a convolution in a grid; filters that are zero are black.
 
     Filters of three input channels are shown in colour, all others by the mean of their channels
     (which one is zero is decided before the mean). One factor scales the whole picture: a weight
@@ -55,12 +55,12 @@ def filter_grid(
 
 
 def filter_picture(weights: Weights, path: str | Path, title: str | None = None) -> None:
-    """Write the grid of filters as a PNG with a title and the number of filters kept.
+    """Write the grid of filters as a PNG with a title and the number of filters that are not zero.
 
     Args:
         weights: ``(O, C, H, W)``, such as the first layer's.
         path: PNG file to write.
-        title: text above; the count of kept filters follows it.
+        title: text above; the count of filters that are not zero follows it.
 
     Raises:
         ValueError: as :func:`filter_grid`.
@@ -72,7 +72,7 @@ def filter_pictures(panels: Mapping[str, Weights], path: str | Path) -> None:
     """Write the filters of several networks side by side as a PNG.
 
     Args:
-        panels: title -> ``(O, C, H, W)``; the count of kept filters follows the title.
+        panels: title -> ``(O, C, H, W)``; the count of filters that are not zero follows the title.
         path: PNG file to write.
 
     Raises:
@@ -91,8 +91,8 @@ def filter_pictures(panels: Mapping[str, Weights], path: str | Path) -> None:
     for axes, grid, (title, weights) in zip(axes_of, grids, panels.items(), strict=True):
         axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
-        kept = int(np.count_nonzero(np.abs(weights).max(axis=(1, 2, 3))))
-        count = f"{kept} of {len(weights)} filters"
+        nonzero = int(np.count_nonzero(np.abs(weights).max(axis=(1, 2, 3))))
+        count = f"{nonzero} of {len(weights)} filters"
         axes.set_title(f"{title}: {count}" if title else count, fontsize=10, color="#24292f")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.08)

@@ -2,31 +2,29 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from ssl_lightning.measure.record import BenchmarkResult, upgrade
-from ssl_lightning.measure.serial import decode, load_json, save_json
+from ssl_lightning.measure.record import BenchmarkResult
+from ssl_lightning.measure.serial import Record
 
 SCHEMA = 2
-READABLE = (1, SCHEMA)  # 1: one batch size and type, eager alone
 GROUP_KINDS = ("filters", "channels", "columns")
 
 
 @dataclass(frozen=True)
-class RunReport:
-    """Errors, kept groups and benchmark of one network in its versions.
+class RunReport(Record):
+    """Errors, retained groups and benchmark of one network in its versions.
 
     Attributes:
         title: what the report is about, such as ``"LeNet on MNIST"``.
         errors: model -> error in percent, for the models whose error is known.
-        layers: layer -> group kind (``"filters"``, ``"channels"``, ``"columns"``) -> [kept, of].
+        layers: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [retained, of].
         benchmark: what was measured; its first model is the dense one.
         schema: version of this format.
 
     Raises:
         ValueError: if the schema is unknown, an error is no percentage or belongs to no measured
-            model, or more groups are kept than there are.
+            model, or more groups are retained than there are.
     """
 
     title: str
@@ -34,13 +32,10 @@ class RunReport:
     layers: dict[str, dict[str, list[int]]]
     benchmark: BenchmarkResult
     schema: int = SCHEMA
+    what = "report"
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(
-                f"report.schema: expected {SCHEMA}, got {self.schema}. "
-                "Read it with the version of ssl_lightning that wrote it, or write it again."
-            )
+        check_schema(self.schema)
         for model, error in self.errors.items():
             _check_error(model, error, list(self.benchmark.models))
         for layer, kinds in self.layers.items():
@@ -53,37 +48,27 @@ class RunReport:
         return {"schema": data.pop("schema"), **data}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "RunReport":
-        """Build a report from :meth:`to_dict`, of this version or the one before it.
+    def from_dict(cls, data: Any) -> Self:
+        """Build a report from :meth:`to_dict`.
 
         Raises:
-            ValueError: if a field is missing, unknown or of another type.
+            ValueError: if the schema is unknown, or a field is missing, unknown or of another type.
         """
-        if isinstance(data, dict) and data.get("schema") not in READABLE:
-            raise ValueError(
-                f"report.schema: expected {SCHEMA}, got {data.get('schema')!r}. "
-                "Read it with the version of ssl_lightning that wrote it, or write it again."
-            )
-        if isinstance(data, dict):
-            data = data | {"schema": SCHEMA}
-            if "benchmark" in data:
-                data["benchmark"] = upgrade(data["benchmark"])
-        report = decode(cls, data, "report")
-        BenchmarkResult.from_dict(data["benchmark"])
-        return report
+        check_schema(data.get("schema") if isinstance(data, dict) else SCHEMA)
+        return super().from_dict(data)
 
-    def save(self, path: str | Path) -> None:
-        """Write JSON to ``path``; a reader never sees half a file."""
-        save_json(self.to_dict(), path)
 
-    @classmethod
-    def load(cls, path: str | Path) -> "RunReport":
-        """Read what :meth:`save` wrote.
+def check_schema(schema: Any) -> None:
+    """Reject reports of another version.
 
-        Raises:
-            ValueError: if the file is not such a report.
-        """
-        return cls.from_dict(load_json(path))
+    Raises:
+        ValueError: naming both versions.
+    """
+    if schema != SCHEMA:
+        raise ValueError(
+            f"report.schema: expected {SCHEMA}, got {schema!r}. "
+            "Read it with the version of ssl_lightning that wrote it, or write it again."
+        )
 
 
 def _check_error(model: str, error: float, measured: list[str]) -> None:
@@ -100,7 +85,7 @@ def _check_error(model: str, error: float, measured: list[str]) -> None:
 
 
 def check_counts(where: str, kind: str, counts: list[int]) -> None:
-    """Reject counts of groups that are not [kept, total] of a known kind.
+    """Reject counts of groups that are not [retained, total] of a known kind.
 
     Raises:
         ValueError: naming ``where`` they were found.

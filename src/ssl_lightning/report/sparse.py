@@ -10,13 +10,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from ssl_lightning.files import replacing
 from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
-from ssl_lightning.report.charts import COLORS, GRID, INK, PALE
+from ssl_lightning.report.charts import (
+    COLORS,
+    GRID,
+    INK,
+    PALE,
+    finish_figure,
+    new_figure,
+    plain_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NOTHING = "-"
 TABLE_WIDTH = 148  # characters; a narrower terminal wraps the lines, but no figure is cut
@@ -28,7 +34,7 @@ def sparse_table(record: SparseRecord) -> Table:
     """Lay out all rows: what the paper had, what the arithmetic allows, what was measured.
 
     The mean of the speed-ups stands below each block of a configuration with one batch size and
-    number of threads, as the paper's headline is such a mean; a layer that would get slower stays
+    number of threads, as the paper's headline is such a mean; a layer that would get slower is
     dense and counts as 1. The conv part as a whole is a row of its own and not in the mean.
     """
     table = Table(title=record.title, caption=_caption(record), box=SIMPLE_HEAD)
@@ -112,16 +118,16 @@ def speedup_chart(record: SparseRecord, path: str | Path) -> None:
     blocks = _blocks(record)
     columns = min(len(blocks), 4)
     lines = -(-len(blocks) // columns)
-    figure = _figure(max(3.6 * columns + 0.6, 7.4), 2.7 * lines + 0.9)
+    figure = new_figure(max(3.6 * columns + 0.6, 7.4), 2.7 * lines + 0.9)
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, ((number, form, (batch, threads)), rows) in zip(panels, blocks.items(), strict=False):
         _draw_bars(axes, rows)
         plural = "" if threads == 1 else "s"
         title = f"#{number} {FORM_NAMES.get(form, form)}, batch {batch}, {threads} thread{plural}"
-        _decorate(axes, title)
+        plain_axes(axes, title, "y")
     for axes in panels[len(blocks) :]:
         axes.set_visible(False)
-    _finish(figure, record, path, panels[0])
+    finish_figure(figure, record.title, _conditions(record), path)
 
 
 def _draw_bars(axes: Axes, rows: list[SparseRow]) -> None:
@@ -143,7 +149,7 @@ def _draw_bars(axes: Axes, rows: list[SparseRow]) -> None:
 
 
 def break_even_chart(record: SparseRecord, path: str | Path) -> None:
-    """Draw speed-up over the share of multiply-adds that are left, with the arithmetic limit.
+    """Draw speed-up over the share of multiply-adds that remain, with the arithmetic limit.
 
     Both axes are logarithmic, so the limit is a straight line; under the line at 1 sparsity costs
     time. Columns and CSR are one line each per batch size and number of threads.
@@ -152,7 +158,7 @@ def break_even_chart(record: SparseRecord, path: str | Path) -> None:
         record: what to draw, as ``benchmark break-even`` measures it.
         path: PNG file to write.
     """
-    figure = _figure(7.4, 5.0)
+    figure = new_figure(7.4, 5.0)
     axes = figure.subplots()
     limits = sorted({row.limit for row in record.rows})
     axes.plot(limits, limits, color=PALE, linestyle=(0, (4, 3)), label="arithmetic limit")
@@ -178,42 +184,9 @@ def break_even_chart(record: SparseRecord, path: str | Path) -> None:
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.set_xlabel("fewer multiply-adds: 1 / ((1 - row)(1 - column))", color=INK, fontsize=9.5)
     axes.axhline(1, color=INK, linewidth=0.8)
-    _decorate(axes, "Speed-up over the fastest dense engine")
-    axes.grid(axis="both", color=GRID, linewidth=0.8, zorder=0)
-    _finish(figure, record, path, axes)
+    plain_axes(axes, "Speed-up over the fastest dense engine")
+    finish_figure(figure, record.title, _conditions(record), path, columns=3)
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
-    return figure
-
-
-def _decorate(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK)
-    axes.grid(axis="y", color=GRID, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-
-
-def _finish(figure: Figure, record: SparseRecord, path: str | Path, axes: Axes) -> None:
-    """Add the legend with the conditions, and write the file."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.suptitle(record.title, fontsize=13, fontweight="bold", color=INK)
-    legend = figure.legend(
-        handles,
-        labels,
-        title=f"{record.machine.processor}, {record.instruction_set}, {record.dtype}",
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        labelcolor=INK,
-        fontsize=9,
-    )
-    legend.get_title().set(fontsize=8.5, color=PALE)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+def _conditions(record: SparseRecord) -> str:
+    return f"{record.machine.processor}, {record.instruction_set}, {record.dtype}"

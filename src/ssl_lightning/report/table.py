@@ -13,13 +13,13 @@ TITLES = {"filters": "filters", "channels": "channels", "columns": "filter size"
 
 
 def comparison_table(report: RunReport, run: Run | None = None) -> Table:
-    """Lay out errors, kept groups, multiply-adds and latency of all models below each other.
+    """Lay out errors, retained groups, multiply-adds and latency of all models below each other.
 
     One block for the whole network and one per layer, with one row per model, so that it fits a
-    terminal whatever the number of models. Kept groups as ``kept/of`` (filter size is the number
-    of kept columns). Per model: error %, multiply-adds and their share of the first model's,
-    latency (median and interquartile range) and its ratio to the first model's. What is not
-    known, or not there in a model, is ``-``. Layers are left out if none was timed.
+    terminal whatever the number of models. Retained groups as ``retained/of`` (filter size is the
+    number of retained columns). Per model: error %, multiply-adds and their share of the first
+    model's, latency (median and interquartile range) and its ratio to the first model's. What is
+    not known, or not there in a model, is ``-``. Layers have rows only if one was timed.
 
     Args:
         report: what to show.
@@ -39,9 +39,9 @@ def comparison_table(report: RunReport, run: Run | None = None) -> Table:
     whole = {name: size.macs for name, size in record.models.items()}
     _add_block(table, report, WHOLE, [NOTHING] * len(kinds), whole, run.network)
     for layer in layers:
-        kept = [_kept(report.layers.get(layer, {}).get(kind)) for kind in kinds]
+        retained = [_retained(report.layers.get(layer, {}).get(kind)) for kind in kinds]
         macs, timings = record.layer_macs.get(layer, {}), run.layers.get(layer, {})
-        _add_block(table, report, layer, kept, macs, timings)
+        _add_block(table, report, layer, retained, macs, timings)
     return table
 
 
@@ -85,18 +85,18 @@ def _add_block(
     table: Table,
     report: RunReport,
     name: str,
-    kept: list[str],
+    retained: list[str],
     macs: dict[str, int],
     timings: dict[str, Timing],
 ) -> None:
-    """Add one row per model, one for all if there is nothing but the name and the kept groups."""
+    """Add one row per model, one for all if there is nothing but the name and the groups."""
     if not macs and not timings:
-        table.add_row(*map(Text, [name, *kept]), end_section=True)
+        table.add_row(*map(Text, [name, *retained]), end_section=True)
         return
     models = list(report.benchmark.models)
     style = "bold" if name == WHOLE else None
     for i, model in enumerate(models):
-        head = [name, *kept] if i == 0 else [""] * (1 + len(kept))
+        head = [name, *retained] if i == 0 else [""] * (1 + len(retained))
         error = _error(report, model) if name == WHOLE else ""
         cells = [*head, model, error, *_macs(macs, model, models[0])]
         cells += _latency(timings, model, models[0])
@@ -141,5 +141,5 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _kept(counts: list[int] | None) -> str:
+def _retained(counts: list[int] | None) -> str:
     return NOTHING if counts is None else f"{counts[0]}/{counts[1]}"

@@ -50,12 +50,6 @@ OPTIONAL = (CURVES, CURVES_PICTURE, FILTERS_PICTURE)
 FILES = (*REQUIRED, *OPTIONAL)
 """What an entry may consist of, apart from its card; no other file is ever read."""
 
-OLDER = {
-    1: "which had no seeds, latency or controls",
-    2: "which did not say how weights are stored",
-}
-"""Schema that `zoo upgrade` can read -> what it lacked."""
-
 MAY_MISS = ("training_seconds", "latency", "step_cost", "controls")
 """Fields that may be null or empty; ``unmeasured`` says why, and so it does for the curves."""
 
@@ -78,17 +72,17 @@ class Card:
         optimizer: of the run's config.
         lr_scheduler: of the run's config.
         penalties: those of the run's config, with their strengths and schedules.
-        groups: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [left in the compact
-            network, of the dense one].
+        groups: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [of the compact network,
+            of the dense one].
         layer_macs: layer -> multiply-adds of one image in the [compact, dense] network.
         dense: size of the backbone.
         compact: size of the published network.
         latency: one record per batch size.
         step_cost: what the penalties add to a training step.
         controls: what other methods reach with about as many multiply-adds.
-        layer_speedups: AlexNet's convolutions at this network's sparsities against the fastest
-            dense engine, as in the paper's Table 4, whose configurations 1 and 4 are of single
-            zeros; None for other and for dense networks.
+        layer_speedups: the layers of the paper's Table 4 at this network's sparsities against the
+            fastest dense engine, if that was asked for; its configurations 1 and 4 are of single
+            zeros.
         weights: how the weights are stored, or that they are not.
         licence: of the weights, as an SPDX identifier.
         paper: the published row it is compared with, or None.
@@ -258,26 +252,11 @@ def check_schema(schema: Any, where: str = "") -> None:
     Raises:
         ValueError: naming both versions.
     """
-    if is_old(schema):
-        raise ValueError(
-            f"{where}card.schema: expected {SCHEMA}, got {schema}, {OLDER[schema]}. "
-            "`ssl-lightning zoo upgrade NAME` writes the entry anew."
-        )
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(
             f"{where}card.schema: expected {SCHEMA}, got {shortened(schema)}. Read it with the "
             "version of ssl_lightning that wrote it."
         )
-
-
-def is_old(schema: Any) -> bool:
-    """Whether a schema is one that `zoo upgrade` can read.
-
-    Example:
-        >>> is_old(2), is_old(3), is_old(True), is_old([])
-        (True, False, False, False)
-    """
-    return type(schema) is int and schema in OLDER
 
 
 def check_name(name: str) -> str:

@@ -55,9 +55,9 @@ def latency_cell(card: Card) -> str:
 
 
 def paper_cells(card: Card) -> tuple[str, str]:
-    """Write what is left here, and the paper's row with its error and groups.
+    """Write the retained groups here, and the paper's row with its error and groups.
 
-    Either is ``-`` where there is nothing to tell.
+    Either is ``-`` where there are none.
     """
     paper = card.paper or {}
     kinds = [kind for kind in GROUP_KINDS if kind in paper]

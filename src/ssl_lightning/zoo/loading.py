@@ -101,7 +101,7 @@ def not_stored(card: Card) -> str:
 
 @torch.no_grad()
 def rescale_(small: nn.Module, plans: Sequence[Plan]) -> nn.Module:
-    """Scale fresh weights, drawn for the dense layers' inputs, for the inputs that are left.
+    """Scale fresh weights, drawn for the dense layers' inputs, for the remaining inputs.
 
     The usual initialisations have a standard deviation of one over the root of the number of
     inputs: slices of the dense layers' would start a small network from too small weights.

@@ -162,6 +162,9 @@ class Latency:
 class StepCost:
     """A training step with the penalties and one without, timed in turns.
 
+    A step is what the module's ``optimizer_step`` does: forward and backward pass, optimizer,
+    penalties. (The first cards of the repository timed that in a loop without the trainer.)
+
     Attributes:
         ratio: median over the rounds of the step with penalties / the one without.
         ratio_iqr: interquartile range of those ratios.
@@ -189,7 +192,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Weights:
-    """How the weights of the published network are kept.
+    """How the weights of the published network are stored.
 
     Attributes:
         dtype: one of :data:`DTYPES`; half precision is turned into float32 when it is loaded, and

@@ -1,9 +1,9 @@
-"""How the zoo's pages write counts, shares and the groups that are left."""
+"""How the zoo's pages write counts, shares and retained groups."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ssl_lightning.report.run_report import GROUP_KINDS
@@ -11,7 +11,7 @@ from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import Card
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Return a Markdown table.
 
     Example:
@@ -20,11 +20,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         |---|---|
         | 1 | 2 |
     """
-    head = [escaped(cell) for cell in head]
-    lines = [head, ["---"] * len(head), *([escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(
-        f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines
-    )
+    lines = [table_row(*head), f"|{'---|' * len(head)}", *(table_row(*row) for row in rows)]
+    return "\n".join(lines)
+
+
+def table_row(*cells: object) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def escaped(cell: object) -> str:
@@ -49,25 +51,25 @@ def share(part: int, whole: int) -> str:
 
 
 def left_of(card: Card) -> dict[str, str]:
-    """Write what is left: of each kind that the paper names, else of all that lost something."""
+    """Write the retained groups: of kinds that the paper names, else of all with removed ones."""
     named = [kind for kind in GROUP_KINDS if kind in (card.paper or {})]
     return {kind: groups_line(card, kind) for kind in named} or totals_left(card)
 
 
 def totals_left(card: Card) -> dict[str, str]:
-    """Write how many layers are left, and how many groups of the layers that are, if any went."""
+    """Write how many layers are retained, and of those how many groups, if any were removed."""
     layers = [name for name, (compact, _) in card.layer_macs.items() if compact > 0]
     counts = {"layers": (len(layers), len(card.layer_macs))}
     for kind in GROUP_KINDS:
         found = [card.groups[n][kind] for n in layers if kind in card.groups.get(n, {})]
-        counts[kind] = (sum(left for left, _ in found), sum(whole for _, whole in found))
+        counts[kind] = (sum(part for part, _ in found), sum(whole for _, whole in found))
     return {
-        what: f"{left:,} of {whole:,}" for what, (left, whole) in counts.items() if left < whole
+        what: f"{part:,} of {whole:,}" for what, (part, whole) in counts.items() if part < whole
     }
 
 
 def groups_line(card: Card, kind: str) -> str:
-    """Write the groups left of a kind, layer by layer, for the layers that the paper names."""
+    """Write the retained groups of a kind, layer by layer, for the layers that the paper names."""
     named = (card.paper or {}).get(kind)
     wanted = list(named) if isinstance(named, dict) else list(card.groups)
     return " - ".join(
@@ -76,6 +78,6 @@ def groups_line(card: Card, kind: str) -> str:
 
 
 def paper_groups(paper: dict[str, Any], kind: str) -> str:
-    """Write the groups that the paper left of a kind, ``-`` if it names none."""
+    """Write the groups that the paper retained of a kind, ``-`` if it names none."""
     given = paper.get(kind, NOTHING)
     return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)

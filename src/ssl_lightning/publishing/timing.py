@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.measure import benchmark, interleave
+from ssl_lightning.measure.engine import quiet
 from ssl_lightning.measure.machine import machine
-from ssl_lightning.measure.sparse import Case, measure_sparse
+from ssl_lightning.measure.sparse import Case, convolution, measure_sparse
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.measure.table4 import LAYERS, TABLE4, Configuration
 from ssl_lightning.measure.turns import num_threads
-from ssl_lightning.penalties import Regularizer
+from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.penalties import parse_penalty
+from ssl_lightning.publishing.stepping import TrainingSteps
 from ssl_lightning.steps import STEP_SIZES
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.records import Latency, StepCost
@@ -64,10 +68,10 @@ Shares = dict[str, tuple[float, float]]
 
 
 def zero_groups(groups: Mapping[str, Mapping[str, list[int]]]) -> Shares:
-    """Return the shares of AlexNet's rows and columns that are zero.
+    """Return the shares of rows and columns that are zero in the layers of Table 4.
 
     Args:
-        groups: layer -> kind -> [left, all], as in a card.
+        groups: layer -> kind -> [retained, all], as in a card.
     """
     return {
         layer: (zero_share(groups[layer]["filters"]), zero_share(groups[layer]["columns"]))
@@ -76,7 +80,7 @@ def zero_groups(groups: Mapping[str, Mapping[str, list[int]]]) -> Shares:
 
 
 def zero_weights(model: nn.Module) -> Shares:
-    """Return the shares of the single weights of AlexNet's convolutions that are zero."""
+    """Return the shares of the single weights that are zero in the layers of Table 4."""
     weights = {layer: model.get_parameter(f"{layer}.weight") for layer in LAYERS}
     return {
         layer: (0.0, zero_share([int(weight.count_nonzero()), weight.numel()]))
@@ -84,7 +88,7 @@ def zero_weights(model: nn.Module) -> Shares:
     }
 
 
-def configuration_of(number: int) -> Configuration:
+def configuration_of(number: Any) -> Configuration:
     """Return a row of the paper's Table 4.
 
     Raises:
@@ -97,8 +101,34 @@ def configuration_of(number: int) -> Configuration:
     return pick("configuration of Table 4", str(number), {str(n): c for n, c in TABLE4.items()})
 
 
+def check_layers(dense: nn.Module) -> None:
+    """Make sure that a network has the layers that are timed beside the paper's Table 4.
+
+    Raises:
+        ValueError: naming the first that it has not.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> check_layers(create_backbone("lenet"))
+        Traceback (most recent call last):
+        ...
+        ValueError: Cannot time layers beside Table 4: expected conv1 of (96, 3, 11, 11), got
+        (20, 1, 5, 5). Leave `table4` out of `paper`.
+    """
+    modules = dict(dense.named_modules())
+    for layer in LAYERS:
+        wanted = tuple(convolution(layer).weight.shape)
+        weight = getattr(modules.get(layer), "weight", None)
+        found = None if weight is None else tuple(weight.shape)
+        if found != wanted:
+            raise ValueError(
+                f"Cannot time layers beside Table 4: expected {layer} of {wanted}, got "
+                f"{found or 'no such layer'}. Leave `table4` out of `paper`."
+            )
+
+
 def measure_speedups(shares: Shares, configuration: int) -> SparseRecord | None:
-    """Time AlexNet's convolutions at a network's sparsities, as the paper's Table 4 does.
+    """Time the convolutions of the paper's Table 4 at a network's sparsities.
 
     Zeros are at random positions, as many as in the network. The other side is the fastest dense
     engine for each layer; padding, lowering and writing all filters are included.
@@ -125,14 +155,14 @@ def measure_speedups(shares: Shares, configuration: int) -> SparseRecord | None:
 
 
 def zero_share(counts: list[int]) -> float:
-    """Return the share that is zero of [left, all].
+    """Return the share that is zero of [retained, all].
 
     Example:
         >>> zero_share([3, 4])
         0.25
     """
-    left, of = counts
-    return round(1 - left / of, 6)
+    retained, of = counts
+    return round(1 - retained / of, 6)
 
 
 def measure_step_cost(
@@ -143,10 +173,10 @@ def measure_step_cost(
     threads: int = 1,
     rounds: int = STEP_ROUNDS,
 ) -> StepCost:
-    """Time training steps with and without penalties in turns, on one batch.
+    """Time the trainer's steps with and without penalties in turns, on one batch.
 
-    A step is all from zeroing the gradients to the end of the proximal step, at the epoch in which
-    most penalties are in force.
+    A step is all that the module's ``optimizer_step`` does: forward pass, zeroing of gradients,
+    backward pass, optimizer and penalties, those of the epoch in which most are in force.
 
     Args:
         settings: the ``model`` section of a config.
@@ -160,17 +190,20 @@ def measure_step_cost(
         ValueError: if the optimizer is unknown, or there are no penalties.
     """
     mixed = precision == "bf16-mixed"
-    penalties = settings.get("penalties") or []
+    penalties = in_force(settings.get("penalties") or [])
     if not penalties:
         raise ValueError("The run has no penalties, so they cost nothing. Leave the step cost out.")
-    layout = torch.channels_last if settings.get("channels_last") else torch.preserve_format
-    images = batch[0].to(memory_format=layout)
-    steps = {
-        name: training_step(backbone(), given, settings, (images, batch[1]), mixed)
-        for name, given in (("without", []), ("with", penalties))
-    }
-    with num_threads(threads):
-        timings = interleave(steps, repeats=rounds, warmup=2, min_run_time=0.0)
+    with quiet(), num_threads(threads), ExitStack() as stack:
+        steps: dict[str, TrainingSteps] = {}
+        for name, given in (("without", []), ("with", penalties)):
+            module = step_module(settings, backbone(), given)
+            kind = "bf16-mixed" if mixed else "32-true"
+            steps[name] = stack.enter_context(TrainingSteps(module, batch, kind, threads))
+
+        def clock() -> float:
+            return sum(step.seconds for step in steps.values())
+
+        timings = interleave(steps, repeats=rounds, warmup=2, min_run_time=0.0, clock=clock)
     return StepCost(
         ratio=round(timings["with"].ratio, 4),
         ratio_iqr=round(timings["with"].ratio_iqr, 4),
@@ -183,49 +216,48 @@ def measure_step_cost(
     )
 
 
-def training_step(
-    model: nn.Module,
-    penalties: list[Any],
-    settings: Mapping[str, Any],
-    batch: tuple[Tensor, Tensor],
-    mixed: bool,
-) -> Callable[[], None]:
-    """Return a function that makes one training step each time it is called."""
-    images, labels = batch
-    model.train()
-    if images.is_contiguous(memory_format=torch.channels_last) and images.dim() == 4:
-        model.to(memory_format=torch.channels_last)
-    regularizer = Regularizer(model, penalties, images[:1])
-    optimizer = create_optimizer(settings.get("optimizer"), model)
-    epoch = busiest_epoch(regularizer)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        regularizer.add_subgradient_(epoch)
-        optimizer.step()
-        regularizer.proximal_step_(optimizer, epoch)
-
-    return step
+def step_module(
+    settings: Mapping[str, Any], model: nn.Module, penalties: list[Any]
+) -> SSLLightningModule:
+    """Return the module of a config, with this network and these penalties, to time its steps."""
+    other = ("backbone", "backbone_args", "penalties", "optimizer", "lr_scheduler", "init_from")
+    return SSLLightningModule(
+        model,
+        penalties=penalties,
+        optimizer=partial(create_optimizer, settings.get("optimizer")),
+        **{key: value for key, value in settings.items() if key not in other},
+    )
 
 
-def busiest_epoch(regularizer: Regularizer, until: int = 1000) -> float:
-    """Return the first epoch in which most penalties have a strength."""
+def in_force(penalties: Sequence[Mapping[str, Any]], until: int = 1000) -> list[dict[str, Any]]:
+    """Return the penalties of the first epoch in which most have a strength, without a schedule.
 
-    def in_force(epoch: int) -> int:
-        return sum(penalty.schedule(epoch + 0.5) > 0 for penalty in regularizer.penalties)
+    Example:
+        >>> windows = [{"kind": "window", "start": s, "end": s + 2} for s in (0, 1, 5)]
+        >>> given = {"kind": "filter", "strength": 1e-3}
+        >>> late = [given | {"layers": f"conv{w['start']}", "schedule": w} for w in windows]
+        >>> [penalty["layers"] for penalty in in_force(late)]
+        ['conv0', 'conv1']
+    """
+    schedules = [parse_penalty(penalty).schedule for penalty in penalties]
 
-    return max(range(until), key=in_force) + 0.5
+    def strong(epoch: int) -> list[bool]:
+        return [schedule(epoch + 0.5) > 0 for schedule in schedules]
+
+    chosen = strong(max(range(until), key=lambda epoch: sum(strong(epoch))))
+    return [
+        {key: value for key, value in penalty.items() if key != "schedule"}
+        for penalty, wanted in zip(penalties, chosen, strict=True)
+        if wanted
+    ]
 
 
-def create_optimizer(given: Mapping[str, Any] | None, model: nn.Module) -> torch.optim.Optimizer:
+def create_optimizer(given: Mapping[str, Any] | None, parameters: Any) -> torch.optim.Optimizer:
     """Return the optimizer of a config at a tiny learning rate; named, never imported by path."""
     if given is None:
-        return torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+        return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
     known = {kind.__name__: kind for kind in STEP_SIZES}
     kind: Any = pick("optimizer", str(given["class_path"]).rpartition(".")[2], known)
     arguments = {**(given.get("init_args") or {}), "lr": LEARNING_RATE}
-    optimizer: torch.optim.Optimizer = kind(model.parameters(), **arguments)
+    optimizer: torch.optim.Optimizer = kind(parameters, **arguments)
     return optimizer

@@ -10,15 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from ssl_lightning.backbones import create_stored
+from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import check_state, read_tensors
 from ssl_lightning.files import parse_yaml
-from ssl_lightning.suggest import shortened
-from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, MODEL, Card
-from ssl_lightning.zoo.entries import checked_entry
-from ssl_lightning.zoo.loading import build, not_stored, read_recipe
-from ssl_lightning.zoo.measuring import (
-    difference,
+from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_error,
     measure_layers,
@@ -26,8 +22,12 @@ from ssl_lightning.zoo.measuring import (
     open_test_split,
     outputs,
 )
+from ssl_lightning.publishing.timing import measure_latency, measure_speedups, zero_groups
+from ssl_lightning.suggest import shortened
+from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, MODEL, Card
+from ssl_lightning.zoo.entries import checked_entry
+from ssl_lightning.zoo.loading import build, not_stored, read_recipe
 from ssl_lightning.zoo.records import Latency
-from ssl_lightning.zoo.timing import measure_latency, measure_speedups, zero_groups
 
 ERROR_TOLERANCE = 0.02
 """Percentage points: rounding differs between processors, and an image may lie on the border."""
@@ -253,7 +253,7 @@ def check_golden(content: bytes, model: nn.Module) -> Check:
         raise ValueError(f"{GOLDEN} is damaged: expected tensors `input` and `output`.")
     check_state(golden, GOLDEN)
     try:
-        found = difference(outputs(model, golden["input"]), golden["output"])
+        found = difference(golden["output"], outputs(model, golden["input"]))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(
             f"{GOLDEN} does not belong to the network: {shortened(str(error), 200)}"

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssl_lightning.files import in_turn, parse_yaml
+from ssl_lightning.publishing.writing import Place, measure_control, rewrite
 from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.cards import CONFIG
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
 from ssl_lightning.zoo.listing import write_table
-from ssl_lightning.zoo.publishing import Place, measure_control, rewrite
 
 
 def add_controls(
@@ -21,7 +21,7 @@ def add_controls(
     """Measure runs of other methods, and set them beside an entry in its card and on its page.
 
     Controls that are to have an entry's groups (:class:`~ssl_lightning.callbacks.PruneLike`) can
-    only be trained once it is published. All else in the entry stays as it is.
+    only be trained once it is published. All else in the entry is unchanged.
 
     Args:
         name: an entry.

@@ -33,10 +33,10 @@ def measure_size(model: nn.Module) -> Size:
 
 def groups_left(dense: nn.Module, compact: nn.Module) -> Groups:
     """Return layer -> kind -> [groups that are not zero in ``compact``, all of ``dense``]."""
-    left = kept_groups(compact)
+    retained = kept_groups(compact)
     return {
         layer: {
-            kind: [left.get(layer, {}).get(kind, [0])[0], of] for kind, (_, of) in kinds.items()
+            kind: [retained.get(layer, {}).get(kind, [0])[0], of] for kind, (_, of) in kinds.items()
         }
         for layer, kinds in kept_groups(dense).items()
     }
@@ -95,19 +95,6 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     """Return the network's outputs in eval mode."""
     result: Tensor = model.eval()(x)
     return result
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected value.
-
-    Example:
-        >>> difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 5.0]))
-        0.2
-    """
-    if found.shape != expected.shape:
-        return float("inf")
-    largest = float((found.double() - expected.double()).abs().max())
-    return largest / max(float(expected.abs().max()), 1e-30)
 
 
 def open_test_split(data: DataSet, input_shape: Sequence[int]) -> Any:

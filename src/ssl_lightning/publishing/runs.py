@@ -15,13 +15,14 @@ import yaml
 from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
+from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE, OwnNetworkError, Recipe, load_compact
 from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
+from ssl_lightning.publishing.agreeing import check_agreement, unequal
+from ssl_lightning.publishing.measuring import measure_seed, outputs
 from ssl_lightning.suggest import shortened
-from ssl_lightning.zoo.agreeing import check_agreement, unequal
 from ssl_lightning.zoo.cards import CONFIG
-from ssl_lightning.zoo.measuring import difference, measure_seed, outputs
 from ssl_lightning.zoo.records import SeedResult, Weights
 
 NUM_GOLDEN = 8
@@ -234,7 +235,7 @@ def measure_run(run: FinishedRun) -> SeedResult:
 
 
 def as_stored(run: FinishedRun, dtype: str) -> FinishedRun:
-    """Return a run whose compact network has the weights that are left when stored in a type.
+    """Return a run whose compact network has its weights as they are after storing in a type.
 
     Raises:
         ValueError: if the type is unknown, or the compact network is not that of the checkpoint.
@@ -256,7 +257,7 @@ def check_same_function(run: FinishedRun, images: Tensor) -> None:
     Raises:
         ValueError: if their outputs differ.
     """
-    wrong = difference(outputs(run.compact, images), outputs(run.trained, images))
+    wrong = difference(outputs(run.trained, images), outputs(run.compact, images))
     if not wrong <= SAME_FUNCTION:
         raise ValueError(
             f"{run.folder / 'compact'} does not compute what checkpoints/last.ckpt does (relative "
@@ -269,7 +270,7 @@ def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
     r"""Return a config as YAML without this machine's paths.
 
     The run's folder becomes ``runs/<name>``, the root of the data null (``$SSL_DATA_DIR`` then).
-    The checkpoint that the run was resumed from is left out: it is not published, and a resumed
+    The checkpoint that the run was resumed from is removed: it is not published, and a resumed
     run is the same as an uninterrupted one.
 
     Raises:
@@ -282,8 +283,8 @@ def portable_config(config: dict[str, Any], folder: Path, name: str) -> str:
         '{}\n'
     """
     places = sorted({str(folder.absolute()), str(folder.resolve())}, key=len, reverse=True)
-    kept = {key: value for key, value in config.items() if key != "ckpt_path"}
-    clean = portable(kept, "", dict.fromkeys(places, f"runs/{name}"))
+    others = {key: value for key, value in config.items() if key != "ckpt_path"}
+    clean = portable(others, "", dict.fromkeys(places, f"runs/{name}"))
     return yaml.safe_dump(clean, sort_keys=False)
 
 

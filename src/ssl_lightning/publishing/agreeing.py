@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ssl_lightning.backbones import storable
 from ssl_lightning.checkpoints import TrainedBackbone
 from ssl_lightning.compaction.store import Recipe
+from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.penalties import parse_penalty, penalty_to_dict
+from ssl_lightning.publishing.curves import LOG
 from ssl_lightning.suggest import shortened
-from ssl_lightning.zoo.curves import LOG
 
 SAME = (
     "num_classes",
@@ -26,7 +28,6 @@ SAME = (
     "compile",
 )
 """Settings of the module that a checkpoint holds as the config does."""
-DEFAULTS = {"lr_interval": "epoch", "label_smoothing": 0.0, "channels_last": False}
 
 
 def check_agreement(
@@ -83,7 +84,7 @@ def disagreements(
         ("the seed", own.get("run_seed"), config["seed_everything"]),
         ("batches per epoch", batches_of(stored), expected_batches(config, num_batches)),
         ("input_shape", shape and settings.get("input_shape"), shape),
-        *((key, settings.get(key), model.get(key, DEFAULTS.get(key))) for key in SAME),
+        *((key, settings.get(key), setting(model, key)) for key in SAME),
     ]
     if own.get("data") is not None:
         pairs.append(("data", own["data"], str(config["data"]["class_path"]).rpartition(".")[2]))
@@ -106,12 +107,23 @@ def named_in(model: Mapping[str, Any], trained: str) -> tuple[str, dict[str, Any
         >>> named_in({"backbone": {"class_path": "mine.Net"}}, "mine.nets.Net")
         ('mine.nets.Net', {})
     """
-    given = model.get("backbone", "lenet")
+    given = setting(model, "backbone")
     if not isinstance(given, Mapping):
         return given, model.get("backbone_args") or {}
     name = str(given["class_path"])
     same = name.rpartition(".")[2] == trained.rpartition(".")[2]
     return trained if same else name, given.get("init_args") or {}
+
+
+def setting(model: Mapping[str, Any], key: str) -> Any:
+    """Return a setting of the module, or its default.
+
+    Example:
+        >>> setting({}, "lr_interval"), setting({"lr_interval": "step"}, "lr_interval")
+        ('epoch', 'step')
+    """
+    parameter = signature(SSLLightningModule).parameters.get(key)
+    return model.get(key, None if parameter is None else parameter.default)
 
 
 def parsed(penalties: Any) -> list[dict[str, Any]]:
@@ -120,7 +132,7 @@ def parsed(penalties: Any) -> list[dict[str, Any]]:
 
 
 def batches_of(stored: Mapping[str, Any]) -> int | None:
-    """Return the training batches of the last epoch that a checkpoint tells of."""
+    """Return the training batches of the last epoch in a checkpoint."""
     try:
         progress = stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         return int(progress["current"]["completed"])
@@ -143,7 +155,7 @@ def expected_batches(config: Mapping[str, Any], num_batches: int) -> int:
 
 
 def check_log(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Refuse curves that go on after the checkpoint, so that another run wrote them.
+    """Refuse curves with steps after the checkpoint's: another run wrote them.
 
     Raises:
         ValueError: naming the log.

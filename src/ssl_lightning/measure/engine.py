@@ -1,0 +1,124 @@
+"""What an engine is, and how a network gets to one that reads files."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+from ssl_lightning.graph import Inputs
+from ssl_lightning.measure.capturing import Captured, capture
+
+Call = Callable[[], object]
+"""Computes, and returns the output: a tensor, or several in lists, tuples or mappings."""
+Bind = Callable[[Inputs], Call]
+"""From inputs to a call that computes with them; nothing but the computation is in the call."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs networks: as they are, in this process, or from a file that they are written to.
+
+    An engine has ``prepare``, or ``export`` and ``load``, or all three.
+
+    Attributes:
+        name: in ``benchmark(engines=[name])``.
+        prepare: from a network in evaluation mode and its inputs to a call without arguments.
+            None: the network is written to a temporary file, which is loaded.
+        export: writes a captured network to a path; there may be other files beside it.
+        load: opens a file, for torch's present number of threads.
+        suffix: of its files, such as ``".onnx"``.
+        format: in ``export_model(format=...)``; the name of the engine if empty.
+        title: how messages call what runs a file; the name if empty.
+        by_position: whether a file takes tensors by position and nothing else; other inputs then
+            become part of the network.
+        packages: modules that must be installed, beside torch.
+        extra: extra of this package that installs them; empty if none does.
+        any_operator: whether it runs layers whose operators only torch knows, such as
+            :class:`~ssl_lightning.ColumnSparseConv2d`.
+        dtypes: types that it computes in; empty for any.
+        timed: whether ``engines="all"`` has it.
+
+    Raises:
+        ValueError: if it can neither run a network nor write one, or has no suffix for its files.
+
+    Example:
+        >>> Engine("twice", prepare=lambda model, inputs: lambda: inputs.run(model)).available
+        True
+    """
+
+    name: str
+    prepare: Callable[[nn.Module, Inputs], Call] | None = None
+    export: Callable[[Captured, Path], object] | None = None
+    load: Callable[[Path], Bind] | None = None
+    suffix: str = ""
+    format: str = ""
+    title: str = ""
+    by_position: bool = True
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    any_operator: bool = False
+    dtypes: tuple[torch.dtype, ...] = ()
+    timed: bool = True
+
+    def __post_init__(self) -> None:
+        files = (self.export is not None, self.load is not None, bool(self.suffix))
+        if len(set(files)) > 1 or not (self.prepare or all(files)):
+            raise ValueError(
+                f"Engine {self.name!r}: expected `prepare`, or `export`, `load` and `suffix`, or "
+                "all of them. Say how it runs a network."
+            )
+
+    @property
+    def available(self) -> bool:
+        """Whether its packages are installed."""
+        return not self.missing()
+
+    def missing(self) -> list[str]:
+        """Return the packages that would have to be installed."""
+        return [name for name in self.packages if find_spec(name) is None]
+
+    def require(self) -> None:
+        """Make sure that its packages are installed.
+
+        Raises:
+            ValueError: if not.
+        """
+        if missing := self.missing():
+            wanted = f"'ssl-lightning[{self.extra}]'" if self.extra else " ".join(missing)
+            raise ValueError(
+                f"The engine {self.name!r} needs {' and '.join(missing)}, not installed here. "
+                f"Install with `pip install {wanted}`, or leave the engine out."
+            )
+
+
+def prepare_by_file(engine: Engine, model: nn.Module, inputs: Inputs) -> Call:
+    """Write a network to a temporary file, load it, and bind the inputs."""
+    assert engine.export is not None
+    assert engine.load is not None
+    with TemporaryDirectory() as folder, quiet(), torch.inference_mode(False), torch.no_grad():
+        path = Path(folder, f"network{engine.suffix}")
+        own = inputs.map(lambda x: x.contiguous().clone())
+        engine.export(capture(model, own, flat=engine.by_position), path)
+        return engine.load(path)(own)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what exporters, compilers and trainers say about themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,11 @@
+"""Entries of the zoo, written and verified: every figure is measured here, nothing is typed in.
+
+Reading them is :mod:`ssl_lightning.zoo`'s.
+"""
+
+from ssl_lightning.publishing.comparing import add_controls
+from ssl_lightning.publishing.pushing import push
+from ssl_lightning.publishing.verifying import Check, verify
+from ssl_lightning.publishing.writing import publish, write_page
+
+__all__ = ["Check", "add_controls", "publish", "push", "verify", "write_page"]

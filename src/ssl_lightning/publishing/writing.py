@@ -1,0 +1,370 @@
+"""Publishing runs: everything in a card is measured here, nothing is typed in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialise_tensors
+from torch import Tensor, nn
+
+from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
+from ssl_lightning.data import DATA_MODULES
+from ssl_lightning.files import appearing, in_turn, parse_yaml
+from ssl_lightning.measure.sparse_record import SparseRecord
+from ssl_lightning.publishing.curves import read_log
+from ssl_lightning.publishing.measuring import (
+    groups_left,
+    measure_layers,
+    measure_size,
+    outputs,
+)
+from ssl_lightning.publishing.pages import entry_page
+from ssl_lightning.publishing.pictures import first_filters, write_curves, write_filters
+from ssl_lightning.publishing.runs import (
+    FinishedRun,
+    as_stored,
+    check_same_config,
+    differences,
+    golden_images,
+    measure_run,
+    open_data,
+    portable_config,
+    read_run,
+)
+from ssl_lightning.publishing.timing import (
+    ROUNDS,
+    check_layers,
+    configuration_of,
+    measure_latency,
+    measure_speedups,
+    measure_step_cost,
+    zero_groups,
+    zero_weights,
+)
+from ssl_lightning.suggest import pick
+from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, GOLDEN, PAGE, Card, check_name
+from ssl_lightning.zoo.entries import card as read_card
+from ssl_lightning.zoo.entries import checked_entry, checked_file, entry_folder, zoo_root
+from ssl_lightning.zoo.listing import write_table
+from ssl_lightning.zoo.loading import read_recipe
+from ssl_lightning.zoo.records import (
+    CONTROLS,
+    Control,
+    DataSet,
+    Latency,
+    SeedResult,
+    StepCost,
+    StoredFile,
+    Weights,
+    median_result,
+)
+
+LICENCE = "Apache-2.0"
+REASONS = {
+    "training_seconds": "the run had no Timer callback",
+    "step_cost": "the run has no penalties",
+    "controls": "no finished runs of controls were given",
+    "curves": "the run's folder has no metrics.csv with all epochs",
+}
+"""Field of a card -> why it is null or empty, if it is."""
+Place = str | Path
+
+
+def publish(
+    runs: Place | Sequence[Place],
+    name: str,
+    root: Place,
+    paper: Mapping[str, Any] | None = None,
+    controls: Mapping[str, Sequence[Place]] | None = None,
+    remark: str | None = None,
+    threads: int = 1,
+    dtype: str = "float32",
+    weights: bool = True,
+) -> Path:
+    """Write a zoo entry from runs that differ in their seed alone, by measuring them.
+
+    Published is the run with the median validation error; the card has the results of all. The
+    data set must be where the runs' configs say (``$SSL_DATA_DIR`` for local data). The entry
+    appears under its name once it is complete; the table of ``root`` is written anew.
+
+    Args:
+        runs: folder or folders of finished runs: ``config.yaml``, ``checkpoints/last.ckpt``,
+            ``compact/``; ``metrics.csv`` of a CSV logger gives the curves.
+        name: of the new entry.
+        root: folder of entries, made if missing.
+        paper: the published row to compare with, as plain values; with ``table4``, the number of
+            a configuration in the paper's Table 4, the layers are timed beside that.
+        controls: kind (:data:`~ssl_lightning.zoo.records.CONTROLS`) -> folders of finished runs.
+        remark: what a reader must know, such as a goal that was missed.
+        threads: to take timings with.
+        dtype: to store weights in: float32, float16 or bfloat16 (loaded as float32); every figure
+            is measured on what is stored.
+        weights: whether to store weights; if not, the card has their hash.
+
+    Raises:
+        FileExistsError: if there is an entry of that name already.
+        FileNotFoundError: if a part of a run, or its data set, is missing.
+        ValueError: if the name is no plain name, or the runs, controls or ``table4`` do not fit;
+            the message says how.
+    """
+    target, number = vacant(Path(root), name), table4_row(paper)
+    run, seeds = median_run([runs] if isinstance(runs, (str, Path)) else runs, dtype, number)
+    rows = [
+        measure_control(kind, given, run.config["data"], str(run.folder))
+        for kind, given in (controls or {}).items()
+    ]
+    given = {"paper": dict(paper) if paper else None, "remark": remark, "controls": tuple(rows)}
+    with appearing(target) as folder:
+        stored = write_files(run, name, folder, Weights(dtype), weights)
+        fields = {**described(run, name), **measured(run, threads, number), "seeds": seeds, **given}
+        write_card(new_card({**fields, "weights": stored}, folder), folder)
+    write_table(root)
+    return target
+
+
+def vacant(root: Path, name: str) -> Path:
+    """Return where a new entry will be.
+
+    Raises:
+        FileExistsError: if there is an entry of that name already.
+        ValueError: if the name is no plain name.
+    """
+    target = root / check_name(name)
+    if target.exists():
+        raise FileExistsError(
+            f"{target} exists already, and published entries are not overwritten. Choose another "
+            "name, or remove the folder."
+        )
+    return target
+
+
+def table4_row(paper: Mapping[str, Any] | None) -> int | None:
+    """Return the number of the row of Table 4 to time layers beside; None if none is asked for.
+
+    Raises:
+        ValueError: if there is no such row.
+    """
+    if "table4" not in (paper or {}):
+        return None
+    number = (paper or {})["table4"]
+    configuration_of(number)
+    return int(number)
+
+
+def median_run(
+    folders: Sequence[Place], dtype: str, number: int | None
+) -> tuple[FinishedRun, tuple[SeedResult, ...]]:
+    """Return the run with the median validation error, and the results of all, by seed.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`publish`.
+    """
+    finished = [as_stored(read_run(Path(folder)), dtype) for folder in folders]
+    check_same_config(finished)
+    if number is not None:
+        check_layers(finished[0].backbone())
+    seeds = tuple(sorted(map(measure_run, finished), key=lambda result: result.seed))
+    return next(run for run in finished if run.seed == median_result(seeds).seed), seeds
+
+
+def measure_control(
+    kind: str, folders: Sequence[Place], data: Mapping[str, Any], of: str
+) -> Control:
+    """Measure the runs of a control.
+
+    Args:
+        kind: of control.
+        folders: of the runs.
+        data: section of the config of what they are compared with, which is called ``of``.
+        of: its name.
+
+    Raises:
+        ValueError: if the kind is unknown, the runs differ in more than their seed, or they were
+            trained on other data.
+    """
+    pick("kind of control", kind, CONTROLS)
+    finished = [as_stored(read_run(Path(folder)), "float32") for folder in folders]
+    check_same_config(finished)
+    for control in finished:
+        if found := differences(control.config, {"data": data}, "data"):
+            raise ValueError(
+                f"Cannot compare {control.folder} with {of}: their configs differ in {found}. "
+                "Train the control on the same images."
+            )
+    return Control(kind, tuple(measure_run(control) for control in finished))
+
+
+def write_files(run: FinishedRun, name: str, folder: Path, weights: Weights, keep: bool) -> Weights:
+    """Write all files of an entry but its page and card; return how the weights are stored."""
+    (folder / RECIPE).write_bytes((run.folder / "compact" / RECIPE).read_bytes())
+    (folder / CONFIG).write_text(portable_config(run.config, run.folder, name))
+    write_filters(first_filters(run), folder)
+    write_curves(read_log(run.folder, run.epochs), name, folder)
+    content = weights_file(run, weights.dtype)
+    if not keep:
+        return dataclasses.replace(weights, unstored=StoredFile.of(content))
+    (folder / WEIGHTS).write_bytes(content)
+    (folder / GOLDEN).write_bytes(golden(run.compact, golden_images(run)))
+    return weights
+
+
+def weights_file(run: FinishedRun, dtype: str) -> bytes:
+    """Return the content of the file of weights; in float32 the run's own."""
+    if dtype == "float32":
+        return (run.folder / "compact" / WEIGHTS).read_bytes()
+    model, recipe = copy.deepcopy(run.compact).to(getattr(torch, dtype)), run.recipe
+    with TemporaryDirectory() as folder:
+        save_compact(folder, model, recipe.plans, recipe.backbone, recipe.arguments)
+        return Path(folder, WEIGHTS).read_bytes()
+
+
+def described(run: FinishedRun, name: str) -> dict[str, Any]:
+    """Return the fields of a card that say what the run was."""
+    splits = [len(run.data.dataset(split)) for split in ("train", "validation", "test")]
+    set_name = next(key for key, kind in DATA_MODULES.items() if kind is type(run.data))
+    settings = run.config["model"]
+    return {
+        "name": name,
+        "backbone": run.recipe.backbone,
+        "arguments": run.recipe.arguments,
+        "data": DataSet(set_name, run.data.normalize, *splits),
+        "epochs": run.epochs,
+        "training_seconds": run.seconds,
+        "optimizer": settings.get("optimizer"),
+        "lr_scheduler": settings.get("lr_scheduler"),
+        "penalties": tuple(settings.get("penalties") or ()),
+        "licence": LICENCE,
+    }
+
+
+def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, Any]:
+    """Measure the compact network of a run beside the dense and the masked one."""
+    dense, masked = run.backbone(), run.masked()
+    groups = groups_left(dense, run.compact)
+    return {
+        "groups": groups,
+        "layer_macs": measure_layers(dense, run.compact),
+        "dense": measure_size(dense),
+        "compact": measure_size(run.compact),
+        "latency": latency_of(dense, masked, run.compact, threads),
+        "step_cost": step_cost_of(run.config, run.backbone, run.data, threads),
+        "layer_speedups": speedups_of(groups, masked, number),
+    }
+
+
+def latency_of(
+    dense: nn.Module, masked: nn.Module, compact: nn.Module, threads: int
+) -> tuple[Latency, ...]:
+    """Time the three networks at each batch size of the zoo."""
+    models = {"dense": dense, "masked": masked, "compact": compact}
+    return tuple(measure_latency(models, size, threads, rounds) for size, rounds in ROUNDS.items())
+
+
+def step_cost_of(
+    config: Mapping[str, Any], backbone: Callable[[], nn.Module], data: Any, threads: int
+) -> StepCost | None:
+    """Time the penalties of a config on a training batch; None if it has none."""
+    if not config["model"].get("penalties"):
+        return None
+    batch = next(iter(data.train_dataloader()))
+    precision = config["trainer"].get("precision")
+    return measure_step_cost(config["model"], backbone, batch, precision, threads)
+
+
+def speedups_of(
+    groups: Mapping[str, Any], masked: nn.Module, number: int | None
+) -> SparseRecord | None:
+    """Time the layers beside a row of the paper's Table 4, if one is asked for.
+
+    Args:
+        groups: of each layer, as in a card.
+        masked: the weights in the dense network: beside a row of single zeros, those are counted.
+        number: of the row.
+    """
+    if number is None:
+        return None
+    single = configuration_of(number).form == "csr"
+    return measure_speedups(zero_weights(masked) if single else zero_groups(groups), number)
+
+
+def new_card(fields: Mapping[str, Any], folder: Path) -> Card:
+    """Return the card of a run whose files lie in ``folder``, with reasons for what is missing."""
+    files = {path.name: StoredFile("", 0) for path in (*folder.iterdir(), Path(PAGE))}
+    there = {**fields, "curves": files.get(CURVES)}
+    best = median_result(fields["seeds"])
+    return Card(
+        **fields,
+        validation_error=best.validation_error,
+        test_error=best.test_error,
+        seed=best.seed,
+        unmeasured={field: why for field, why in REASONS.items() if there[field] in (None, ())},
+        files=files,
+    )
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write the page, then the card with the hashes of all files that are there."""
+    present = {path.name for path in folder.iterdir()} - {CARD} | {PAGE}
+    card = dataclasses.replace(card, files=dict.fromkeys(present, StoredFile("", 0)))
+    (folder / PAGE).write_text(entry_page(card))
+    files = {path.name: StoredFile.of(path.read_bytes()) for path in sorted(folder.iterdir())}
+    files.pop(CARD, None)
+    (folder / CARD).write_bytes(dataclasses.replace(card, files=files).to_bytes())
+
+
+def write_page(
+    name: str, root: Place | None = None, step_cost: bool = False, threads: int = 1
+) -> Path:
+    """Write an entry's page, and the table of its zoo, anew from the cards.
+
+    Args:
+        name: an entry.
+        root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
+        step_cost: also time again what the penalties add to a step, on an otherwise idle machine.
+        threads: to do that with.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a file of the entry or its data set is missing.
+        ValueError: if the name is no plain name or unknown, or a file but the page is not what was
+            published. The entry is unchanged then.
+    """
+    with in_turn(zoo_root(root)):
+        target, card = entry_folder(name, root), read_card(name, root)
+        if step_cost and card.step_cost is not None:
+            files = checked_entry(name, root)[1]
+            config, recipe = parse_yaml(files[CONFIG], CONFIG), read_recipe(files)
+            data = open_data(config["data"])
+            found = step_cost_of(config, recipe.create_dense, data, threads)
+            card = dataclasses.replace(card, step_cost=found)
+        rewrite(target, card)
+        write_table(target.parent)
+    return target
+
+
+def rewrite(target: Path, card: Card) -> None:
+    """Write an entry's page and card anew; its other files, which are checked, are as they were.
+
+    Raises:
+        ValueError: if a file is not what was published.
+    """
+    files = [file for file in card.files if file != PAGE]
+    others = {file: checked_file(target / file, card.files[file]) for file in files}
+    with appearing(target, replace=True) as folder:
+        for file, content in others.items():
+            (folder / file).write_bytes(content)
+        write_card(card, folder)
+
+
+def golden(compact: nn.Module, images: Tensor) -> bytes:
+    """Return images and the network's outputs as the content of a safetensors file."""
+    found = outputs(compact, images)
+    return serialise_tensors({"input": images.contiguous(), "output": found.contiguous()})
