@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         MNISTDataModule,
     )
     from ssl_lightning.export import ExportResult, export_model
-    from ssl_lightning.graph import Inputs
+    from ssl_lightning.graph import Inputs, Rule, register_rule, register_shrinker
     from ssl_lightning.groups import (
         GroupSet,
         Member,
@@ -99,7 +99,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "MNISTDataModule",
     ),
     "export": ("ExportResult", "export_model"),
-    "graph": ("Inputs",),
+    "graph": ("Inputs", "Rule", "register_rule", "register_shrinker"),
     "groups": (
         "GroupSet",
         "Member",

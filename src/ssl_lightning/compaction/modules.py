@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.backbones.response_norm import divide_by_energy, window_sum
-from ssl_lightning.graph import LayerWrapper, LeafOperation
+from ssl_lightning.graph import BATCH_NORMS, CONVS, LayerWrapper, LeafOperation
 
 
 class ZeroConv(LeafOperation):
@@ -132,12 +132,12 @@ class ZeroLike(LeafOperation):
 class SparseResponseNorm(nn.LocalResponseNorm):
     """Local response normalisation among channels of which some were removed.
 
-    The channels that are left keep their old positions, so that each is divided by the energy of
-    the same neighbours as before; the removed ones were zero and add nothing.
+    The others keep their old positions, so that each is divided by the energy of the same
+    neighbours as before; the removed ones were zero and add nothing.
 
     Args:
         norm: the normalisation over all channels.
-        positions: old position of each channel that is left, ascending.
+        positions: old position of each remaining channel, ascending.
         width: old number of channels.
         device: of the positions.
 
@@ -162,6 +162,11 @@ class SparseResponseNorm(nn.LocalResponseNorm):
         self.width = width
         index = torch.tensor(list(positions), dtype=torch.long, device=device)
         self.register_buffer("index", index, persistent=False)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels that remain."""
+        return len(self.index)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape ``(N, C, *)``."""
@@ -268,10 +273,6 @@ def positions(given: Sequence[int] | None, layer: nn.Module) -> Tensor | None:
     return torch.tensor(list(given), dtype=torch.long, device=device)
 
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
 def zero_like_layer(
     module: nn.Module, bias: Tensor | None = None, width: int | None = None
 ) -> nn.Module | None:
@@ -288,4 +289,4 @@ def zero_like_layer(
         return ZeroConv(module.out_channels if width is None else width, *sizes, bias)
     if isinstance(module, nn.Linear) and type(module) is nn.Linear:
         return ZeroLinear(module.out_features if width is None else width, bias)
-    return ZeroLike() if type(module) in NORMS else None
+    return ZeroLike() if type(module) in BATCH_NORMS else None

@@ -1,4 +1,4 @@
-"""Which channels of which layers must be zero together for a channel to go."""
+"""Which channels of which layers must be zero together for a channel to be removed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ssl_lightning.graph.analysis import propagate
 from ssl_lightning.graph.flow import Flow
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.layers import TRANSPOSED, own_layer
+from ssl_lightning.graph.operations.products import PRODUCTS
 from ssl_lightning.graph.ops import Trace
-from ssl_lightning.graph.products import PRODUCTS
 from ssl_lightning.graph.reasons import why_embeddings, why_retained
-from ssl_lightning.graph.slices import TRANSPOSED
-from ssl_lightning.graph.support import leaf
+from ssl_lightning.graph.rule import leaf
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,8 @@ def written(module: nn.Module) -> tuple[str, ...]:
 
     A norm without a scale must subtract nothing.
     """
+    if (own := own_layer(module)) is not None:
+        return own.written
     alone = getattr(module, "weight", None) is None and hasattr(module, "running_mean")
     return ("running_mean",) if alone else ("weight", "bias")
 
@@ -193,6 +195,8 @@ def weight_places(
         >>> weight_places(nn.ConvTranspose2d(2, 4, 3, groups=2), "weight", [0, 1])
         (0, [0])
     """
+    if (own := own_layer(module)) is not None:
+        return own.outputs[attribute] % getattr(module, attribute).dim(), list(outputs)
     if attribute != "weight" or not isinstance(module, TRANSPOSED):
         return 0, list(outputs)
     per_group = module.out_channels // module.groups

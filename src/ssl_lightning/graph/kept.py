@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.graph.attention import new_attributes
 from ssl_lightning.graph.flow import Flow, Site, Value, as_list
 from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.layers import FOLDING_KINDS
+from ssl_lightning.graph.operations.heads import new_attributes
 from ssl_lightning.graph.ops import Op
-
-LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-"""Operations whose result is their bias if they read nothing."""
 
 WORTHWHILE = 0.125
 """Share of a layer's inputs or outputs that must be saved to copy the others for it."""
@@ -264,7 +262,7 @@ def is_constant(site: Site, flow: Flow) -> bool:
 
 def is_layer(site: Site) -> bool:
     """Whether a module is a convolution or a linear layer: its constants are in its bias."""
-    return all(op.kind in LAYERS for op in site.ops)
+    return all(op.kind in FOLDING_KINDS for op in site.ops)
 
 
 def fold(flow: Flow, site: Site, slices: SiteSlices) -> SiteSlices:

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, as_list
 from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.layers import WEIGHTED
 from ssl_lightning.graph.ops import Op, has_hooks
-from ssl_lightning.graph.slices import CONVS, TRANSPOSED
-
-LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)
 
 
 def why_retained(
@@ -28,7 +26,7 @@ def why_retained(
     """
     reasons = {}
     for name, module in flow.model.named_modules():
-        if not isinstance(module, LAYERS):
+        if not isinstance(module, WEIGHTED):
             continue
         if name not in flow.sites:
             reasons[name] = why_unknown(flow, name, module)
@@ -123,7 +121,7 @@ def left_whole(flow_names: Collection[str], model: nn.Module, flow: Flow) -> lis
     """Return a sentence for each layer with zero slices, or that never ran, that no plan names."""
     notes = []
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS) and name not in flow_names:
+        if isinstance(module, WEIGHTED) and name not in flow_names:
             weight = module.weight.detach()
             sides = (weight.flatten(1).any(1), weight.transpose(0, 1).flatten(1).any(1))
             if not all(bool(side.all()) for side in sides) or not flow_reads(flow, name):

@@ -1,4 +1,8 @@
-"""Attention: its slices are whole heads, which the products over tokens leave apart."""
+"""How a model's code splits channels into heads, or into the channels of maps.
+
+A view that gives a dimension for heads keeps slices there if a product over tokens is reached in
+which they remain apart; :mod:`~ssl_lightning.graph.operations.attention` has those products.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.flow import Flow, Value, binary
+from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import spread, varies
-from ssl_lightning.graph.matrices import is_torch_attention
-from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.products import PRODUCTS, leaves_apart, product_labels
-from ssl_lightning.graph.slices import fix_all
-from ssl_lightning.graph.support import first
+from ssl_lightning.graph.operations.matrices import is_torch_attention
+from ssl_lightning.graph.operations.products import PRODUCTS, leaves_apart
+from ssl_lightning.graph.ops import Op
+from ssl_lightning.graph.rule import first
 
 HEADS = -3
 """Dimension of queries, keys and values ``(..., heads, tokens, width)`` that numbers the heads."""
@@ -71,7 +74,7 @@ class Heads:
 
 
 def split_labels(op: Op, flow: Flow) -> Value:
-    """Labels move as the elements do; channels that are split into heads go by heads."""
+    """Labels move as the elements do; of channels that are split into heads, whole heads do."""
     moved = op.run(flow.slices)
     split = [dim for dim in range(moved.dim()) if varies(moved, dim)]
     found = (
@@ -80,7 +83,7 @@ def split_labels(op: Op, flow: Flow) -> Value:
         else None
     )
     if found is None and len(split) > 1:
-        return channel_labels(op, moved, split, flow)
+        return map_labels(op, moved, split, flow)
     labels = flow.labels.along_one_dim(moved, found)
     if found is not None:
         rows = labels.movedim(found, 0).reshape(labels.shape[found], -1)[:, 0]
@@ -94,8 +97,8 @@ def split_labels(op: Op, flow: Flow) -> Value:
     return labels
 
 
-def channel_labels(op: Op, moved: Tensor, split: list[int], flow: Flow) -> Tensor:
-    """Features that are viewed as maps go by the channels that a layer behind reads."""
+def map_labels(op: Op, moved: Tensor, split: list[int], flow: Flow) -> Tensor:
+    """Features that are viewed as maps are removed by the channels that a later layer reads."""
     found = next((d for d in split if becomes_channels(op, d, flow)), None)
     labels = flow.labels.along_one_dim(moved, found)
     if found is None:
@@ -169,30 +172,6 @@ def after(user: Op, name: str, marks: Any) -> Any:
     return marks if user.kind in SAME_SHAPE or user.inputs() == [name] else None
 
 
-def attention_labels(op: Op, flow: Flow) -> Value:
-    """Heads of queries, keys and values go together; nothing else can be cut.
-
-    A key and value head that serves several query heads goes with them.
-    """
-    names = op.inputs()
-    operands = [flow.slices[name] for name in names[:3]]
-    masks = [flow.slices[name] for name in names[3:]]
-    batch = {tuple(labels.shape[:HEADS]) for labels in operands}
-    alike = len(batch) == 1 and min(labels.dim() for labels in operands) >= 3
-    shared = all(same_for_heads(op, name, flow) for name in names[3:])
-    if not alike or not shared or not all(by_heads(labels) for labels in operands):
-        return fix_all(op, flow)
-    for mask in masks:
-        flow.labels.fix(mask)
-    rows = [flow.labels.per_index(labels, labels.dim() + HEADS) for labels in operands]
-    for row in rows[1:]:
-        if len(row) == 1 < len(rows[0]):
-            flow.labels.fix(row)  # one for all: it is needed as long as any query is
-        else:
-            flow.labels.union(rows[0], row.repeat_interleave(len(rows[0]) // len(row)))
-    return spread(rows[0], op.shape, len(op.shape) + HEADS)
-
-
 def same_for_heads(op: Op, mask: str, flow: Flow) -> bool:
     """Whether a mask has one row for all heads.
 
@@ -210,105 +189,8 @@ def same_for_heads(op: Op, mask: str, flow: Flow) -> bool:
     return moved and all(same_for_heads(op, name, flow) for name in before.inputs())
 
 
-def added_product_labels(op: Op, flow: Flow) -> Value:
-    """A product of heads, and a mask that is added to it."""
-    labels, mask = product_labels(op, flow), op.args[0].name
-    if not same_for_heads(op, mask, flow):
-        flow.labels.union(labels, flow.slices[mask])
-    return labels
-
-
-def added_product_support(op: Op, alive: Any) -> Tensor:
-    """A sum can be non-zero where the mask or a product can."""
-    mask, a, b = (alive[arg.name] for arg in op.args[:3])
-    found: Tensor = mask + a @ b
-    return found
-
-
-def by_heads(labels: Tensor) -> bool:
-    """Whether labels vary along heads only."""
-    return all(dim == labels.dim() + HEADS for dim in range(labels.dim()) if varies(labels, dim))
-
-
-def attention_support(op: Op, alive: Any) -> Tensor:
-    """A mean of values: zero where the value is for all tokens."""
-    value: Tensor = alive[op.args[2].name].amax(-2, keepdim=True)
-    repeats = op.shape[HEADS] // value.shape[HEADS] if value.dim() > 2 else 1
-    value = value.repeat_interleave(repeats, HEADS) if repeats > 1 else value
-    return value.expand(op.shape)
-
-
-def attention_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
-    """All of a head that is needed, of all heads that it serves."""
-    heads = needed.amax((-2, -1), keepdim=True)
-    result = {name: torch.ones(flow.alive[name].shape) for name in op.inputs()[3:]}
-    for name in op.inputs()[:3]:
-        shape = flow.alive[name].shape
-        mask = heads
-        if len(shape) > 2 and shape[HEADS] != heads.shape[HEADS]:
-            mask = heads.unflatten(HEADS, (shape[HEADS], -1)).amax(HEADS)
-        mask = (
-            mask if len(shape) == mask.dim() and shape[:-2] == mask.shape[:-2] else torch.ones(())
-        )
-        result[name] = torch.maximum(mask.expand(shape), result.get(name, torch.zeros(())))
-    return result
-
-
-def masked_support(op: Op, alive: Any) -> Tensor:
-    """Where a value is not zero, or a number or value that is not zero may replace it."""
-    given = [arg for arg in op.args if isinstance(arg, (Ref, int, float))]
-    given = given[1:] if op.kind == "where" else [given[0], given[2]]
-    masks = [alive[v.name] if isinstance(v, Ref) else torch.tensor(float(v != 0)) for v in given]
-    found: Tensor = sum(masks, torch.zeros(()))
-    return found.expand(op.shape)
-
-
-def masked_labels(op: Op, flow: Flow) -> Value:
-    """Slices of all operands go together; those that broadcast stay whole."""
-    names = [name for name in dict.fromkeys(op.inputs()) if flow.slices[name].dim()]
-    rank = len(op.shape)
-    wide = {
-        n: flow.slices[n].view(*[1] * (rank - flow.slices[n].dim()), *flow.slices[n].shape)
-        for n in names
-    }
-    dims = {d for labels in wide.values() for d in range(rank) if varies(labels, d)}
-    if len(dims) != 1:
-        return fix_all(op, flow)
-    (dim,) = dims
-    whole = [labels for labels in wide.values() if labels.shape[dim] == op.shape[dim]]
-    for labels in wide.values():
-        if labels.shape[dim] != op.shape[dim]:
-            flow.labels.fix(labels)
-    rows = [flow.labels.per_index(labels, dim) for labels in whole]
-    for row in rows[1:]:
-        flow.labels.union(rows[0], row)
-    return spread(rows[0], op.shape, dim)
-
-
-def masked_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
-    """Every operand, where the result is needed."""
-    result = {}
-    for name in dict.fromkeys(op.inputs()):
-        result[name] = binary(needed.sum_to_size(flow.alive[name].shape))
-    return result
-
-
-def softmax_labels(op: Op, flow: Flow) -> Value:
-    """What is normalised together cannot be cut; other slices stay themselves."""
-    labels = flow.slices[first(op)]
-    if varies(labels, op.args[1] % labels.dim()):
-        return fix_all(op, flow)
-    return labels
-
-
-def softmax_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
-    """All that is normalised together."""
-    dim = op.args[1]
-    return {first(op): needed.amax(dim, keepdim=True).expand_as(needed)}
-
-
 def new_attributes(module: Any, heads: Heads, kept: int) -> dict[str, int]:
-    """Return the attributes that a module must hold with only some heads left."""
+    """Return the attributes that a module must hold when only some heads remain."""
     count = len(heads.labels)
     sizes = {**dict.fromkeys(NUMBERS, (count, kept))}
     sizes |= dict.fromkeys(WIDTHS, (count * heads.width, kept * heads.width))

@@ -1,8 +1,7 @@
-"""Linear maps whose weight is a stored matrix of any module: ``x @ w``, ``addmm``, ``einsum``."""
+"""Stored matrices of any module that are the weights of linear maps: ``x @ w``, ``addmm``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,44 +9,13 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import spread
-from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.slices import fix_all, linear_labels
-from ssl_lightning.graph.support import first
+from ssl_lightning.graph.ops import Op
+from ssl_lightning.graph.rule import first, fix_all
 
 TURNS = frozenset({"t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims", "movedim"})
 INPUTS = ("nx", "in_features", "input_dim", "in_dim", "n_in")
 OUTPUTS = ("nf", "out_features", "output_dim", "out_dim", "n_out")
 """Attributes in which modules hold the sizes of their matrices."""
-
-
-def any_linear_labels(op: Op, flow: Flow) -> Value:
-    """A linear layer's own weight, or a stored matrix."""
-    module, weight = flow.model.get_submodule(op.module), op.args[1].name
-    if isinstance(module, nn.Linear) or stored_matrix(flow, weight) is None:
-        return linear_labels(op, flow)
-    result = matrix_labels(op, flow, weight, 0, first(op), -1, -1)
-    if isinstance(op.argument(2, "bias"), Ref):
-        flow.labels.union(result, flow.slices[op.args[2].name])
-    return result
-
-
-def addmm_labels(op: Op, flow: Flow) -> Value:
-    """Inputs are the weight's rows, outputs its columns, and the bias has the outputs."""
-    bias, x, weight = (arg.name for arg in op.args[:3])
-    if stored_matrix(flow, weight) is None:
-        return fix_all(op, flow)
-    result = matrix_labels(op, flow, weight, 1, x, -1, -1)
-    given: Tensor = flow.slices[bias]
-    wide = given.view(*[1] * (2 - given.dim()), *given.shape)
-    flow.labels.union(result, wide)
-    return result
-
-
-def addmm_support(op: Op, alive: Mapping[str, Value]) -> Tensor:
-    """A sum can be non-zero where the bias or a product can."""
-    bias, x, weight = (alive[arg.name] for arg in op.args[:3])
-    found: Tensor = bias + x @ weight
-    return found
 
 
 @dataclass(frozen=True)
@@ -156,6 +124,6 @@ def add_sizes(flow: Flow, owner: str, outputs: Tensor, inputs: Tensor) -> None:
 
 
 def tie_parts(flow: Flow, outputs: Tensor, rows: slice) -> None:
-    """Tie the outputs of equal parts of a matrix, so that code that splits goes on splitting."""
+    """Tie the outputs of equal parts of a matrix, so that code that splits can still do so."""
     parts = outputs.view(-1, rows.stop - rows.start)
     flow.labels.union(parts, parts[:1])

@@ -1,0 +1,219 @@
+"""Rules and layer types of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_lightning.graph.layers import BUILT_IN, OWN_LAYERS, LayerType, class_name
+from ssl_lightning.graph.operations import REGISTERED, RULES
+from ssl_lightning.graph.operations.own_layers import own_layer_rule
+from ssl_lightning.graph.ops import LEAF_MODULES
+from ssl_lightning.graph.rule import Rule
+from ssl_lightning.graph.trace import short_name
+from ssl_lightning.suggest import pick
+
+
+class Registration:
+    """What was registered; it lasts as long as the process, or until :meth:`undo`.
+
+    As a context manager it is undone at the end of the block.
+    """
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
+
+    def undo(self) -> None:
+        """Restore what was there before; a second call does nothing."""
+        self._undo()
+        self._undo = lambda: None
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+
+def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) -> Registration:
+    """Say what an operation of your own does to zeros and slices, for all networks from now on.
+
+    Channels are then removed through it, where they were retained before. :func:`make_plan`
+    compares both networks in float64, so that a wrong rule is refused instead of giving a wrong
+    network.
+
+    Args:
+        operation: a ``torch.library.custom_op``, or the name of an operation (``"mylib::shift"``,
+            for torch's own ``"cumsum"``), or a type of module without parameters that counts as one
+            operation from now on. Layers with parameters: :func:`register_shrinker`.
+        rule: a :class:`Rule`, or the name of a built-in operation that does the same and has the
+            same arguments, such as ``"relu"`` or ``"add"``.
+        replace: whether there may be a rule already.
+
+    Returns:
+        An object whose ``undo()`` takes the rule back; also a context manager.
+
+    Raises:
+        ValueError: for an unknown operation, and one that has a rule, unless ``replace``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from ssl_lightning import Rule, make_plan, register_rule
+        >>> class Sway(nn.Module):
+        ...     def forward(self, x):
+        ...         return x * torch.special.erfc(x)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Sway(), nn.Linear(8, 2))
+        >>> _ = net[0].weight.data[:3].zero_(), net[0].bias.data[:3].zero_()
+        >>> len(make_plan(net, torch.zeros(1, 4)).modules["0"].outputs)
+        8
+        >>> with register_rule(Sway, Rule.pointwise()):
+        ...     len(make_plan(net, torch.zeros(1, 4)).modules["0"].outputs)
+        5
+    """
+    name = operation_name(operation)
+    rule = rule if isinstance(rule, Rule) else pick("operation", rule, RULES)
+    if isinstance(operation, type):
+        return register_layer(operation, None, rule, replace, "register_rule")
+    check_free(name, name in RULES, replace, "register_rule")
+    return Registration(set_rule(name, rule))
+
+
+def register_shrinker(
+    layer_type: type[nn.Module],
+    *,
+    outputs: Mapping[str, int],
+    inputs: Mapping[str, int] | None = None,
+    counts: Mapping[str, str] | None = None,
+    channel_dim: int = 1,
+    written: Sequence[str] | None = None,
+    replace: bool = False,
+) -> Registration:
+    """Let compaction shrink a layer of your own that has parameters, in all networks from now on.
+
+    The layer is a function of one tensor with one result, and holds no other modules (those are
+    shrunk by themselves). An output must depend on an input only where a parameter with a dimension
+    for both is not zero there; without ``inputs``, each output on the input of the same number.
+    Subclasses are not covered. :func:`make_plan` compares both networks in float64, so that a wrong
+    description is refused instead of giving a wrong network.
+
+    Args:
+        layer_type: the class.
+        outputs: parameter or buffer -> its dimension that numbers the output channels.
+        inputs: parameter or buffer -> its dimension that numbers the input channels; none for a
+            layer that treats each channel alone, such as a scale.
+        counts: attribute that holds a number of channels -> ``"inputs"`` or ``"outputs"``.
+        channel_dim: dimension of the layer's input and result that numbers the channels.
+        written: the parameters that groups of kind ``coupled`` zero to make an output zero; None
+            for all in ``outputs``.
+        replace: whether the type may be known already.
+
+    Returns:
+        An object whose ``undo()`` takes it back; also a context manager.
+
+    Raises:
+        ValueError: for what is no type of module, a wrong side in ``counts``, an unknown name in
+            ``written``, and a type that is known, unless ``replace``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from ssl_lightning import compact, make_plan, register_shrinker
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.channels, self.factor = channels, nn.Parameter(torch.rand(channels))
+        ...     def forward(self, x):
+        ...         return (x.unflatten(1, (1, self.channels)) * self.factor).flatten(1)
+        >>> net = nn.Sequential(nn.Linear(4, 8), Scale(8), nn.Linear(8, 2))
+        >>> _ = net[0].weight.data[:3].zero_(), net[0].bias.data[:3].zero_()
+        >>> with register_shrinker(Scale, outputs={"factor": 0}, counts={"channels": "outputs"}):
+        ...     small = compact(net, make_plan(net, torch.zeros(1, 4)))
+        >>> small[1].channels, small[1].factor.shape
+        (5, torch.Size([5]))
+    """
+    inputs, counts = dict(inputs or {}), dict(counts or {})
+    written = tuple(outputs) if written is None else tuple(written)
+    if wrong := {side for side in counts.values() if side not in ("inputs", "outputs")}:
+        raise ValueError(
+            f"register_shrinker: expected 'inputs' or 'outputs' in `counts`, got {min(wrong)!r}."
+        )
+    if not outputs or not set(written) <= set(outputs):
+        raise ValueError(
+            f"register_shrinker: expected tensors in `outputs`, and some of them in `written`, got "
+            f"{dict(outputs)} and {written}."
+        )
+    kind = LayerType(dict(outputs), inputs, counts, channel_dim, written)
+    return register_layer(layer_type, kind, own_layer_rule(kind), replace, "register_shrinker")
+
+
+def register_layer(
+    layer_type: type, kind: LayerType | None, rule: Rule, replace: bool, where: str
+) -> Registration:
+    """Register a type of module as one operation."""
+    if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+        raise ValueError(f"{where}: expected a subclass of torch.nn.Module, got {layer_type!r}.")
+    name = class_name(layer_type)
+    known = layer_type in (*BUILT_IN, *OWN_LAYERS) or issubclass(layer_type, LEAF_MODULES)
+    check_free(name, known, replace, where)
+    before = layer_type in OWN_LAYERS, OWN_LAYERS.get(layer_type)
+    undo_rule = set_rule(name, rule)
+    OWN_LAYERS[layer_type] = kind
+
+    def undo() -> None:
+        undo_rule()
+        OWN_LAYERS.pop(layer_type, None)
+        if before[0]:
+            OWN_LAYERS[layer_type] = before[1]
+
+    return Registration(undo)
+
+
+def set_rule(name: str, rule: Rule) -> Callable[[], None]:
+    """Set an operation's rule; return the function that restores what was there."""
+    before, registered = RULES.get(name), name in REGISTERED
+    RULES[name] = rule
+    REGISTERED.add(name)
+
+    def undo() -> None:
+        RULES.pop(name, None)
+        if before is not None:
+            RULES[name] = before
+        if not registered:
+            REGISTERED.discard(name)
+
+    return undo
+
+
+def check_free(name: str, known: bool, replace: bool, where: str) -> None:
+    """Make sure that nothing is replaced that should not be."""
+    if known and not replace:
+        raise ValueError(
+            f"{where}: `{name}` is known already. Undo the earlier registration, or pass "
+            "replace=True."
+        )
+
+
+def operation_name(operation: Any) -> str:
+    """Return the short name that an operation has in a trace.
+
+    Example:
+        >>> operation_name("relu"), operation_name(torch.ops.aten.add.Tensor)
+        ('relu', 'add')
+    """
+    if isinstance(operation, type):
+        return class_name(operation)
+    if isinstance(operation, str):
+        if "::" in operation or operation in RULES or hasattr(torch.ops.aten, operation):
+            return operation.removeprefix("aten::")
+    elif name := getattr(operation, "_qualname", getattr(operation, "_qualified_op_name", None)):
+        return str(name).removeprefix("aten::")
+    elif hasattr(operation, "overloadpacket"):
+        return short_name(operation)
+    raise ValueError(
+        "register_rule: expected a torch.library.custom_op, the name of one ('mylib::shift') or of "
+        f"an operation of torch, or a type of module, got {operation!r}."
+    )
