@@ -14,7 +14,7 @@ from ssl_lightning.compaction import apply_plan, compact, make_plan
 from ssl_lightning.compaction.modules import ZeroConv, ZeroLike, ZeroLinear
 from ssl_lightning.compaction.norms import WideGroupNorm, WideLayerNorm
 from ssl_lightning.graph import Rule
-from ssl_lightning.graph.operations import RULES, arithmetic, norms, pooling
+from ssl_lightning.graph.operations import RULES, norms, pointwise, pooling
 from ssl_lightning.graph.rule import keep_labels, same
 from ssl_lightning.groups import resolve_groups
 from ssl_lightning.prune import prune_
@@ -676,7 +676,7 @@ def test_a_sum_said_to_tie_nothing_is_refused(monkeypatch):
     net = Fn(lambda m, x: m.c(m.a(x) + m.b(x)), a=conv(4, 8), b=conv(4, 8), c=conv(8, 4))
     randomise_(net)
     zero_(net.b, [0, 1])
-    assert gap(monkeypatch, net, "add", Rule(arithmetic.sum_support, keep_labels))
+    assert gap(monkeypatch, net, "add", Rule(pointwise.sum_support, keep_labels))
 
 
 def test_a_norm_said_to_have_no_shift_is_refused(monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_lightning.graph.flow import Flow, Site, Value, as_list
 from ssl_lightning.graph.labels import FIXED
 from ssl_lightning.graph.layers import FOLDING_KINDS
-from ssl_lightning.graph.operations.heads import new_attributes
+from ssl_lightning.graph.operations.attention import new_attributes
 from ssl_lightning.graph.ops import Op
 
 WORTHWHILE = 0.125

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,32 +11,22 @@ from torch import nn
 
 from ssl_lightning.graph.layers import BUILT_IN, OWN_LAYERS, LayerType, class_name
 from ssl_lightning.graph.operations import REGISTERED, RULES
-from ssl_lightning.graph.operations.own_layers import own_layer_rule
+from ssl_lightning.graph.operations.own import own_layer_rule
 from ssl_lightning.graph.ops import LEAF_MODULES
 from ssl_lightning.graph.rule import Rule
 from ssl_lightning.graph.trace import short_name
 from ssl_lightning.suggest import pick
 
 
-class Registration:
+class Registration(ExitStack):
     """What was registered; it lasts as long as the process, or until :meth:`undo`.
 
     As a context manager it is undone at the end of the block.
     """
 
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self._undo = undo
-
     def undo(self) -> None:
         """Restore what was there before; a second call does nothing."""
-        self._undo()
-        self._undo = lambda: None
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.undo()
+        self.close()
 
 
 def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) -> Registration:
@@ -79,7 +70,7 @@ def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) ->
     if isinstance(operation, type):
         return register_layer(operation, None, rule, replace, "register_rule")
     check_free(name, name in RULES, replace, "register_rule")
-    return Registration(set_rule(name, rule))
+    return registered((RULES, name, rule), (REGISTERED, name, rule))
 
 
 def register_shrinker(
@@ -159,33 +150,19 @@ def register_layer(
     name = class_name(layer_type)
     known = layer_type in (*BUILT_IN, *OWN_LAYERS) or issubclass(layer_type, LEAF_MODULES)
     check_free(name, known, replace, where)
-    before = layer_type in OWN_LAYERS, OWN_LAYERS.get(layer_type)
-    undo_rule = set_rule(name, rule)
-    OWN_LAYERS[layer_type] = kind
-
-    def undo() -> None:
-        undo_rule()
-        OWN_LAYERS.pop(layer_type, None)
-        if before[0]:
-            OWN_LAYERS[layer_type] = before[1]
-
-    return Registration(undo)
+    return registered((RULES, name, rule), (REGISTERED, name, rule), (OWN_LAYERS, layer_type, kind))
 
 
-def set_rule(name: str, rule: Rule) -> Callable[[], None]:
-    """Set an operation's rule; return the function that restores what was there."""
-    before, registered = RULES.get(name), name in REGISTERED
-    RULES[name] = rule
-    REGISTERED.add(name)
-
-    def undo() -> None:
-        RULES.pop(name, None)
-        if before is not None:
-            RULES[name] = before
-        if not registered:
-            REGISTERED.discard(name)
-
-    return undo
+def registered(*rows: tuple[dict[Any, Any], Any, Any]) -> Registration:
+    """Set rows of tables, each a table, a key and a value."""
+    registration = Registration()
+    for table, key, value in rows:
+        if key in table:
+            registration.callback(table.__setitem__, key, table[key])
+        else:
+            registration.callback(table.pop, key, None)
+        table[key] = value
+    return registration
 
 
 def check_free(name: str, known: bool, replace: bool, where: str) -> None:
@@ -209,8 +186,8 @@ def operation_name(operation: Any) -> str:
     if isinstance(operation, str):
         if "::" in operation or operation in RULES or hasattr(torch.ops.aten, operation):
             return operation.removeprefix("aten::")
-    elif name := getattr(operation, "_qualname", getattr(operation, "_qualified_op_name", None)):
-        return str(name).removeprefix("aten::")
+    elif name := getattr(operation, "_qualname", None):
+        return str(name)
     elif hasattr(operation, "overloadpacket"):
         return short_name(operation)
     raise ValueError(

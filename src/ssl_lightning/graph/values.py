@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_lightning.graph.aliases import OVERWRITTEN
 from ssl_lightning.graph.copies import same_random_state
 from ssl_lightning.graph.flow import Value, as_list, binary, like
-from ssl_lightning.graph.operations.own_modules import constant_support
+from ssl_lightning.graph.operations.own import constant_support
 from ssl_lightning.graph.ops import LEAF_MODULES, Op, Trace
 from ssl_lightning.graph.rule import first, ones
 

@@ -8,13 +8,12 @@ needs everything it reads, and nothing it touches can be removed. That is always
 from __future__ import annotations
 
 from ssl_lightning.graph.operations import (
-    arithmetic,
     attention,
     convolution,
     indexing,
     linear,
     norms,
-    own_modules,
+    own,
     pointwise,
     pooling,
     products,
@@ -26,14 +25,14 @@ from ssl_lightning.graph.ops import Op
 from ssl_lightning.graph.rule import UNKNOWN, Rule
 
 FAMILIES = (
-    *(pointwise, arithmetic, reductions, pooling, norms, shapes, indexing),
-    *(convolution, linear, products, attention, recurrent, own_modules),
+    *(pointwise, reductions, pooling, norms, shapes, indexing, convolution, linear),
+    *(products, attention, recurrent, own),
 )
 RULES: dict[str, Rule] = {name: rule for family in FAMILIES for name, rule in family.TABLE.items()}
 """An operation's short name -> its rule."""
 
-REGISTERED: set[str] = set()
-"""Names of the operations whose rules users registered."""
+REGISTERED: dict[str, Rule] = {}
+"""The rules that users registered, which are in :data:`RULES` too."""
 
 
 def rule_of(op: Op) -> Rule:

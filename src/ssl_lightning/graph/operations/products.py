@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import spread, varies
-from ssl_lightning.graph.operations.matrices import matrix_labels, stored_matrix
+from ssl_lightning.graph.operations.linear import matrix_labels, stored_matrix
 from ssl_lightning.graph.ops import Op, Ref
 from ssl_lightning.graph.rule import Rule, as_alive, fix_all, literal, rows
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import FIXED, varies
-from ssl_lightning.graph.operations.heads import split_labels
 from ssl_lightning.graph.ops import Op
 from ssl_lightning.graph.rule import Rule, first, fix_all, literal, move_labels, rows
 
@@ -92,11 +91,9 @@ def padded_varies(op: Op, flow: Flow) -> Tensor:
 
 
 MOVE = Rule(literal, move_labels, in_place=False)
-VIEW = Rule(literal, split_labels, in_place=False, sized=True)
 PAD = Rule(padded_support, padded_labels, varies=padded_varies, operands="first")
 
 TABLE = {
-    **dict(rows(VIEW, "view reshape unflatten")),
     **dict(rows(replace(MOVE, sized=True), "flatten squeeze expand")),
     **dict(
         rows(
