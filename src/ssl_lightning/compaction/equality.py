@@ -126,7 +126,7 @@ class Precision(TorchDispatchMode):
 
 
 def random_inputs(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
-    """Return normal inputs of the same shapes; integers stay what they are."""
+    """Return normal inputs of the same shapes; integers are unchanged."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(x: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ class SubsetLayer(LayerWrapper):
     """A convolution or linear layer between wide tensors that computes only a part of them.
 
     Inputs that it does not read are skipped. Outputs that it does not compute are its bias. So a
-    layer on the trunk of a residual network costs what is left of it, though the trunk stays wide.
+    layer on the trunk of a residual network costs only what it computes, though the trunk is wide.
 
     Constant inputs that were removed live on in the bias or, where zero padding makes the border
     differ, in ``border``: the kernel of one channel that is 1 everywhere.
@@ -281,7 +281,7 @@ def zero_like_layer(
     Args:
         module: a convolution, linear layer or batch norm. Anything else gives None, and so do
             their subclasses, which may do more than the layer itself.
-        bias: what is left of a layer's bias; None for zero.
+        bias: the remaining part of a layer's bias; None for zero.
         width: number of output channels, if it is another.
     """
     if isinstance(module, CONVS) and type(module) in CONVS:

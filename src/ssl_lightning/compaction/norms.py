@@ -16,7 +16,7 @@ class WideLayerNorm(nn.Module):
 
     Args:
         norm: the normalisation over all channels.
-        kept: positions of the channels that are left, ascending.
+        kept: positions of the remaining channels, ascending.
         dim: dimension of the input that numbers the channels.
 
     Example:
@@ -26,10 +26,11 @@ class WideLayerNorm(nn.Module):
         True
     """
 
-    def __init__(self, norm: nn.LayerNorm, kept: Sequence[int], dim: int) -> None:
+    def __init__(self, norm: nn.LayerNorm | nn.RMSNorm, kept: Sequence[int], dim: int) -> None:
         super().__init__()
         self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
-        self.weight, self.bias = (take(p, kept) for p in (norm.weight, norm.bias))
+        self.weight = take(norm.weight, kept)
+        self.bias = take(getattr(norm, "bias", None), kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape."""
@@ -48,14 +49,14 @@ class WideLayerNorm(nn.Module):
         return f"width={self.width}, eps={self.eps}"
 
 
-class WideRMSNorm(nn.Module):
+class WideRMSNorm(WideLayerNorm):
     """RMS normalisation of channels of which some were removed, by the mean over all.
 
     The removed channels were zero and add nothing to the sum of squares.
 
     Args:
         norm: the normalisation over all channels.
-        kept: positions of the channels that are left, ascending.
+        kept: positions of the remaining channels, ascending.
         dim: dimension of the input that numbers the channels.
 
     Example:
@@ -65,11 +66,6 @@ class WideRMSNorm(nn.Module):
         True
     """
 
-    def __init__(self, norm: nn.RMSNorm, kept: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
-        self.weight = take(norm.weight, kept)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape."""
         y = single(x.movedim(self.dim, -1))
@@ -78,17 +74,13 @@ class WideRMSNorm(nn.Module):
         y = y if self.weight is None else y * self.weight
         return y.movedim(-1, self.dim).to(x.dtype)
 
-    def extra_repr(self) -> str:
-        """Show the old width."""
-        return f"width={self.width}, eps={self.eps}"
-
 
 class WideGroupNorm(nn.Module):
     """Group normalisation of channels of which some were removed, by the statistics of all.
 
     Args:
         norm: the normalisation over all channels.
-        kept: positions of the channels that are left, ascending.
+        kept: positions of the remaining channels, ascending.
 
     Example:
         >>> norm = nn.GroupNorm(2, 4)

@@ -297,7 +297,7 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
 
     What the plans removed is zero. Where each weight came from is found by shrinking a copy of the
     backbone whose elements hold their own numbers. Constants that were folded into biases cannot be
-    told from them, so the masked network then has the zeros and sizes, but not the function.
+    distinguished from them, so the masked network then has the zeros and sizes, not the function.
 
     Args:
         small: the compact network.

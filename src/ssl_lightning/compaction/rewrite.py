@@ -134,10 +134,10 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
 
 
 def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
-    """Make sure that all groups of a convolution that stay keep equally many channels."""
+    """Make sure that the remaining groups of a convolution have equally many channels."""
     sides = zip((slices.inputs, slices.outputs), slices.of, strict=True)
-    left = [Counter(i // (of // groups) for i in kept) for kept, of in sides]
-    counts = {tuple(side[g] for side in left) for g in range(groups)} - {(0, 0)}
+    counted = [Counter(i // (of // groups) for i in kept) for kept, of in sides]
+    counts = {tuple(side[g] for side in counted) for g in range(groups)} - {(0, 0)}
     if len(counts) > 1 or any(0 in pair for pair in counts):
         raise ValueError(
             f"The plan keeps different numbers of channels in the groups of `{name}`, which no "
@@ -195,7 +195,7 @@ def shrink_constant(module: nn.Module, slices: SiteSlices, count: str) -> nn.Mod
 
 
 def shrink_layer(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> nn.Module:
-    """Slice a convolution or linear layer; constants that it read go to its bias."""
+    """Slice a convolution or linear layer; constants that it read become part of its bias."""
     bias, border = folded_bias(module, slices), border_kernel(module, slices)
     part = replace(
         slices,
@@ -306,7 +306,7 @@ def slice_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
 
 
 def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tensor, int]:
-    """Return the kept part of a grouped convolution's weight and the number of groups left.
+    """Return the kept part of a grouped convolution's weight and the number of remaining groups.
 
     The weight's first dimension numbers the outputs; of a transposed one the two are exchanged.
     """
@@ -323,10 +323,8 @@ def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tenso
 def shrink_layer_norm(module: nn.LayerNorm | nn.RMSNorm, slices: SiteSlices) -> nn.Module:
     """Keep the statistics of all channels."""
     dim = -1 if slices.dim is None else slices.dim
-    if isinstance(module, nn.RMSNorm):
-        return with_children(WideRMSNorm(module, slices.outputs, dim), module)
-    wide = WideLayerNorm(module, slices.outputs, dim)
-    return with_children(wide, module)
+    wide = WideRMSNorm if isinstance(module, nn.RMSNorm) else WideLayerNorm
+    return with_children(wide(module, slices.outputs, dim), module)
 
 
 def shrink_group_norm(module: nn.GroupNorm, slices: SiteSlices) -> nn.Module:

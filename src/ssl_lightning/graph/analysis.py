@@ -1,4 +1,4 @@
-"""Which slices of a model can be removed without changing its function, and which go together.
+"""Which slices of a model can be removed without changing its function, and which together.
 
 Why it is right. Write *alive* for "can be non-zero for some input", *varying* for "alive, and not
 known to be one constant for all inputs and positions", and *needed* for "read with a non-zero

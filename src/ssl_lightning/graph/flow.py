@@ -22,7 +22,7 @@ class Site:
 
     Attributes:
         dim: dimension of its operations' results that numbers the output channels.
-        module_dim: the dimension of the module's own input that does, if it must be told.
+        module_dim: the dimension of the module's own input that does, if a norm replaces it.
     """
 
     module: str

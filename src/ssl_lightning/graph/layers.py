@@ -105,6 +105,12 @@ def own_layer(module: nn.Module | None) -> LayerType | None:
     return OWN_LAYERS.get(type(module)) if module is not None else None
 
 
+def mixes_channels(module: nn.Module) -> bool:
+    """Whether a layer has a matrix of weights."""
+    own = own_layer(module)
+    return isinstance(module, WEIGHTED) or (own is not None and bool(own.inputs))
+
+
 def class_name(kind: Any) -> str:
     """Return a class's name with its module's."""
     return f"{kind.__module__}.{kind.__qualname__}"

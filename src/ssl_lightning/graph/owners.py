@@ -78,7 +78,7 @@ def reads_own(op: Op, names: Mapping[str, str], module: nn.Module) -> bool:
 def aliases(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return path -> name in the model, from pairs of them, of their common ends' beginnings too.
 
-    A path that leads to several modules is left out.
+    A path that leads to several modules is omitted.
 
     Example:
         >>> sorted(aliases([("a.slice.0.conv", "a.0.conv")]).items())

@@ -26,7 +26,7 @@ def conv_support(op: Op, alive: Mapping[str, Value]) -> Value:
 
 
 def transposed_support(op: Op, alive: Mapping[str, Value]) -> Tensor:
-    """Zero in channels that read nothing: positions are not told apart.
+    """Zero in channels that read nothing: positions are not distinguished.
 
     Which taps meet depends on the position and the stride.
     """

@@ -30,8 +30,8 @@ def operands_of(op: Op) -> list[Ref]:
 def letters(op: Op, ranks: list[int]) -> tuple[list[str], str] | None:
     """Return a letter for each dimension of the operands and of the result; None if unknown."""
     equation = str(op.args[0]).replace(" ", "") if op.kind == "einsum" else "...ik,...kj->...ij"
-    left, _, right = equation.partition("->")
-    terms = left.split(",")
+    read, _, right = equation.partition("->")
+    terms = read.split(",")
     if not right or len(terms) != len(ranks):
         return None
     pairs = zip(terms, ranks, strict=True)
