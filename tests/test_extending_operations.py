@@ -19,6 +19,7 @@ from ssl_lightning import (
     register_shrinker,
     save_compact,
 )
+from ssl_lightning.compaction import expand, slice_optimizer_
 from ssl_lightning.graph import trace
 
 X = torch.zeros(1, 3, 8, 8)
@@ -315,6 +316,36 @@ def test_of_two_rules_the_wrong_one_is_named():
         pytest.raises(ValueError, match="registered for `cos` is wrong"),
     ):
         make_plan(net, X)
+
+
+def test_a_right_rule_is_not_blamed_for_sizes_in_the_code():
+    class Sized(Net):
+        def forward(self, x):
+            y = self.operation(self.a(x)).view(len(x), 12, -1)
+            return self.b(y.unflatten(2, (8, -1))).mean((2, 3))
+
+    for operation in (sway, Smooth()):
+        net = zeroed(Sized(nn.Identity(), operation), ["a"])
+        with register_rule(sway, Rule.pointwise()), register_rule(Smooth, Rule.by_channel()):
+            plan = make_plan(net, X)
+        assert len(plan.modules["a"].outputs) == 12
+        assert "sizes are fixed by the code" in plan.notes[-1]
+
+
+def test_optimizer_state_and_the_masked_network_follow():
+    with register_shrinker(GatedConv, **GATED):
+        net = zeroed(Net(GatedConv(12, 12)), ["a", "middle"])
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        net(torch.randn(2, 3, 8, 8)).sum().backward()
+        sgd.step()
+        zeroed(net, ["a", "middle"])
+        plan = make_plan(net, X, constants=False)
+        small = compact(net, plan)
+        momentum = sgd.state[net.middle.kernel]["momentum_buffer"]
+        slice_optimizer_(sgd, net, plan, small)
+        masked = expand(small, net, plan)
+    assert torch.equal(sgd.state[small.middle.kernel]["momentum_buffer"], momentum[5:, 5:])
+    assert torch.equal(masked.middle.kernel[5:, 5:], net.middle.kernel[5:, 5:])
 
 
 # --- registering ----------------------------------------------------------------------------------

@@ -32,11 +32,13 @@ class Problem:
         text: what happened.
         modules: if it raised, names of the modules that were running, the innermost last.
         train: whether it failed in train mode.
+        values: whether its outputs have the right shapes, but other values.
     """
 
     text: str
     modules: tuple[str, ...] = ()
     train: bool = False
+    values: bool = False
 
 
 @contextmanager

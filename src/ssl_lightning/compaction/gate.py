@@ -100,12 +100,11 @@ class Gate:
             except Exception as error:
                 raised = f"{type(error).__name__}: {error}{where}"
                 return Problem(raised, tuple(running), trial.train)
-            if trial.train:
-                text = compare_shapes(trial.expected, found)
-            else:
-                text = compare(trial.expected, found, self.tolerance)
-            if text is not None:
+            if (text := compare_shapes(trial.expected, found)) is not None:
                 return Problem(text + where, train=trial.train)
+            text = None if trial.train else compare(trial.expected, found, self.tolerance)
+            if text is not None:
+                return Problem(text + where, values=True)
         return None
 
     def other_paths(self) -> list[Trial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class WideLayerNorm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm | nn.RMSNorm, kept: Sequence[int], dim: int) -> None:
         super().__init__()
-        self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
+        self.width, self.dim = norm.normalized_shape[0], dim
+        self.eps: Any = norm.eps
         self.weight = take(norm.weight, kept)
         self.bias = take(getattr(norm, "bias", None), kept)
 

@@ -26,6 +26,7 @@ from ssl_lightning.graph import (
     as_inputs,
     is_sized,
     make_plain_,
+    own_layer,
     retained_whole,
     trace,
     with_plain_weights,
@@ -115,7 +116,6 @@ def search(
         problem = gate.problem(modules)
         if problem is None:
             return modules, notes
-        check_own_rules(model, gate, traces, blocked, constants, problem)
         if problem.train and len(traces) == 1 and (more_traces := train_trace(model, gate)):
             traces = [*traces, *more_traces]
             continue
@@ -123,11 +123,13 @@ def search(
         if constants and not (problem.modules and more):
             constants = False
             notes = (*notes, f"constants were not folded: {problem.text}")
-        elif not more:
+            continue
+        if problem.values or not more or fails_in_own_layer(model, problem):
+            check_own_rules(model, gate, traces, blocked, problem)
+        if not more:
             break
-        else:
-            blocked |= more
-            notes = (*notes, blocked_note(traces, more, problem))
+        blocked |= more
+        notes = (*notes, blocked_note(traces, more, problem))
     assert problem is not None
     return {}, (f"nothing was removed: the compact network would not do ({problem.text})",)
 
@@ -137,10 +139,11 @@ def check_own_rules(
     gate: Gate,
     traces: list[Trace],
     blocked: frozenset[str],
-    constants: bool,
     problem: Problem,
 ) -> None:
     """Refuse a rule of the user's own without which there is no problem.
+
+    That is asked once no constants are folded, and if fixed sizes cannot be the reason.
 
     Raises:
         ValueError: naming the operations, or layers, of that rule.
@@ -152,7 +155,7 @@ def check_own_rules(
     for kinds in trials:
         ops = [op for kind in kinds for op in own[kind]]
         without = blocked | {op.name for op in ops}
-        if gate.problem(analyse(model, traces, without, constants=constants)) is None:
+        if gate.problem(analyse(model, traces, without, constants=False)) is None:
             inside = ", ".join(f"`{name or 'the model'}`" for name in {o.module: 0 for o in ops})
             raise ValueError(
                 f"make_plan: the rule registered for {' or '.join(f'`{k}`' for k in kinds)} is "
@@ -160,6 +163,11 @@ def check_own_rules(
                 f"({problem.text}). Correct what was given to register_rule or register_shrinker, "
                 "or undo the registration."
             )
+
+
+def fails_in_own_layer(model: nn.Module, problem: Problem) -> bool:
+    """Whether what raised was in a layer of a type that the user registered."""
+    return bool(problem.modules) and own_layer(model.get_submodule(problem.modules[-1])) is not None
 
 
 def add_paths(

@@ -177,7 +177,7 @@ def written(module: nn.Module) -> tuple[str, ...]:
     A norm without a scale must subtract nothing.
     """
     if (own := own_layer(module)) is not None:
-        return own.written
+        return own.written_in(module)
     alone = getattr(module, "weight", None) is None and hasattr(module, "running_mean")
     return ("running_mean",) if alone else ("weight", "bias")
 

@@ -57,18 +57,37 @@ class LayerType:
         inputs: parameter or buffer -> its dimension that numbers the input channels.
         counts: attribute that holds a number of channels -> ``"inputs"`` or ``"outputs"``.
         channel_dim: dimension of the layer's input and result that numbers the channels.
-        written: the tensors of which a slice must be zero for an output channel to be zero.
+        written: the tensors of which a slice must be zero for an output channel to be zero; None:
+            all parameters in ``outputs``.
     """
 
     outputs: Mapping[str, int]
     inputs: Mapping[str, int]
     counts: Mapping[str, str]
     channel_dim: int = 1
-    written: tuple[str, ...] = ()
+    written: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if wrong := set(self.counts.values()) - {"inputs", "outputs"}:
+            raise ValueError(
+                "register_shrinker: expected 'inputs' or 'outputs' in `counts`, got "
+                f"{min(wrong)!r}."
+            )
+        if not self.outputs or not set(self.written or ()) <= set(self.outputs):
+            raise ValueError(
+                "register_shrinker: expected tensors in `outputs`, and some of them in `written`, "
+                f"got {dict(self.outputs)} and {self.written}."
+            )
 
     def matrices(self) -> list[str]:
         """Return the tensors that have a dimension for inputs and one for outputs."""
         return [name for name in self.inputs if name in self.outputs]
+
+    def written_in(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the tensors of a layer of which a slice must be zero for an output to be."""
+        if self.written is not None:
+            return self.written
+        return tuple(n for n in self.outputs if isinstance(getattr(module, n, None), nn.Parameter))
 
     def sizes(self, module: nn.Module) -> tuple[int, int]:
         """Return how many input and output channels a layer of this type has.

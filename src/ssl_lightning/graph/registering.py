@@ -51,8 +51,6 @@ def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) ->
         ValueError: for an unknown operation, and one that has a rule, unless ``replace``.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
         >>> from ssl_lightning import Rule, make_plan, register_rule
         >>> class Sway(nn.Module):
         ...     def forward(self, x):
@@ -75,21 +73,19 @@ def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) ->
 
 def register_shrinker(
     layer_type: type[nn.Module],
-    *,
     outputs: Mapping[str, int],
     inputs: Mapping[str, int] | None = None,
     counts: Mapping[str, str] | None = None,
+    *,
     channel_dim: int = 1,
     written: Sequence[str] | None = None,
     replace: bool = False,
 ) -> Registration:
     """Let compaction shrink a layer of your own that has parameters, in all networks from now on.
 
-    The layer is a function of one tensor with one result, and holds no other modules (those are
-    shrunk by themselves). An output must depend on an input only where a parameter with a dimension
-    for both is not zero there; without ``inputs``, each output on the input of the same number.
-    Subclasses are not covered. :func:`make_plan` compares both networks in float64, so that a wrong
-    description is refused instead of giving a wrong network.
+    The layer is a function of one tensor with one result, and holds no other modules. An output
+    must depend on an input only where a parameter with a dimension for both is not zero there;
+    without ``inputs``, each output on the input of the same number. Subclasses are not covered.
 
     Args:
         layer_type: the class.
@@ -98,46 +94,28 @@ def register_shrinker(
             layer that treats each channel alone, such as a scale.
         counts: attribute that holds a number of channels -> ``"inputs"`` or ``"outputs"``.
         channel_dim: dimension of the layer's input and result that numbers the channels.
-        written: the parameters that groups of kind ``coupled`` zero to make an output zero; None
-            for all in ``outputs``.
+        written: the tensors that groups of kind ``coupled`` zero to make an output zero; None for
+            all parameters in ``outputs``.
         replace: whether the type may be known already.
 
-    Returns:
-        An object whose ``undo()`` takes it back; also a context manager.
-
-    Raises:
-        ValueError: for what is no type of module, a wrong side in ``counts``, an unknown name in
-            ``written``, and a type that is known, unless ``replace``.
+    Returns and raises as :func:`register_rule`; a wrong description is refused as a wrong rule is.
 
     Example:
-        >>> import torch
-        >>> from torch import nn
         >>> from ssl_lightning import compact, make_plan, register_shrinker
         >>> class Scale(nn.Module):
         ...     def __init__(self, channels):
         ...         super().__init__()
         ...         self.channels, self.factor = channels, nn.Parameter(torch.rand(channels))
         ...     def forward(self, x):
-        ...         return (x.unflatten(1, (1, self.channels)) * self.factor).flatten(1)
+        ...         return torch.special.erf(x * self.factor)
         >>> net = nn.Sequential(nn.Linear(4, 8), Scale(8), nn.Linear(8, 2))
         >>> _ = net[0].weight.data[:3].zero_(), net[0].bias.data[:3].zero_()
-        >>> with register_shrinker(Scale, outputs={"factor": 0}, counts={"channels": "outputs"}):
-        ...     small = compact(net, make_plan(net, torch.zeros(1, 4)))
-        >>> small[1].channels, small[1].factor.shape
-        (5, torch.Size([5]))
+        >>> with register_shrinker(Scale, {"factor": 0}, counts={"channels": "outputs"}):
+        ...     compact(net, make_plan(net, torch.zeros(1, 4)))[1].channels
+        5
     """
-    inputs, counts = dict(inputs or {}), dict(counts or {})
-    written = tuple(outputs) if written is None else tuple(written)
-    if wrong := {side for side in counts.values() if side not in ("inputs", "outputs")}:
-        raise ValueError(
-            f"register_shrinker: expected 'inputs' or 'outputs' in `counts`, got {min(wrong)!r}."
-        )
-    if not outputs or not set(written) <= set(outputs):
-        raise ValueError(
-            f"register_shrinker: expected tensors in `outputs`, and some of them in `written`, got "
-            f"{dict(outputs)} and {written}."
-        )
-    kind = LayerType(dict(outputs), inputs, counts, channel_dim, written)
+    some = None if written is None else tuple(written)
+    kind = LayerType(dict(outputs), dict(inputs or {}), dict(counts or {}), channel_dim, some)
     return register_layer(layer_type, kind, own_layer_rule(kind), replace, "register_shrinker")
 
 
