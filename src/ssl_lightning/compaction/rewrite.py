@@ -187,10 +187,10 @@ def shrink_tensors(module: nn.Module, slices: SiteSlices, kind: LayerType) -> nn
     return module
 
 
-def shrink_constant(module: nn.Module, slices: SiteSlices, count: str) -> nn.Module:
+def shrink_constant(module: ZeroConv | ZeroLinear, slices: SiteSlices, count: str) -> nn.Module:
     """Slice the bias of a layer that has nothing else."""
     if slices.zero:
-        module.register_parameter("bias", None)
+        module.bias = None
     return shrink_tensors(module, slices, LayerType({"bias": 0}, {}, {count: "outputs"}))
 
 

@@ -36,6 +36,7 @@ class Rule:
     Of another use (other operands, several results) everything is taken to be unknown. The
     ready-made rules :meth:`pointwise`, :meth:`identity`, :meth:`moving` and :meth:`by_channel` are
     enough for most operations; :func:`register_rule` also takes the name of a built-in operation.
+    They run the operation on masks, in float32 on the CPU.
 
     Attributes:
         support: ``(op, masks by value name) -> mask``: which elements of the result can be
@@ -177,7 +178,7 @@ def same(op: Op, alive: Mapping[str, Value]) -> Value:
 
 def pointwise(op: Op, alive: Mapping[str, Value]) -> Value:
     """Zero where the input is zero, if the function maps 0 to 0 (it is asked)."""
-    probe = op.run({first(op): torch.zeros(1)})
+    probe = op.run({first(op): torch.zeros([1] * alive[first(op)].dim())})
     return alive[first(op)] if bool((probe == 0).all()) else torch.ones(op.shape)
 
 
