@@ -15,6 +15,7 @@ from ssl_lightning import (
     compact,
     load_compact,
     make_plan,
+    prune_,
     register_rule,
     register_shrinker,
     save_compact,
@@ -401,13 +402,16 @@ def test_a_wrong_argument_is_one_sentence(call, sentence):
         call()
 
 
+@pytest.mark.filterwarnings("ignore:prune_. Net has no coupled groups")
 def test_dimensions_that_do_not_fit_the_layer_are_named_in_the_report():
     net = zeroed(Net(GatedConv(12, 6)), ["a"])
     net.b = nn.Conv2d(6, 4, 1)
     with register_shrinker(GatedConv, outputs={"kernel": 0, "gate": 0}, inputs={"kernel": 1}):
         plan = make_plan(net, X)
+        retained = prune_(net, X, fraction=0.3).retained["middle"]
     assert len(plan.modules["a"].outputs) == 12
     assert "rule failed" in plan.modules["a"].reason
+    assert "expected the output dimensions {'kernel': 0, 'gate': 0} of GatedConv" in retained
 
 
 def test_a_compact_network_with_own_layers_is_stored_and_loaded(tmp_path):

@@ -100,7 +100,7 @@ class LayerType:
 
     def size(self, module: nn.Module, dims: Mapping[str, int], side: str) -> int:
         """Return the number of channels that tensors number in these dimensions."""
-        tensors = {name: getattr(module, name, None) for name in dims}
+        tensors = {name: getattr(module, name) for name in dims}
         found = {
             name: tensor.shape[dims[name]]
             for name, tensor in tensors.items()

@@ -81,10 +81,9 @@ def reads(op: Op, alive: Mapping[str, Value], kind: LayerType) -> Tensor:
 
     Where a matrix is not zero; without one, all read all; without inputs, each reads its own.
     """
-    tensors = {
-        name: alive[ref.name] for name, ref in zip(call_of(op).names, op.args[1:], strict=True)
-    }
-    rows, columns = op.shape[kind.channel_dim], alive[first(op)].shape[kind.channel_dim]
+    call = call_of(op)
+    columns, rows = kind.sizes(call.layer)
+    tensors = {name: alive[ref.name] for name, ref in zip(call.names, op.args[1:], strict=True)}
     if not kind.inputs:
         return torch.eye(rows)
     found = torch.zeros(rows, columns)
