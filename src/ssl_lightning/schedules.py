@@ -25,7 +25,15 @@ from ssl_lightning.suggest import check_keys, pick
 
 @dataclass(frozen=True)
 class Schedule:
-    """Base of the strength schedules; subclasses define ``__call__(epoch) -> factor``."""
+    """Base of the strength schedules; subclasses define ``__call__(epoch) -> factor``.
+
+    Example:
+        >>> class Halving(Schedule):
+        ...     def __call__(self, epoch):
+        ...         return 0.5**epoch
+        >>> Halving()(2)
+        0.25
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions
 from ssl_lightning.graph import is_cut
 from ssl_lightning.groups import GroupSet, group_norms
+from ssl_lightning.module import sparsity_of
 from ssl_lightning.penalties import Regularizer
 
 
@@ -98,13 +99,15 @@ class ThresholdPruning(EpochStartCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reject settings that would never prune anything."""
-        module = require_module(pl_module, self)
+        sparsity = sparsity_of(pl_module, type(self).__name__)
         self.occasions.check(trainer)
-        chosen = self.chosen(module.regularizer)
+        chosen = self.chosen(sparsity.regularizer)
         idle = [p for p in self.layers if not any(fnmatchcase(s.layer, p) for s in chosen)]
-        if (idle or not chosen) and not module.plans:
-            singles = module.regularizer.single_weights()
-            known = ", ".join(s.name for s in (*module.regularizer.group_sets, *singles)) or "none"
+        if (idle or not chosen) and not sparsity.plans:
+            singles = sparsity.regularizer.single_weights()
+            known = (
+                ", ".join(s.name for s in (*sparsity.regularizer.group_sets, *singles)) or "none"
+            )
             hint = " Single weights are pruned only if `kinds` names l1." if singles else ""
             raise ValueError(
                 f"ThresholdPruning: got layers {idle or self.layers} and kinds {self.kinds}, which "
@@ -115,22 +118,22 @@ class ThresholdPruning(EpochStartCallback):
         """Prune, if this is one of the epochs to do so."""
         if not self.occasions.at(trainer.current_epoch):
             return
-        module = require_module(pl_module, self)
-        parameters = dict(module.backbone.named_parameters())
+        sparsity = sparsity_of(pl_module, type(self).__name__)
+        parameters = dict(sparsity.network.named_parameters())
         total, kept = 0, {}
         emptied: list[str] = []
-        for group_set in self.chosen(module.regularizer):
+        for group_set in self.chosen(sparsity.regularizer):
             norms = group_norms(group_set, parameters).detach()
             mask = self.to_zero(norms, group_set.layer)
             if bool(mask.all()) and group_set.kind != "depth":
                 emptied.append(group_set.name)
-            total += module.prune_groups_(group_set, mask, lock=self.lock)
+            total += sparsity.prune_groups_(group_set, mask, lock=self.lock)
             if not bool(mask.all()):
                 kept[group_set.name] = float(norms[~mask].min()), self.limit(norms)
-        example = module.example_input()
+        example = sparsity.example_input()
         if emptied and example is not None:
             parameter = next(iter(parameters.values()))
-            if is_cut(module.backbone, example.to(parameter.device)):
+            if is_cut(sparsity.network, example.to(parameter.device)):
                 rank_zero_warn(
                     f"ThresholdPruning zeroes all groups of {', '.join(emptied)}: the network is "
                     "cut, its output depends on its input no more. Lower the strength or the "

@@ -27,6 +27,11 @@ class Penalty:
         mode: ``"proximal"`` shrinks after each optimizer step, so that groups become exactly zero;
             ``"subgradient"`` adds to the gradient before it, as the paper's code does.
         schedule: factor on the strength over the epochs; also a mapping with a ``kind``.
+
+    Example:
+        >>> from ssl_lightning import GroupLasso
+        >>> isinstance(GroupLasso(kind="filter", strength=1e-4), Penalty)
+        True
     """
 
     strength: float
