@@ -13,8 +13,9 @@ from ssl_lightning.backbones import BACKBONES, ChannelResponseNorm, create_backb
 from ssl_lightning.compaction import apply_plan, compact, make_plan
 from ssl_lightning.compaction.modules import ZeroConv, ZeroLike, ZeroLinear
 from ssl_lightning.compaction.norms import WideGroupNorm, WideLayerNorm
-from ssl_lightning.graph import rules, slices, support
-from ssl_lightning.graph.flow import Rule
+from ssl_lightning.graph import Rule
+from ssl_lightning.graph.operations import RULES, norms, pointwise, pooling
+from ssl_lightning.graph.rule import keep_labels, same
 from ssl_lightning.groups import resolve_groups
 from ssl_lightning.prune import prune_
 from toy import Fn
@@ -660,7 +661,7 @@ def test_equivalent_forwards_are_replaced_by_what_they_stand_for():
 
 def gap(monkeypatch, net, kind, rule):
     """Return whether the last gate refuses what a wrong rule allows."""
-    monkeypatch.setitem(rules.RULES, kind, rule)
+    monkeypatch.setitem(RULES, kind, rule)
     plan = make_plan(net, X)
     return bool(plan.notes)
 
@@ -668,24 +669,24 @@ def gap(monkeypatch, net, kind, rule):
 def test_a_sigmoid_said_to_preserve_zero_is_refused(monkeypatch):
     net = randomise_(Fn(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=conv(4, 8), b=conv(8, 4)))
     zero_(net.a, [0, 1])
-    assert gap(monkeypatch, net, "sigmoid", rules.IDENTITY)
+    assert gap(monkeypatch, net, "sigmoid", Rule.identity())
 
 
 def test_a_sum_said_to_tie_nothing_is_refused(monkeypatch):
     net = Fn(lambda m, x: m.c(m.a(x) + m.b(x)), a=conv(4, 8), b=conv(4, 8), c=conv(8, 4))
     randomise_(net)
     zero_(net.b, [0, 1])
-    assert gap(monkeypatch, net, "add", Rule(support.either, slices.keep_labels))
+    assert gap(monkeypatch, net, "add", Rule(pointwise.sum_support, keep_labels))
 
 
 def test_a_norm_said_to_have_no_shift_is_refused(monkeypatch):
     net = Fn(lambda m, x: m.b(m.n(m.a(x))), a=conv(4, 8), n=nn.BatchNorm2d(8), b=conv(8, 4))
     randomise_(net)
     zero_(net.a, [0, 1])
-    assert gap(monkeypatch, net, "batch_norm", Rule(support.same, slices.norm_labels))
+    assert gap(monkeypatch, net, "batch_norm", Rule(same, norms.channel_norm_labels))
 
 
 def test_a_max_pool_said_to_read_nothing_is_refused(monkeypatch):
     net = randomise_(Fn(lambda m, x: m.b(F.max_pool2d(m.a(x), 8)), a=conv(4, 8), b=conv(8, 4)))
-    wrong = Rule(support.by_channel, slices.channel_labels, lambda *_: {})
+    wrong = Rule(pooling.pool_support, pooling.pool_labels, lambda *_: {})
     assert gap(monkeypatch, net, "max_pool2d", wrong)

@@ -13,7 +13,9 @@ from nets_with_zeros import assert_same, check_equal, kept, randomise_, zero_, z
 from ssl_lightning.backbones import create_backbone
 from ssl_lightning.compaction import apply_plan, compact, load_compact, make_plan, save_compact
 from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv
-from ssl_lightning.graph import constants, rules
+from ssl_lightning.graph import Rule
+from ssl_lightning.graph.operations import RULES, owned
+from ssl_lightning.graph.rule import never
 from ssl_lightning.groups import kept_groups
 from ssl_lightning.measure import benchmark
 from toy import Fn
@@ -236,8 +238,8 @@ def test_varying_channels_taken_for_constants_are_refused(monkeypatch):
     net = shifted(lambda m, x: m.b((x + m.p).mean((2, 3)).relu()), b=nn.Linear(8, 3))
     net.p = nn.Parameter(torch.randn(1, 8, 9, 9))
     assert check_equal(net, X)[1].notes == ()
-    rule = replace(rules.POINTWISE, varies=constants.nothing)
-    monkeypatch.setitem(rules.RULES, "relu", rule)
+    rule = replace(Rule.pointwise(), varies=never)
+    monkeypatch.setitem(RULES, "relu", rule)
     assert "constants were not folded" in make_plan(net, X).notes[0]
 
 
@@ -245,12 +247,12 @@ def test_positions_that_differ_taken_for_a_constant_are_refused(monkeypatch):
     net = shifted(lambda m, x: m.b(x + m.p), b=conv(8, 3))
     net.p = nn.Parameter(torch.randn(1, 8, 9, 9))
     assert check_equal(net, X)[1].notes == ()
-    monkeypatch.setattr(constants, "settle_channels", lambda op, flow: None)
+    monkeypatch.setattr(owned, "settle_channels", lambda op, flow, dim: None)
     assert "constants were not folded" in make_plan(net, X).notes[0]
 
 
 def test_every_rule_says_what_becomes_of_constants():
-    free = [k for k, rule in rules.RULES.items() if rule.constants and rule.varies is None]
+    free = [k for k, rule in RULES.items() if rule.constants and rule.varies is None]
     moves = {"cat", "getitem", "prelu", "clone", "view", "split", "select", "mean"}
     assert moves <= set(free)
     assert not {"relu", "conv2d", "linear", "batch_norm", "mul", "add"} & set(free)

@@ -7,11 +7,11 @@ from torch import nn
 
 from nets_with_zeros import randomise_
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.graph import analyse, norm_followers, residual_branches, trace
-from ssl_lightning.graph import rules as rules_module
+from ssl_lightning.graph import Rule, analyse, norm_followers, residual_branches, trace
 from ssl_lightning.graph.analysis import propagate
 from ssl_lightning.graph.labels import FIXED, Labels
-from ssl_lightning.graph.rules import RULES, UNKNOWN
+from ssl_lightning.graph.operations import RULES
+from ssl_lightning.graph.rule import UNKNOWN
 from toy import Fn
 
 X = torch.zeros(1, 4, 8, 8)
@@ -103,7 +103,9 @@ def test_labels_vary_along_one_dimension_only():
 
 # --- rules against autograd ---------------------------------------------------------------------
 
-POINTWISE = [k for k, r in RULES.items() if r is rules_module.POINTWISE and hasattr(torch, k)]
+POINTWISE = [
+    k for k, r in RULES.items() if r.support is Rule.pointwise().support and hasattr(torch, k)
+]
 EXTRA = {
     "pow": (2,), "rsub": (1,), "clamp": (-1, 1), "clamp_min": (0,), "clamp_max": (1,),
     "hardshrink": (), "threshold": (0.5, 0.0), "dropout": (0.5, False), "celu": (),
@@ -194,7 +196,7 @@ def test_an_operation_whose_rule_fails_counts_as_unknown(monkeypatch):
     def fail(*_):
         raise RuntimeError("bug")
 
-    monkeypatch.setitem(RULES, "relu", rules_module.Rule(fail, RULES["relu"].labels))
+    monkeypatch.setitem(RULES, "relu", Rule(fail, RULES["relu"].labels))
     net = Fn(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Conv2d(4, 6, 1), b=nn.Conv2d(6, 4, 1))
     with torch.no_grad():
         net.a.weight[:3] = 0

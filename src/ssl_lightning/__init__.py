@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         SyntheticDataModule,
     )
     from ssl_lightning.export import ExportResult, export_model
-    from ssl_lightning.graph import Inputs
+    from ssl_lightning.graph import Inputs, Rule, register_rule, register_shrinker
     from ssl_lightning.groups import (
         GroupSet,
         Selector,
@@ -115,6 +115,7 @@ __all__ = [
     "PruneReport",
     "Ramp",
     "Regularizer",
+    "Rule",
     "SSLLightningModule",
     "SaveCompact",
     "Schedule",
@@ -151,6 +152,8 @@ __all__ = [
     "publishing",
     "register_backbone",
     "register_engine",
+    "register_rule",
+    "register_shrinker",
     "resolve_groups",
     "save_compact",
     "zoo",

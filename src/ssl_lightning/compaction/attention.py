@@ -19,7 +19,7 @@ class HeadsAttention(nn.Module):
     removed. Parameters have the same names and the call is the same.
 
     Args:
-        layer: with the parameters that are left, which are taken over; its ``num_heads`` says how
+        layer: with the remaining parameters, which become this layer's; its ``num_heads`` says how
             many heads they are.
 
     Example:

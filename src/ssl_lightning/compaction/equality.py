@@ -33,11 +33,13 @@ class Problem:
         text: what happened.
         modules: if it raised, names of the modules that were running, the innermost last.
         train: whether it failed in train mode.
+        values: whether its outputs have the right shapes, but other values.
     """
 
     text: str
     modules: tuple[str, ...] = ()
     train: bool = False
+    values: bool = False
 
 
 @contextmanager
@@ -127,7 +129,7 @@ class Precision(TorchDispatchMode):
 
 
 def random_inputs(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
-    """Return normal inputs of the same shapes; integers stay what they are."""
+    """Return normal inputs of the same shapes; integers are unchanged."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(x: Tensor) -> Tensor:

@@ -100,12 +100,11 @@ class Gate:
             except Exception as error:
                 raised = f"{type(error).__name__}: {error}{where}"
                 return Problem(raised, tuple(running), trial.train)
-            if trial.train:
-                text = compare_shapes(trial.expected, found)
-            else:
-                text = compare(trial.expected, found, self.tolerance)
-            if text is not None:
+            if (text := compare_shapes(trial.expected, found)) is not None:
                 return Problem(text + where, train=trial.train)
+            text = None if trial.train else compare(trial.expected, found, self.tolerance)
+            if text is not None:
+                return Problem(text + where, values=True)
         return None
 
     def other_paths(self) -> list[Trial]:
@@ -221,11 +220,10 @@ def try_batches(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None
 
     Of the sizes that it accepts the smallest is taken.
     """
-    tensors = gate.inputs.tensors()
-    count = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    count = gate.inputs.batch
     inputs = min((t.inputs for t in gate.trials), key=elements_of)
     for batch in (max(2 * count + 1, 9), 2 * count) if count else ():
-        if try_one(gate, network, with_batch(inputs, batch), refused):
+        if try_one(gate, network, inputs.at_batch(batch), refused):
             return
 
 
@@ -236,8 +234,7 @@ def try_thresholds(
 
     Which size it was, that of the batch or a height, is not known: both are tried.
     """
-    tensors = gate.inputs.tensors()
-    count = len(tensors[0]) if tensors and tensors[0].dim() else 0
+    count = gate.inputs.batch
     smallest = min((t.inputs for t in gate.trials), key=elements_of)
     for scale in untried_scales(trial.compared for trial in gate.trials):
         if axes is not None:
@@ -245,23 +242,12 @@ def try_thresholds(
             if math.prod(sizes) <= max(LARGEST_MAP, math.prod(axes.sizes)):
                 try_one(gate, network, axes.resized(gate.inputs, 1, sizes), refused)
         if count and scaled(count, scale) <= LARGEST_BATCH:
-            try_one(gate, network, with_batch(smallest, scaled(count, scale)), refused)
+            try_one(gate, network, smallest.at_batch(scaled(count, scale)), refused)
 
 
 def elements_of(inputs: Inputs) -> int:
     """Return the number of elements of all tensors."""
     return sum(map(Tensor.numel, inputs.tensors()))
-
-
-def with_batch(inputs: Inputs, batch: int) -> Inputs:
-    """Return the inputs with another batch size, by taking samples again."""
-    count = len(inputs.tensors()[0])
-    index = torch.arange(batch) % count
-
-    def repeat(x: Tensor) -> Tensor:
-        return x[index.to(x.device)] if x.dim() and len(x) == count else x
-
-    return inputs.map(repeat)
 
 
 def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, str]) -> bool:
@@ -280,9 +266,8 @@ def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, s
 def try_training(gate: Gate, network: nn.Module) -> None:
     """Run the dense network in train mode, on two samples at least."""
     inputs = gate.inputs
-    count = len(inputs.tensors()[0]) if inputs.tensors() and inputs.tensors()[0].dim() else 0
-    if count == 1:
-        inputs = with_batch(inputs, 2)
+    if inputs.batch == 1:
+        inputs = inputs.at_batch(2)
     try:
         gate.trials.append(run(network, inputs, train=True))
     except Exception as error:

@@ -32,8 +32,8 @@ POOL = {F.max_pool2d, torch.max_pool2d}
 def for_inference(model: nn.Module, example_input: ExampleInput) -> nn.Module:
     """Return a copy that computes the same in eval mode and gives no gradients, faster.
 
-    Batch norms (also timm's, which hold an activation) go into the convolutions before them, ReLU
-    into the column-sparse convolution or the max pooling beside it, and max pooling and response
+    Batch norms (also timm's, which hold an activation) become part of the convolutions before them,
+    ReLU of the column-sparse convolution or the max pooling beside it, and max pooling and response
     norms run in the kernels of :mod:`ssl_lightning.kernels`. The network is traced by
     ``torch.fx``; of one that cannot be traced only the parts in ``nn.Sequential`` are changed.
     What would compute something else is returned as a plain copy. Both are logged as warnings.
@@ -53,7 +53,7 @@ def for_inference(model: nn.Module, example_input: ExampleInput) -> nn.Module:
     """
     problem = _difference(model, as_inputs(example_input))
     if problem is not None:
-        _warn(f"{type(model).__name__} stays as it is for inference: made faster, {problem}.")
+        _warn(f"{type(model).__name__} is unchanged for inference: made faster, {problem}.")
         return _frozen(model)
     network = _frozen(model)
     fast, obstacle = _rewrite(network)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.backbones.response_norm import divide_by_energy, window_sum
-from ssl_lightning.graph import LayerWrapper, LeafOperation
+from ssl_lightning.graph import BATCH_NORMS, CONVS, LayerWrapper, LeafOperation
 
 
 class ZeroConv(LeafOperation):
@@ -132,12 +132,12 @@ class ZeroLike(LeafOperation):
 class SparseResponseNorm(nn.LocalResponseNorm):
     """Local response normalisation among channels of which some were removed.
 
-    The channels that are left keep their old positions, so that each is divided by the energy of
-    the same neighbours as before; the removed ones were zero and add nothing.
+    The others keep their old positions, so that each is divided by the energy of the same
+    neighbours as before; the removed ones were zero and add nothing.
 
     Args:
         norm: the normalisation over all channels.
-        positions: old position of each channel that is left, ascending.
+        positions: old position of each remaining channel, ascending.
         width: old number of channels.
         device: of the positions.
 
@@ -163,6 +163,11 @@ class SparseResponseNorm(nn.LocalResponseNorm):
         index = torch.tensor(list(positions), dtype=torch.long, device=device)
         self.register_buffer("index", index, persistent=False)
 
+    @property
+    def num_channels(self) -> int:
+        """Number of channels that remain."""
+        return len(self.index)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape ``(N, C, *)``."""
         wide = x.new_zeros((x.shape[0], self.width, *x.shape[2:]))
@@ -178,7 +183,7 @@ class SubsetLayer(LayerWrapper):
     """A convolution or linear layer between wide tensors that computes only a part of them.
 
     Inputs that it does not read are skipped. Outputs that it does not compute are its bias. So a
-    layer on the trunk of a residual network costs what is left of it, though the trunk stays wide.
+    layer on the trunk of a residual network costs only what it computes, though the trunk is wide.
 
     Constant inputs that were removed live on in the bias or, where zero padding makes the border
     differ, in ``border``: the kernel of one channel that is 1 everywhere.
@@ -273,10 +278,6 @@ def index_device(parameter: Tensor | None) -> torch.device | None:
     return None if parameter is None or parameter.is_meta else parameter.device
 
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
 def zero_like_layer(
     module: nn.Module, bias: Tensor | None = None, width: int | None = None
 ) -> nn.Module | None:
@@ -285,7 +286,7 @@ def zero_like_layer(
     Args:
         module: a convolution, linear layer or batch norm. Anything else gives None, and so do
             their subclasses, which may do more than the layer itself.
-        bias: what is left of a layer's bias; None for zero.
+        bias: the remaining part of a layer's bias; None for zero.
         width: number of output channels, if it is another.
     """
     if isinstance(module, CONVS) and type(module) in CONVS:
@@ -293,4 +294,4 @@ def zero_like_layer(
         return ZeroConv(module.out_channels if width is None else width, *sizes, bias)
     if isinstance(module, nn.Linear) and type(module) is nn.Linear:
         return ZeroLinear(module.out_features if width is None else width, bias)
-    return ZeroLike() if type(module) in NORMS else None
+    return ZeroLike() if type(module) in BATCH_NORMS else None

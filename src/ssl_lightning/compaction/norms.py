@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class WideLayerNorm(nn.Module):
 
     Args:
         norm: the normalisation over all channels.
-        kept: positions of the channels that are left, ascending.
+        kept: positions of the remaining channels, ascending.
         dim: dimension of the input that numbers the channels.
 
     Example:
@@ -28,10 +29,12 @@ class WideLayerNorm(nn.Module):
         True
     """
 
-    def __init__(self, norm: nn.LayerNorm, kept: Sequence[int], dim: int) -> None:
+    def __init__(self, norm: nn.LayerNorm | nn.RMSNorm, kept: Sequence[int], dim: int) -> None:
         super().__init__()
-        self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
-        self.weight, self.bias = (take(p, kept) for p in (norm.weight, norm.bias))
+        self.width, self.dim = norm.normalized_shape[0], dim
+        self.eps: Any = norm.eps
+        self.weight = take(norm.weight, kept)
+        self.bias = take(getattr(norm, "bias", None), kept)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape."""
@@ -50,14 +53,14 @@ class WideLayerNorm(nn.Module):
         return f"width={self.width}, eps={self.eps}"
 
 
-class WideRMSNorm(nn.Module):
+class WideRMSNorm(WideLayerNorm):
     """RMS normalisation of channels of which some were removed, by the mean over all.
 
     The removed channels were zero and add nothing to the sum of squares.
 
     Args:
         norm: the normalisation over all channels.
-        kept: positions of the channels that are left, ascending.
+        kept: positions of the remaining channels, ascending.
         dim: dimension of the input that numbers the channels.
 
     Example:
@@ -67,11 +70,6 @@ class WideRMSNorm(nn.Module):
         True
     """
 
-    def __init__(self, norm: nn.RMSNorm, kept: Sequence[int], dim: int) -> None:
-        super().__init__()
-        self.width, self.dim, self.eps = norm.normalized_shape[0], dim, norm.eps
-        self.weight = take(norm.weight, kept)
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised ``x``, same shape."""
         y = single(x.movedim(self.dim, -1))
@@ -80,17 +78,13 @@ class WideRMSNorm(nn.Module):
         y = y if self.weight is None else y * self.weight
         return y.movedim(-1, self.dim).to(x.dtype)
 
-    def extra_repr(self) -> str:
-        """Show the old width."""
-        return f"width={self.width}, eps={self.eps}"
-
 
 class WideGroupNorm(nn.Module):
     """Group normalisation of channels of which some were removed, by the statistics of all.
 
     Args:
         norm: the normalisation over all channels.
-        kept: positions of the channels that are left, ascending.
+        kept: positions of the remaining channels, ascending.
 
     Example:
         >>> norm = nn.GroupNorm(2, 4)

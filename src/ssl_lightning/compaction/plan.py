@@ -19,7 +19,7 @@ from ssl_lightning.graph import Inputs, SiteSlices
 from ssl_lightning.suggest import check_keys, shortened
 
 SCHEMA = 1
-HEADER = ("module", "inputs", "outputs", "what stays, and why")
+HEADER = ("module", "inputs", "outputs", "what remains, and why")
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Plan:
         return {name: slices for name, slices in self.modules.items() if slices.shrinks()}
 
     def explain(self) -> str:
-        """Return a table: what is kept of each module, and why zeros in it stay.
+        """Return a table: what is kept of each module, and why zeros in it remain.
 
         Example:
             >>> slices = SiteSlices((0, 1), (0, 1, 2), (3, 4), False, idle=1, reason="it is tied")
             >>> print(Plan({"conv1": slices}, ((1, 3, 8, 8),), ("float32",)).explain())
-            module  inputs  outputs  what stays, and why
+            module  inputs  outputs  what remains, and why
             conv1   2/3     3/4      1 zero or unread output: it is tied
         """
         rows = [HEADER, *(explain_row(name, slices) for name, slices in self.modules.items())]

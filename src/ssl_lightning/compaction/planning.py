@@ -15,14 +15,18 @@ from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sparse import replace_layers, with_dense_layers
 from ssl_lightning.compaction.structure import structure_of
 from ssl_lightning.graph import (
-    SIZED,
+    REGISTERED,
     ExampleInput,
+    Inputs,
     LayerWrapper,
+    Op,
     SiteSlices,
     Trace,
     analyse,
     as_inputs,
+    is_sized,
     make_plain_,
+    own_layer,
     retained_whole,
     trace,
     with_plain_weights,
@@ -37,12 +41,12 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     """Find what can be removed from ``model`` without changing the function it computes in eval.
 
     The model is captured with ``torch.export`` and its operations are analysed; what the analysis
-    cannot prove removable stays. Before the plan is returned, it is carried out on a copy and both
-    networks are compared in float64, also at other batch sizes, heights and widths (or lengths)
-    that the network accepts, and in train mode, where outputs must have the same shapes. Where its
-    code takes other paths there, those are captured and analysed too. If the copy fails, because
-    code of the model holds sizes as fixed numbers, nothing is removed through the operations that
-    come into question. What could not be tried is in the plan's ``checks``.
+    cannot prove removable is retained. Before the plan is returned, it is carried out on a copy and
+    both networks are compared in float64, also at other batch sizes, heights and widths (or
+    lengths) that the network accepts, and in train mode, where outputs must have the same shapes.
+    Where its code takes other paths there, those are captured and analysed too. If the copy fails,
+    because code of the model holds sizes as fixed numbers, nothing is removed through the
+    operations that come into question. What could not be tried is in the plan's ``checks``.
 
     Args:
         model: any module that ``torch.export`` captures, with its zeros; it is not changed.
@@ -54,7 +58,8 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
             where batch norms use other statistics, the smaller network is then another one.
 
     Raises:
-        ValueError: if the model cannot be captured, or its weights are not finite.
+        ValueError: if the model cannot be captured, its weights are not finite, or a rule or layer
+            type of the user's own (:func:`~ssl_lightning.graph.register_rule`) is wrong.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -66,24 +71,29 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
         >>> plan.modules["conv1"].outputs, len(plan.modules["conv2"].inputs)
         ((0, 1, 2), 3)
     """
-    inputs = as_inputs(example_input)
+    plan = empty_plan(inputs := as_inputs(example_input))
     check_finite(model)
-    shapes = tuple(tuple(x.shape) for x in inputs.tensors())
-    types = tuple(str(x.dtype).removeprefix("torch.") for x in inputs.tensors())
-    form = structure_of(inputs)
     gate = open_gate(model, inputs)
     double = with_plain_weights(working_copy(model, gate.dtype))
     traces = [trace(double, gate.inputs)]
     modules = analyse(double, traces, constants=constants)
     if not any(slices.shrinks() for slices in modules.values()):
         whole = tuple(retained_whole(double, traces[0], modules))
-        return Plan(modules, shapes, types, whole, structure=form)
+        return replace(plan, modules=modules, notes=whole)
     try_further(gate)
     traces, failed = add_paths(double, gate, traces)
     known = modules if len(traces) == 1 and not failed else None
     modules, notes = search(double, gate, traces, constants and not failed, known)
     whole = tuple(retained_whole(double, traces[0], modules)) if modules else ()
-    return Plan(modules, shapes, types, (*failed, *notes, *whole), (), form, tuple(gate.notes))
+    notes, checks = (*failed, *notes, *whole), tuple(gate.notes)
+    return replace(plan, modules=modules, notes=notes, checks=checks)
+
+
+def empty_plan(inputs: Inputs) -> Plan:
+    """Return the plan that removes nothing, for a network with these inputs."""
+    shapes = tuple(tuple(x.shape) for x in inputs.tensors())
+    types = tuple(str(x.dtype).removeprefix("torch.") for x in inputs.tensors())
+    return Plan({}, shapes, types, structure=structure_of(inputs))
 
 
 def search(
@@ -113,13 +123,51 @@ def search(
         if constants and not (problem.modules and more):
             constants = False
             notes = (*notes, f"constants were not folded: {problem.text}")
-        elif not more:
+            continue
+        if problem.values or not more or fails_in_own_layer(model, problem):
+            check_own_rules(model, gate, traces, blocked, problem)
+        if not more:
             break
-        else:
-            blocked |= more
-            notes = (*notes, blocked_note(traces, more, problem))
+        blocked |= more
+        notes = (*notes, blocked_note(traces, more, problem))
     assert problem is not None
     return {}, (f"nothing was removed: the compact network would not do ({problem.text})",)
+
+
+def check_own_rules(
+    model: nn.Module,
+    gate: Gate,
+    traces: list[Trace],
+    blocked: frozenset[str],
+    problem: Problem,
+) -> None:
+    """Refuse a rule of the user's own without which there is no problem.
+
+    That is asked once no constants are folded, and if fixed sizes cannot be the reason.
+
+    Raises:
+        ValueError: naming the operations, or layers, of that rule.
+    """
+    own: dict[str, list[Op]] = {}
+    for op in (op for traced in traces for op in traced.ops if op.kind in REGISTERED):
+        own.setdefault(op.kind, []).append(op)
+    trials = [*([kind] for kind in own), *([list(own)] if len(own) > 1 else [])]
+    for kinds in trials:
+        ops = [op for kind in kinds for op in own[kind]]
+        without = blocked | {op.name for op in ops}
+        if gate.problem(analyse(model, traces, without, constants=False)) is None:
+            inside = ", ".join(f"`{name or 'the model'}`" for name in {o.module: 0 for o in ops})
+            raise ValueError(
+                f"make_plan: the rule registered for {' or '.join(f'`{k}`' for k in kinds)} is "
+                f"wrong for what runs in {inside}: the compact network would not compute the same "
+                f"({problem.text}). Correct what was given to register_rule or register_shrinker, "
+                "or undo the registration."
+            )
+
+
+def fails_in_own_layer(model: nn.Module, problem: Problem) -> bool:
+    """Whether what raised was in a layer of a type that the user registered."""
+    return bool(problem.modules) and own_layer(model.get_submodule(problem.modules[-1])) is not None
 
 
 def add_paths(
@@ -158,7 +206,7 @@ def suspects(
     First those of all modules of the type that raised, then those of the types it was called
     from, then all.
     """
-    sized = {op.name: op.module for t in traces for op in t.ops if op.kind in SIZED}
+    sized = {op.name: op.module for t in traces for op in t.ops if is_sized(op)}
     types = {name: type(module) for name, module in model.named_modules()}
     running = [types.get(name) for name in problem.modules]
     for suspected in (set(running[-1:]), set(running), set(types.values())):
@@ -265,7 +313,7 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
 
     What the plans removed is zero. Where each weight came from is found by shrinking a copy of the
     backbone whose elements hold their own numbers. Constants that were folded into biases cannot be
-    told from them, so the masked network then has the zeros and sizes, but not the function.
+    distinguished from them, so the masked network then has the zeros and sizes, not the function.
 
     Args:
         small: the compact network.

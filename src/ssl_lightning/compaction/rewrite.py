@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,16 @@ from ssl_lightning.compaction.stored import (
     shrink_unflatten,
     slice_parameter,
 )
-from ssl_lightning.graph import SiteSlices, has_equivalent_forward, make_plain_
+from ssl_lightning.graph import (
+    CHANNEL_NORMS,
+    CONVS,
+    TRANSPOSED,
+    LayerType,
+    SiteSlices,
+    has_equivalent_forward,
+    make_plain_,
+    own_layer,
+)
 
 
 def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Module:
@@ -124,10 +134,10 @@ def check_module(model: nn.Module, name: str, module: nn.Module | None, slices: 
 
 
 def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
-    """Make sure that all groups of a convolution that stay keep equally many channels."""
+    """Make sure that the remaining groups of a convolution have equally many channels."""
     sides = zip((slices.inputs, slices.outputs), slices.of, strict=True)
-    left = [Counter(i // (of // groups) for i in kept) for kept, of in sides]
-    counts = {tuple(side[g] for side in left) for g in range(groups)} - {(0, 0)}
+    counted = [Counter(i // (of // groups) for i in kept) for kept, of in sides]
+    counts = {tuple(side[g] for side in counted) for g in range(groups)} - {(0, 0)}
     if len(counts) > 1 or any(0 in pair for pair in counts):
         raise ValueError(
             f"The plan keeps different numbers of channels in the groups of `{name}`, which no "
@@ -137,42 +147,55 @@ def check_groups(name: str, groups: int, slices: SiteSlices) -> None:
 
 def channels(module: nn.Module) -> tuple[int | None, int | None] | None:
     """Return a layer's (input, output) channels, None where it works for any number."""
-    if isinstance(module, (*CONVS, *TRANSPOSED, PadShortcut)):
-        return module.in_channels, module.out_channels
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, NORMS):
-        return module.num_features, module.num_features
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        return (module.normalized_shape[0],) * 2
-    if isinstance(module, nn.PReLU):
-        return (module.num_parameters,) * 2
-    if isinstance(module, nn.GroupNorm):
-        return (module.num_channels,) * 2
-    if isinstance(module, ZeroConv):
-        return None, module.out_channels
-    if isinstance(module, ZeroLinear):
-        return None, module.out_features
-    if isinstance(module, SparseResponseNorm):
-        return (len(module.index),) * 2
-    return (None, None) if isinstance(module, nn.LocalResponseNorm) else None
+    if (own := own_layer(module)) is not None:
+        return own.sizes(module)
+    for types, attributes, _ in SHRINKERS:
+        if isinstance(module, types):
+            found = (None if name is None else getattr(module, name) for name in attributes)
+            inputs, outputs = (n[0] if isinstance(n, tuple) else n for n in found)
+            return inputs, outputs
+    return None
 
 
 def shrink(module: nn.Module, slices: SiteSlices) -> nn.Module:
     """Return the module with only the kept channels: itself, changed in place, or another one."""
+    if (own := own_layer(module)) is not None:
+        return shrink_tensors(module, slices, own)
     if slices.zero or slices.constant:
         bias = None if slices.zero else folded_bias(module, slices)
         constant = zero_like_layer(module, bias, len(slices.outputs))
-        if constant is not None and (slices.zero or not isinstance(module, NORMS)):
+        if constant is not None and (slices.zero or not isinstance(module, CHANNEL_NORMS)):
             return constant
-    for kind, function in SHRINKERS:
-        if isinstance(module, kind):
-            return function(module, slices)
-    raise AssertionError(f"{type(module).__name__} has channels() but no shrinker")
+    return next(function for types, _, function in SHRINKERS if isinstance(module, types))(
+        module, slices
+    )
+
+
+def shrink_tensors(module: nn.Module, slices: SiteSlices, kind: LayerType) -> nn.Module:
+    """Slice the tensors of a layer as a description says, and set its numbers of channels."""
+    sides = ((kind.outputs, slices.outputs), (kind.inputs, slices.inputs))
+    for name in dict.fromkeys((*kind.outputs, *kind.inputs)):
+        whole = getattr(module, name, None)
+        if whole is not None:
+            part = whole
+            for dims, kept in sides:
+                part = select(part, kept, dims[name]) if name in dims else part
+            parameter = isinstance(whole, nn.Parameter)
+            setattr(module, name, replace_parameter(whole, part) if parameter else part)
+    for attribute, side in kind.counts.items():
+        setattr(module, attribute, len(slices.inputs if side == "inputs" else slices.outputs))
+    return module
+
+
+def shrink_constant(module: ZeroConv | ZeroLinear, slices: SiteSlices, count: str) -> nn.Module:
+    """Slice the bias of a layer that has nothing else."""
+    if slices.zero:
+        module.bias = None
+    return shrink_tensors(module, slices, LayerType({"bias": 0}, {}, {count: "outputs"}))
 
 
 def shrink_layer(module: nn.Conv2d | nn.Linear, slices: SiteSlices) -> nn.Module:
-    """Slice a convolution or linear layer; constants that it read go to its bias."""
+    """Slice a convolution or linear layer; constants that it read become part of its bias."""
     bias, border = folded_bias(module, slices), border_kernel(module, slices)
     part = replace(
         slices,
@@ -275,17 +298,6 @@ def is_padded(module: nn.Module) -> bool:
     return padding == "same" or (isinstance(padding, tuple) and any(padding))
 
 
-def shrink_constant(module: ZeroConv | ZeroLinear, slices: SiteSlices) -> nn.Module:
-    """Slice the bias of a layer that has nothing else."""
-    bias = None if slices.zero else slice_bias(module, slices)
-    module.bias = replace_parameter(module.bias, bias)
-    if isinstance(module, ZeroConv):
-        module.out_channels = len(slices.outputs)
-    else:
-        module.out_features = len(slices.outputs)
-    return module
-
-
 def slice_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
     """Return the kept part of a layer's bias."""
     bias = getattr(module, "bias", None)
@@ -295,7 +307,7 @@ def slice_bias(module: nn.Module, slices: SiteSlices) -> nn.Parameter | None:
 
 
 def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tensor, int]:
-    """Return the kept part of a grouped convolution's weight and the number of groups left.
+    """Return the kept part of a grouped convolution's weight and the number of remaining groups.
 
     The weight's first dimension numbers the outputs; of a transposed one the two are exchanged.
     """
@@ -309,32 +321,11 @@ def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tenso
     return torch.cat(parts), len(parts)
 
 
-def shrink_norm(module: nn.BatchNorm2d, slices: SiteSlices) -> nn.Module:
-    """Slice scale, shift and statistics of a batch norm."""
-    for name in ("weight", "bias"):
-        if (parameter := getattr(module, name)) is not None:
-            setattr(module, name, replace_parameter(parameter, select(parameter, slices.outputs)))
-    for name in ("running_mean", "running_var"):
-        if (buffer := getattr(module, name)) is not None:
-            setattr(module, name, select(buffer, slices.outputs))
-    module.num_features = len(slices.outputs)
-    return module
-
-
-def shrink_prelu(module: nn.PReLU, slices: SiteSlices) -> nn.Module:
-    """Slice the slopes."""
-    module.weight = replace_parameter(module.weight, select(module.weight, slices.outputs))
-    module.num_parameters = len(slices.outputs)
-    return module
-
-
 def shrink_layer_norm(module: nn.LayerNorm | nn.RMSNorm, slices: SiteSlices) -> nn.Module:
     """Keep the statistics of all channels."""
     dim = -1 if slices.dim is None else slices.dim
-    if isinstance(module, nn.RMSNorm):
-        return with_children(WideRMSNorm(module, slices.outputs, dim), module)
-    wide = WideLayerNorm(module, slices.outputs, dim)
-    return with_children(wide, module)
+    wide = WideRMSNorm if isinstance(module, nn.RMSNorm) else WideLayerNorm
+    return with_children(wide(module, slices.outputs, dim), module)
 
 
 def shrink_group_norm(module: nn.GroupNorm, slices: SiteSlices) -> nn.Module:
@@ -349,7 +340,7 @@ def with_children(norm: nn.Module, old: nn.Module) -> nn.Module:
 
 
 def shrink_response_norm(module: nn.LocalResponseNorm, slices: SiteSlices) -> nn.Module:
-    """Tell the normalisation the old positions of the channels that are left."""
+    """Give the normalisation the old positions of the channels that remain."""
     positions, width, device = list(slices.outputs), slices.of[1], None
     if isinstance(module, SparseResponseNorm):
         positions, width = [int(module.index[i]) for i in positions], module.width
@@ -366,20 +357,26 @@ def shrink_shortcut(module: PadShortcut, slices: SiteSlices) -> nn.Module:
     return module
 
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+NORM = LayerType(
+    dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0),
+    inputs={},
+    counts={"num_features": "outputs"},
 )
-SHRINKERS: tuple[tuple[type | tuple[type, ...], Callable[..., nn.Module]], ...] = (
-    ((ZeroConv, ZeroLinear), shrink_constant),
-    ((*CONVS, nn.Linear), shrink_layer),
-    (TRANSPOSED, shrink_transposed),
-    (NORMS, shrink_norm),
-    (nn.PReLU, shrink_prelu),
-    ((nn.LayerNorm, nn.RMSNorm), shrink_layer_norm),
-    (nn.GroupNorm, shrink_group_norm),
-    (nn.LocalResponseNorm, shrink_response_norm),
-    (PadShortcut, shrink_shortcut),
+PRELU = LayerType({"weight": 0}, inputs={}, counts={"num_parameters": "outputs"})
+
+Types = type[nn.Module] | tuple[type[nn.Module], ...]
+SHRINKERS: tuple[tuple[Types, tuple[str | None, str | None], Callable[..., nn.Module]], ...] = (
+    (ZeroConv, (None, "out_channels"), partial(shrink_constant, count="out_channels")),
+    (ZeroLinear, (None, "out_features"), partial(shrink_constant, count="out_features")),
+    (CONVS, ("in_channels", "out_channels"), shrink_layer),
+    (nn.Linear, ("in_features", "out_features"), shrink_layer),
+    (TRANSPOSED, ("in_channels", "out_channels"), shrink_transposed),
+    (CHANNEL_NORMS, ("num_features",) * 2, partial(shrink_tensors, kind=NORM)),
+    (nn.PReLU, ("num_parameters",) * 2, partial(shrink_tensors, kind=PRELU)),
+    ((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",) * 2, shrink_layer_norm),
+    (nn.GroupNorm, ("num_channels",) * 2, shrink_group_norm),
+    (SparseResponseNorm, ("num_channels",) * 2, shrink_response_norm),
+    (nn.LocalResponseNorm, (None, None), shrink_response_norm),
+    (PadShortcut, ("in_channels", "out_channels"), shrink_shortcut),
 )
+"""Types of layers, their attributes that count input and output channels, how they are shrunk."""

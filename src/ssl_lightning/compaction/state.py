@@ -99,14 +99,14 @@ def check_sliceable(optimizer: Optimizer) -> None:
 
 
 def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: nn.Module) -> None:
-    """Let an optimizer go on with the compact network's parameters, in place.
+    """Let an optimizer continue with the compact network's parameters, in place.
 
     Its state (momentum, moments, sums) is sliced as the weights were; parameter groups keep their
     settings, their order and their number, even those that lost all parameters. Parameters that
-    are not the model's stay.
+    are not the model's remain.
 
     Args:
-        optimizer: one of :data:`SLICEABLE`; learning-rate schedulers that hold it go on.
+        optimizer: one of :data:`SLICEABLE`; learning-rate schedulers that hold it continue.
         model: the network it trains now; it is not changed.
         plan: the plan that leads from ``model`` to ``small``.
         small: the compact network.

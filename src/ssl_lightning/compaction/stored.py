@@ -56,7 +56,7 @@ def check_unflatten(name: str, module: nn.Unflatten, slices: SiteSlices) -> None
 
 
 def shrink_unflatten(module: nn.Unflatten, slices: SiteSlices) -> None:
-    """Let a module make only the channels that are left; -1 is any number of them."""
+    """Let a module make only the remaining channels; -1 is any number of them."""
     sizes: Any = list(module.unflattened_size)
     if slices.dim is not None and sizes[slices.dim] != -1:
         sizes[slices.dim] = len(slices.outputs)
@@ -100,7 +100,7 @@ def select(tensor: Tensor, kept: tuple[int, ...] | list[int], dim: int = 0) -> T
 
 
 def replace_parameter(old: Tensor | None, new: Tensor | None) -> Any:
-    """Return a parameter with new values that needs gradients if the old one did; None stays."""
+    """Return a parameter with new values that needs gradients if the old one did; None for None."""
     if old is None or new is None:
         return None
     return nn.Parameter(new, requires_grad=old.requires_grad)

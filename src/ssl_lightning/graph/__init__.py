@@ -13,7 +13,18 @@ from ssl_lightning.graph.coupling import (
 )
 from ssl_lightning.graph.inputs import ExampleInput, Flat, Inputs, as_inputs
 from ssl_lightning.graph.kept import SiteSlices
-from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Trace, layer_names
+from ssl_lightning.graph.layers import (
+    ANY_BATCH_NORM,
+    BATCH_NORMS,
+    CHANNEL_NORMS,
+    CONVS,
+    TRANSPOSED,
+    WEIGHTED,
+    LayerType,
+    own_layer,
+)
+from ssl_lightning.graph.operations import REGISTERED, is_sized
+from ssl_lightning.graph.ops import LayerWrapper, LeafOperation, Op, Trace, layer_names
 from ssl_lightning.graph.plain import (
     computed_tensors,
     computing_modules,
@@ -22,18 +33,29 @@ from ssl_lightning.graph.plain import (
     scale_of_outputs,
     with_plain_weights,
 )
-from ssl_lightning.graph.rules import SIZED
+from ssl_lightning.graph.registering import Registration, register_rule, register_shrinker
+from ssl_lightning.graph.rule import Rule
 from ssl_lightning.graph.trace import has_equivalent_forward, trace
 
 __all__ = [
-    "SIZED",
+    "ANY_BATCH_NORM",
+    "BATCH_NORMS",
+    "CHANNEL_NORMS",
+    "CONVS",
+    "REGISTERED",
+    "TRANSPOSED",
+    "WEIGHTED",
     "CoupledFamily",
     "ExampleInput",
     "Flat",
     "Inputs",
+    "LayerType",
     "LayerWrapper",
     "LeafOperation",
+    "Op",
+    "Registration",
     "ResidualBranch",
+    "Rule",
     "SiteSlices",
     "Trace",
     "analyse",
@@ -45,10 +67,14 @@ __all__ = [
     "has_equivalent_forward",
     "how_to_remove",
     "is_cut",
+    "is_sized",
     "layer_names",
     "make_plain_",
     "missing_heads",
     "norm_followers",
+    "own_layer",
+    "register_rule",
+    "register_shrinker",
     "residual_branches",
     "retained_whole",
     "same_random_state",

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ssl_lightning.graph.ops import Op, Ref, Trace, refs, rename
-
-RETURNS_ITS_INPUT = frozenset(
-    {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "getitem"}
-)
-"""Operations that may return their input itself although their schema does not say so."""
+from ssl_lightning.graph.operations import RULES
+from ssl_lightning.graph.ops import LayerCall, Op, Ref, Trace, rename
+from ssl_lightning.graph.rule import UNKNOWN
 
 OVERWRITTEN = "overwritten"
 """Kind of the operation that stands for a value changed through another view of its memory."""
@@ -31,7 +28,7 @@ def resolve_in_place(traced: Trace) -> Trace:
         args, kwargs = rename((op.args, op.kwargs), latest)
         op = replace(op, args=args, kwargs=kwargs)
         ops.append(op)
-        written = written_values(op)
+        written = op.written()
         if written or may_alias(op):
             source = written[0] if written else next(iter(op.inputs()), op.name)
             memory[op.name] = memory.get(source, source)
@@ -69,25 +66,9 @@ def shapes_of(traced: Trace) -> dict[str, Any]:
     return {**given, **{op.name: op.shape for op in traced.ops}}
 
 
-def is_in_place(op: Op) -> bool:
-    """Whether the operation writes into one of its arguments."""
-    return bool(written_values(op))
-
-
-def written_values(op: Op) -> list[str]:
-    """Return the names of the values that an operation writes into, by its schema."""
-    schema = getattr(op.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    names = []
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            names += [ref.name for ref in refs(op.argument(position, argument.name))]
-    return names
-
-
 def may_alias(op: Op) -> bool:
     """Whether the result may share memory with the first value read."""
     schema = getattr(op.target, "_schema", None)
     declared = schema is not None and any(r.alias_info is not None for r in schema.returns)
-    return declared or op.kind in RETURNS_ITS_INPUT
+    own = isinstance(op.target, LayerCall)
+    return declared or own or RULES.get(op.kind, UNKNOWN).aliases

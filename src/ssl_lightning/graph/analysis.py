@@ -1,4 +1,4 @@
-"""Which slices of a model can be removed without changing its function, and which go together.
+"""Which slices of a model can be removed without changing its function, and which together.
 
 Why it is right. Write *alive* for "can be non-zero for some input", *varying* for "alive, and not
 known to be one constant for all inputs and positions", and *needed* for "read with a non-zero
@@ -20,20 +20,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.constants import NOT_RUN, not_zero, real_values
-from ssl_lightning.graph.flow import Flow, Rule, Value, as_list, binary, filled, like
+from ssl_lightning.graph.flow import Flow, Value, as_list, binary, filled, like
 from ssl_lightning.graph.inputs import ExampleInput
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
-from ssl_lightning.graph.needs import everything, transpose
+from ssl_lightning.graph.layers import WEIGHTED
+from ssl_lightning.graph.operations import rule_of
+from ssl_lightning.graph.operations.pooling import POOL
 from ssl_lightning.graph.ops import Op, Trace
 from ssl_lightning.graph.plain import with_plain_weights
-from ssl_lightning.graph.reasons import LAYERS, left_whole
-from ssl_lightning.graph.rules import BINARY, POOL, UNKNOWN, rule_of
+from ssl_lightning.graph.reasons import left_whole
+from ssl_lightning.graph.rule import (
+    UNKNOWN,
+    Rule,
+    everything,
+    fix_all,
+    fixed,
+    ones,
+    spatial_dims,
+    transpose,
+)
 from ssl_lightning.graph.several import joint_slices
-from ssl_lightning.graph.slices import fix_all, fixed
-from ssl_lightning.graph.support import ones, spatial_dims
 from ssl_lightning.graph.trace import trace
+from ssl_lightning.graph.values import NOT_RUN, not_zero, real_values
 
 
 def analyse(
@@ -45,19 +54,19 @@ def analyse(
 ) -> dict[str, SiteSlices]:
     """Find what can be removed from each module of ``model`` without changing its function.
 
-    A slice goes if every element of every tensor it is part of is zero for all inputs, constant
-    where it can be folded into the layers that read it, or never read with a non-zero weight; and
-    every operation that touches it has a rule (:mod:`ssl_lightning.graph.rules`).
+    A slice is removed if every element of every tensor it is part of is zero for all inputs,
+    constant where it can be folded into the layers that read it, or never read with a non-zero
+    weight; and every operation that touches it has a rule (:mod:`ssl_lightning.graph.operations`).
 
     Args:
         model: the network, with its zeros.
         example_input: its inputs, of which only the shapes matter, or the model's trace, or a list
-            of traces of all paths that the model takes; a slice goes if it can on all of them.
+            of traces of all paths that the model takes; a slice is removed if it can be on all.
         blocked: names of operations in the traces to treat as unknown.
-        constants: whether slices that are constant but not zero may go.
+        constants: whether slices that are constant but not zero may be removed.
 
     Returns:
-        Module name -> what is left of it, for every convolution, linear and normalisation layer
+        Module name -> what remains of it, for every convolution, linear and normalisation layer
         that the analysis understands.
     """
     traces = as_traces(model, example_input)
@@ -86,7 +95,7 @@ def propagate(
     blocked: frozenset[str] = frozenset(),
     values: Mapping[str, Value] | None = None,
 ) -> Flow:
-    """Run the questions of the rules over a trace: all forward, but for need, which goes back.
+    """Run the questions of the rules over a trace: all forward, but for need, which runs backwards.
 
     Args:
         model: the network.
@@ -103,22 +112,23 @@ def propagate(
             flow.alive[name] = binary(tensor.detach()).cpu()
             flow.varies[name] = torch.zeros(tensor.shape)
         for op in traced.ops:
+            rule = rule_in(flow, op, blocked)
             for name in op.inputs():
                 if name not in flow.slices:
                     flow.slices[name] = stored_labels(flow, name, op)
-            forward(op, rule_in(flow, op, blocked), flow)
+            forward(op, rule, flow)
         for name in traced.tensors.keys() - flow.slices.keys():
             flow.slices[name] = fixed(tuple(traced.tensors[name].shape))
         fix_shared_parameters(flow)
         fix_shared_matrices(flow)
         collect_parameters(flow)
-        backpropagate(flow, blocked)
+        backpropagate(flow)
     return flow
 
 
 def retained_whole(model: nn.Module, traced: Trace, known: Mapping[str, SiteSlices]) -> list[str]:
     """Return a sentence for each layer with zero slices, or that never ran, that is not known."""
-    names = [n for n, module in model.named_modules() if isinstance(module, LAYERS)]
+    names = [n for n, module in model.named_modules() if isinstance(module, WEIGHTED)]
     if set(names) <= known.keys():
         return []
     return left_whole(known.keys(), model, propagate(model, traced))
@@ -143,8 +153,8 @@ def is_cut(model: nn.Module, example_input: Any) -> bool:
 
 
 def rule_in(flow: Flow, op: Op, blocked: frozenset[str]) -> Rule:
-    """Return an operation's rule, and set the cause of what it fixes."""
-    rule = UNKNOWN if op.name in blocked or op.name in flow.failed else rule_of(op)
+    """Return an operation's rule, and record both the rule and the cause of what it fixes."""
+    rule = flow.rules[op.name] = UNKNOWN if op.name in blocked else rule_of(op)
     where = f" in `{op.module}`" if op.module else ""
     if op.name in blocked:
         flow.labels.cause = f"`{op.kind}`{where}, whose sizes the code fixes"
@@ -163,14 +173,20 @@ def forward(op: Op, rule: Rule, flow: Flow) -> None:
         flow.alive[op.name] = like(alive, [binary(t) for t in as_list(alive)])
         mark_constants(op, rule, flow)
     except Exception as error:
-        flow.failed[op.name] = f"{type(error).__name__}: {error}"
-        flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
+        give_up(op, error, flow)
         flow.alive[op.name] = flow.varies[op.name] = ones(op, flow.alive)
         labels = fix_all(op, flow)
         if site := flow.sites.get(op.module):
             flow.labels.fix(site.inputs)
             flow.labels.fix(site.outputs)
     flow.slices[op.name] = labels
+
+
+def give_up(op: Op, error: Exception, flow: Flow) -> None:
+    """Record that an operation's rule failed."""
+    flow.rules[op.name] = UNKNOWN
+    flow.failed[op.name] = f"{type(error).__name__}: {error}"
+    flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
 
 
 def mark_constants(op: Op, rule: Rule, flow: Flow) -> None:
@@ -240,10 +256,11 @@ def stored_labels(flow: Flow, value: str, op: Op) -> Tensor:
 
 def channel_dims(flow: Flow, value: str, op: Op) -> list[int]:
     """Return the dimensions of a stored tensor that number channels, as far as ``op`` tells."""
-    if rule_of(op) is POOL:
+    rule = flow.rules[op.name]
+    if rule is POOL:
         return [flow.trace.tensors[value].dim() - spatial_dims(op) - 1]
     others = [flow.slices[n] for n in op.inputs() if n != value and n in flow.slices]
-    if rule_of(op) not in BINARY or len(others) != 1:
+    if rule.operands != "two" or len(others) != 1:
         return []
     labels, rank = others[0], flow.trace.tensors[value].dim()
     dims = [d for d in range(labels.dim()) if varies(labels, d)]
@@ -265,7 +282,7 @@ def collect_parameters(flow: Flow) -> None:
             flow.parameters[name] = dims[0], flow.labels.per_index(labels, dims[0])
 
 
-def backpropagate(flow: Flow, blocked: frozenset[str]) -> None:
+def backpropagate(flow: Flow) -> None:
     """Fill ``flow.needed``, from the outputs back: what each value is needed for."""
     flow.labels.cause = "the network's output"
     for name in flow.trace.outputs:
@@ -277,7 +294,7 @@ def backpropagate(flow: Flow, blocked: frozenset[str]) -> None:
         needed = flow.needed.setdefault(op.name, filled(flow.alive[op.name], 0.0))
         pairs = zip(as_list(flow.alive[op.name]), as_list(needed), strict=True)
         useful = [a * n for a, n in pairs]
-        for name, mask in needs_of(op, flow, like(needed, useful), blocked).items():
+        for name, mask in needs_of(op, flow, like(needed, useful)).items():
             if name == next(iter(op.inputs()), None):
                 flow.read_by[op.name] = mask
             before = as_list(flow.needed.get(name, filled(flow.alive[name], 0.0)))
@@ -285,9 +302,9 @@ def backpropagate(flow: Flow, blocked: frozenset[str]) -> None:
             flow.needed[name] = like(mask, joined)
 
 
-def needs_of(op: Op, flow: Flow, useful: Value, blocked: frozenset[str]) -> dict[str, Value]:
+def needs_of(op: Op, flow: Flow, useful: Value) -> dict[str, Value]:
     """Return what an operation needs for the elements of its result that are useful."""
-    rule = rule_in(flow, op, blocked)
+    rule: Rule = flow.rules[op.name]
     if not any(bool(t.any()) for t in as_list(useful)):
         return {}
     try:
@@ -295,8 +312,7 @@ def needs_of(op: Op, flow: Flow, useful: Value, blocked: frozenset[str]) -> dict
             return transpose(op, flow, useful, rule.support)
         return rule.needs(op, flow, useful)
     except Exception as error:
-        flow.failed[op.name] = f"{type(error).__name__}: {error}"
-        flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
+        give_up(op, error, flow)
         fix_all(op, flow)
         for labels in as_list(flow.slices[op.name]):
             flow.labels.fix(labels)

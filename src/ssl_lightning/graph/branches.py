@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ssl_lightning.graph.layers import WEIGHTED_KINDS
 from ssl_lightning.graph.ops import Op, Trace
-
-WEIGHTED_KINDS = (
-    *("conv1d", "conv2d", "conv3d", "linear"),
-    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-)
 
 
 @dataclass(frozen=True)

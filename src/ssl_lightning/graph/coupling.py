@@ -1,4 +1,4 @@
-"""Which channels of which layers must be zero together for a channel to go."""
+"""Which channels of which layers must be zero together for a channel to be removed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ssl_lightning.graph.analysis import propagate
 from ssl_lightning.graph.flow import Flow
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.layers import TRANSPOSED, own_layer
+from ssl_lightning.graph.operations.products import PRODUCTS
 from ssl_lightning.graph.ops import Trace
-from ssl_lightning.graph.products import PRODUCTS
 from ssl_lightning.graph.reasons import why_embeddings, why_retained
-from ssl_lightning.graph.slices import TRANSPOSED
-from ssl_lightning.graph.support import leaf
+from ssl_lightning.graph.rule import leaf
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class CoupledFamily:
 
 
 def coupled_families(model: nn.Module, traced: Trace) -> list[CoupledFamily]:
-    """Find the channels that can go, with all that must be zero for each of them to go.
+    """Find the channels that can be removed, with all that must be zero for each of them.
 
     Two outputs belong to one channel if an operation ties their slices (both sides of a residual
     addition, a depthwise convolution's filter and the channel it reads). To that are added what
     ties no slices but must be zero too: the channels that a padded shortcut copies from, and the
-    same channel of all groups of a grouped convolution, which has to stay balanced.
+    same channel of all groups of a grouped convolution, which must remain balanced.
 
     Whether zeros there do remove a channel is tried out, on the graph only: with every second
     channel of each family zero, and nothing else. Families that keep any of them (behind a sigmoid
-    or a norm without a shift, say) are left out, and so are channels that are tied to the network's
+    or a norm without a shift, say) are omitted, and so are channels that are tied to the network's
     outputs or to an operation without a rule.
 
     Args:
@@ -93,7 +93,7 @@ def coupled_channels(model: nn.Module, traced: Trace) -> tuple[list[CoupledFamil
 def removable(
     model: nn.Module, traced: Trace, families: Sequence[CoupledFamily]
 ) -> tuple[list[CoupledFamily], Flow]:
-    """Return the families of which the channels go that are zero in all their places.
+    """Return the families whose channels are removed once they are zero in all their places.
 
     And the analysis in which they are.
     """
@@ -104,7 +104,7 @@ def removable(
             zeros.setdefault(name, []).extend(outputs[1::2])
     flow = propagate(model, with_weights(model, traced, zeros, dims))
     kept = kept_slices(flow)
-    found = [f for f in families if all(goes(kept, *place) for place in f.places())]
+    found = [f for f in families if all(is_removed(kept, *place) for place in f.places())]
     return found, flow
 
 
@@ -113,7 +113,7 @@ def without_idle_buffers(
 ) -> list[CoupledFamily]:
     """Take out of families the buffers that need not be zero, all of one attribute name at a time.
 
-    So the variance of a frozen batch norm, by which it divides, is left as it is.
+    So the variance of a frozen batch norm, by which it divides, is unchanged.
     """
     buffers = {name for name, _ in model.named_buffers()}
     held = {n for family in families for n, _, _ in family.parameters if n in buffers}
@@ -138,7 +138,7 @@ def without_buffers(family: CoupledFamily, buffers: set[str], attribute: str) ->
     return replace(family, parameters=tuple(rest))
 
 
-def goes(kept: Mapping[str, SiteSlices], name: str, positions: tuple[int, ...]) -> bool:
+def is_removed(kept: Mapping[str, SiteSlices], name: str, positions: tuple[int, ...]) -> bool:
     """Whether every second of some positions of a module or parameter is not kept."""
     return name in kept and set(kept[name].outputs).isdisjoint(positions[1::2])
 
@@ -176,6 +176,8 @@ def written(module: nn.Module) -> tuple[str, ...]:
 
     A norm without a scale must subtract nothing.
     """
+    if (own := own_layer(module)) is not None:
+        return own.written_in(module)
     alone = getattr(module, "weight", None) is None and hasattr(module, "running_mean")
     return ("running_mean",) if alone else ("weight", "bias")
 
@@ -193,6 +195,8 @@ def weight_places(
         >>> weight_places(nn.ConvTranspose2d(2, 4, 3, groups=2), "weight", [0, 1])
         (0, [0])
     """
+    if (own := own_layer(module)) is not None:
+        return own.outputs[attribute] % getattr(module, attribute).dim(), list(outputs)
     if attribute != "weight" or not isinstance(module, TRANSPOSED):
         return 0, list(outputs)
     per_group = module.out_channels // module.groups
@@ -202,7 +206,7 @@ def weight_places(
 
 
 def missing_heads(model: nn.Module, traced: Trace) -> str:
-    """Say why a network has no attention heads that could go.
+    """Say why a network has no attention heads that could be removed.
 
     Example:
         >>> from ssl_lightning.graph import trace
@@ -237,7 +241,7 @@ def missing_heads(model: nn.Module, traced: Trace) -> str:
         else:
             causes.append(
                 f"zero weights do not make the heads of {where} zero (query heads that share keys "
-                "and values cannot go alone)"
+                "and values cannot be removed alone)"
             )
     return causes[0]
 

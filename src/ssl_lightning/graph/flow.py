@@ -1,8 +1,7 @@
-"""The state of one analysis, and the rule that every operation has."""
+"""The state of one analysis."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.aliases import is_in_place
 from ssl_lightning.graph.labels import Labels
+from ssl_lightning.graph.layers import FOLDING
 from ssl_lightning.graph.ops import Op, Trace, has_hooks, refs
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-"""Layers that constants can be folded into, and that can skip channels."""
 
 Value = Any  # a Tensor, or a list of Tensors for operations that return several
 
@@ -26,7 +22,7 @@ class Site:
 
     Attributes:
         dim: dimension of its operations' results that numbers the output channels.
-        module_dim: the dimension of the module's own input that does, if it must be told.
+        module_dim: the dimension of the module's own input that does, if a norm replaces it.
     """
 
     module: str
@@ -76,6 +72,7 @@ class Flow:
         balanced: rows of labels of which equally many must be kept.
         inner: operation name -> labels that no value has, and which of them are useful.
         read_by: operation name -> what it alone needs of the first value it reads.
+        rules: operation name -> its rule here: unknown if it is blocked, or failed.
         failed: operation name -> why its rule failed (a bug, or an unforeseen use).
     """
 
@@ -96,6 +93,7 @@ class Flow:
     balanced: list[Tensor] = field(default_factory=list)
     inner: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     read_by: dict[str, Value] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -130,7 +128,7 @@ class Flow:
         """Names of the operations that no output depends on and that write nothing."""
         read = set(self.trace.outputs)
         for op in reversed(self.trace.ops):
-            if op.name in read or is_in_place(op):
+            if op.name in read or op.written():
                 read.update(op.inputs())
         return frozenset(op.name for op in self.trace.ops if op.name not in read)
 
@@ -155,31 +153,11 @@ class Flow:
         if site is None or len(site.ops) != 1 or site.ops[0] is not op or op.outside:
             return False
         module = self.model.get_submodule(op.module)
-        if type(module) not in LAYERS or has_hooks(module):
+        if type(module) not in FOLDING or has_hooks(module):
             return False
         own = [ref.name for ref in refs(op.args[1:3])]
         runs = [other for other in self.trace.ops if other.module == op.module]
         return runs == [op] and all(self.trace.users[name] == [op] for name in own)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The answers of one operation to the four questions.
-
-    Attributes:
-        support: which elements of the result can be non-zero.
-        labels: which slices go together.
-        needs: which elements of the operands are needed; None: the transpose of ``support``.
-        varies: which elements of the result can depend on the inputs; None: those that ``support``
-            finds if only what can depend on them counts as non-zero.
-        constants: whether a slice of an operand that is constant, but not zero, may go.
-    """
-
-    support: Callable[[Op, Mapping[str, Value]], Value]
-    labels: Callable[[Op, Flow], Value]
-    needs: Callable[[Op, Flow, Value], dict[str, Value]] | None = None
-    varies: Callable[[Op, Flow], Value] | None = None
-    constants: bool = True
 
 
 def as_list(value: Value) -> list[Tensor]:

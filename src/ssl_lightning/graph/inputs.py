@@ -62,6 +62,12 @@ class Inputs:
             return "A mapping is one input; inputs with names are given as `Inputs(**batch)`."
         return "Check the input shape."
 
+    @property
+    def batch(self) -> int:
+        """Number of rows of the first tensor; 0 if there is none, or it is a number."""
+        first = next(iter(self.tensors()), None)
+        return len(first) if first is not None and first.dim() else 0
+
     def at_batch(self, batch: int) -> Inputs:
         """Return inputs with another batch size, whose rows are those given, over and over.
 
@@ -72,8 +78,7 @@ class Inputs:
             >>> Inputs(torch.tensor([[1], [2]])).at_batch(3).args[0].flatten().tolist()
             [1, 2, 1]
         """
-        first = next(iter(self.tensors()), None)
-        count = len(first) if first is not None and first.dim() else 0
+        count = self.batch
 
         def rows(tensor: Tensor) -> Tensor:
             if not count or not tensor.dim() or len(tensor) != count:
@@ -104,8 +109,8 @@ class Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         """Call the network with these tensors in the places of the example's."""
-        left = iter(tensors)
-        inputs = self.inputs.map(lambda _: next(left))
+        rest = iter(tensors)
+        inputs = self.inputs.map(lambda _: next(rest))
         return self.model(*inputs.args, **inputs.kwargs)
 
 

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.graph.attention import new_attributes
 from ssl_lightning.graph.flow import Flow, Site, Value, as_list
 from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.layers import FOLDING_KINDS
+from ssl_lightning.graph.operations.attention import new_attributes
 from ssl_lightning.graph.ops import Op
-
-LAYERS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-"""Operations whose result is their bias if they read nothing."""
 
 WORTHWHILE = 0.125
 """Share of a layer's inputs or outputs that must be saved to copy the others for it."""
@@ -24,14 +22,14 @@ WORTHWHILE = 0.125
 
 @dataclass(frozen=True)
 class SiteSlices:
-    """What is left of one module.
+    """What remains of one module.
 
     Attributes:
         inputs: kept input channels, ascending.
         outputs: kept output channels, ascending.
         of: number of input and output channels before.
         zero: whether the module's result is zero (or never read) on all that is kept.
-        constant: whether it depends on none of the inputs that are kept: only the bias is left.
+        constant: whether it depends on none of the inputs that are kept: only the bias remains.
         idle: how many of the kept outputs this module alone could do without.
         reason: why they are kept, "" if there are none.
         reads: kept inputs that it reads, if it should skip the others; else None.
@@ -68,33 +66,34 @@ class SiteSlices:
 
 
 def kept_slices(flow: Flow) -> dict[str, SiteSlices]:
-    """Return what is left of every module whose slices are known."""
-    useful = {op.name: list(useful_masks(flow, op)) for op in flow.trace.ops}
-    keep = kept_labels(flow, useful)
-    keep_one(flow, keep)
-    balance_groups(flow, keep)
-    return slices_of(flow, keep)
+    """Return what remains of every module whose slices are known."""
+    return slices_of(flow, kept_labels(flow))
 
 
 def slices_of(flow: Flow, keep: Tensor) -> dict[str, SiteSlices]:
-    """Return what is left of every module, given which label sets are kept."""
+    """Return what remains of every module, given which label sets are kept."""
     busy = {name: busy_channels(site, flow) for name, site in flow.sites.items()}
     modules = {name: site_slices(flow, site, keep, busy) for name, site in flow.sites.items()}
-    parameters = {**dict(parameter_slices(flow, keep)), **dict(matrix_slices(flow, keep))}
-    others = {**dict(view_slices(flow, keep)), **dict(size_slices(flow, keep))}
+    parameters = {
+        **dict(cut_slices(flow.parameters, flow, keep)),
+        **dict(matrix_slices(flow, keep)),
+    }
+    others = {**dict(cut_slices(flow.views, flow, keep)), **dict(size_slices(flow, keep))}
     return {**modules, **parameters, **others}
 
 
-def parameter_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
-    """Yield what is left of each parameter that belongs to no layer, if it loses something."""
-    for name, (dim, labels) in flow.parameters.items():
+def cut_slices(
+    given: Mapping[str, tuple[int, Tensor]], flow: Flow, keep: Tensor
+) -> Iterator[tuple[str, SiteSlices]]:
+    """Yield what remains of parameters that no layer owns, or of each ``nn.Unflatten``, if less."""
+    for name, (dim, labels) in given.items():
         kept = indices(keep[flow.labels.find(labels)])
         if len(kept) < len(labels):
             yield name, SiteSlices((), kept, (0, len(labels)), zero=False, dim=dim)
 
 
 def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]) -> SiteSlices:
-    """Return what is left of one module, given which label sets are kept and who is busy where."""
+    """Return what remains of one module, given which label sets are kept and who is busy where."""
     inputs, outputs = (keep[flow.labels.find(side)] for side in (site.inputs, site.outputs))
     idle = outputs & ~busy[site.module]
     replaceable = not any(op.outside for op in site.ops)  # else code reads its weight
@@ -112,7 +111,7 @@ def site_slices(flow: Flow, site: Site, keep: Tensor, busy: Mapping[str, Tensor]
 
 
 def matrix_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
-    """Yield what is left of each stored matrix that no layer owns, if it loses something."""
+    """Yield what remains of each stored matrix that no layer owns, if it loses something."""
     for name, matrix in flow.matrices.items():
         sides = [matrix.inputs, matrix.outputs]
         inputs, outputs = (indices(keep[flow.labels.find(side)]) for side in sides)
@@ -121,26 +120,18 @@ def matrix_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
             yield name, SiteSlices(inputs, outputs, of, zero=False, dim=matrix.dim)
 
 
-def view_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
-    """Yield the channels left of each ``nn.Unflatten``, if they are fewer."""
-    for name, (dim, labels) in flow.views.items():
-        kept = indices(keep[flow.labels.find(labels)])
-        if len(kept) < len(labels):
-            yield name, SiteSlices((), kept, (0, len(labels)), zero=False, dim=dim)
-
-
 def size_slices(flow: Flow, keep: Tensor) -> Iterator[tuple[str, SiteSlices]]:
-    """Yield the heads (or units) left of each module that loses some, and the numbers to change."""
+    """Yield the remaining heads (or units) of modules that lose some, and the numbers to change."""
     for name in dict.fromkeys((*flow.heads, *flow.sizes)):
         module = flow.model.get_submodule(name)
         found = [heads.labels for heads in flow.heads.get(name, [])]
         found += [labels for _, labels in flow.sizes.get(name, [])]
         kept = [indices(keep[flow.labels.find(labels)]) for labels in found]
-        if all(len(left) == len(labels) for left, labels in zip(kept, found, strict=True)):
+        if all(len(some) == len(labels) for some, labels in zip(kept, found, strict=True)):
             continue
         attributes: dict[str, int] = {}
-        for heads, left in zip(flow.heads.get(name, []), kept, strict=False):
-            attributes |= new_attributes(module, heads, len(left))
+        for heads, some in zip(flow.heads.get(name, []), kept, strict=False):
+            attributes |= new_attributes(module, heads, len(some))
         for names, labels in flow.sizes.get(name, []):
             count = int(keep[flow.labels.find(labels)].sum())
             attributes |= {key: count for key in names if holds(module, key, len(labels))}
@@ -170,17 +161,22 @@ def useful_masks(flow: Flow, op: Op) -> Iterator[tuple[Tensor, Tensor]]:
     yield from flow.inner.get(op.name, [])
 
 
-def kept_labels(flow: Flow, useful: dict[str, list[tuple[Tensor, Tensor]]]) -> Tensor:
-    """Return a mask over all label sets: True for those with a varying and needed element."""
+def kept_labels(flow: Flow) -> Tensor:
+    """Return a mask over all label sets: True for those with a varying and needed element.
+
+    And for those that have to be kept so that tensors have channels and groups are equal.
+    """
     keep = torch.zeros(len(flow.labels.parent), dtype=torch.bool)
     keep[FIXED] = True
-    for masks in useful.values():
-        for labels, mask in masks:
+    for op in flow.trace.ops:
+        for labels, mask in useful_masks(flow, op):
             if labels.dim() and all(stride == 0 for stride in labels.stride()):
                 found = labels.reshape(-1)[:1] if bool(mask.any()) else labels.reshape(-1)[:0]
             else:
                 found = labels[mask]
             keep[flow.labels.find(found.unique())] = True
+    keep_one(flow, keep)
+    balance_groups(flow, keep)
     return keep
 
 
@@ -201,7 +197,7 @@ def keep_one(flow: Flow, keep: Tensor) -> None:
 def balance_groups(flow: Flow, keep: Tensor) -> None:
     """Keep more slices until every group of a grouped convolution has equally many.
 
-    A group that loses all of its channels goes; of the others, those with fewer channels left keep
+    A group that loses all of its channels is removed; others with fewer channels keep
     further ones. Changes ``keep`` in place.
     """
     grouped = [site for site in flow.sites.values() if site.groups > 1]
@@ -216,11 +212,11 @@ def balance_groups(flow: Flow, keep: Tensor) -> None:
 
 
 def group_rows(flow: Flow, site: Site, keep: Tensor) -> list[Tensor]:
-    """Return the labels of input and output channels, one row per group that stays."""
+    """Return the labels of input and output channels, one row per remaining group."""
     inputs = flow.labels.find(site.inputs).view(site.groups, -1)
     outputs = flow.labels.find(site.outputs).view(site.groups, -1)
-    stays = keep[outputs].any(1) | keep[inputs].any(1)
-    return [inputs[stays], outputs[stays]]
+    rest = keep[outputs].any(1) | keep[inputs].any(1)
+    return [inputs[rest], outputs[rest]]
 
 
 def balance(keep: Tensor, rows: Tensor) -> bool:
@@ -264,11 +260,11 @@ def is_constant(site: Site, flow: Flow) -> bool:
 
 def is_layer(site: Site) -> bool:
     """Whether a module is a convolution or a linear layer: its constants are in its bias."""
-    return all(op.kind in LAYERS for op in site.ops)
+    return all(op.kind in FOLDING_KINDS for op in site.ops)
 
 
 def fold(flow: Flow, site: Site, slices: SiteSlices) -> SiteSlices:
-    """Add what a layer need not read and compute, and which constants go to its bias.
+    """Add what a layer need not read and compute, and which constants its bias takes up.
 
     Inputs and outputs that others keep are skipped if that saves at least :data:`WORTHWHILE` of
     one side; copying channels costs time too.

@@ -1,4 +1,4 @@
-"""Which slices of which tensors go together: a union-find over slice labels.
+"""Which slices of which tensors are removed together: a union-find over slice labels.
 
 Every element of every activation carries a label. Elements with the same label are removed together
 or not at all; two labels that an operation ties (the operands of an addition, say) are merged.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ssl_lightning.backbones import PadShortcut
 
@@ -25,7 +26,7 @@ class LeafOperation(nn.Module):
 
 
 class LayerWrapper(nn.Module):
-    """Base of modules that stand where a layer stood and hold what is left of it as ``layer``."""
+    """Base of modules that replace a layer and hold the part of it that remains as ``layer``."""
 
 
 def layer_names(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, str]:
@@ -44,6 +45,23 @@ def layer_names(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[st
 
 LEAF_MODULES: tuple[type[nn.Module], ...] = (nn.LocalResponseNorm, PadShortcut, LeafOperation)
 """Modules that are one operation in a trace: what they do is simpler than how they do it."""
+
+
+class LayerCall:
+    """One call of a layer of a registered type, as a function of its input and its own tensors.
+
+    Attributes:
+        layer: the module.
+        names: those of its parameters and buffers that are the arguments from the second on.
+    """
+
+    def __init__(self, layer: nn.Module, names: tuple[str, ...]) -> None:
+        self.layer = layer
+        self.names = names
+
+    def __call__(self, x: Tensor, *tensors: Tensor) -> Any:
+        """Run the layer with these tensors instead of its own."""
+        return functional_call(self.layer, dict(zip(self.names, tensors, strict=True)), (x,))
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,17 @@ class Op:
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)
+
+    def written(self) -> list[str]:
+        """Return the names of the values that the operation writes into, by its schema."""
+        schema = getattr(self.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            return []
+        names = []
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                names += [ref.name for ref in refs(self.argument(position, argument.name))]
+        return names
 
     def run(self, values: Mapping[str, Any]) -> Any:
         """Execute the operation itself on ``values`` (tensors, or lists of tensors).

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import fx, nn
 
+from ssl_lightning.graph.layers import ANY_CHANNEL_NORM, LAYER_KINDS, WEIGHTED, class_name
 from ssl_lightning.graph.ops import Op
 
-LAYER_OPERATIONS = frozenset(
-    {"conv1d", "conv2d", "conv3d", "linear", "batch_norm", "instance_norm", "prelu"}
-    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-)
-"""Operations of layers that are shrunk in place, so that they may be called by a function too."""
-
-LAYERS = (
-    *(nn.modules.conv._ConvNd, nn.Linear, nn.PReLU),
-    *(nn.modules.batchnorm._NormBase, nn.modules.instancenorm._InstanceNorm),
-)
+LAYERS = (*WEIGHTED, nn.PReLU, ANY_CHANNEL_NORM)
 
 
 def call_types(graph: fx.Graph) -> dict[str, str]:
@@ -33,11 +24,6 @@ def call_types(graph: fx.Graph) -> dict[str, str]:
         for call, (_, kind) in (node.meta.get("nn_module_stack") or {}).items():
             types[call] = kind if isinstance(kind, str) else class_name(kind)
     return types
-
-
-def class_name(kind: Any) -> str:
-    """Return a class's name with its module's."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def by_parameters(
@@ -76,7 +62,7 @@ def by_parameters(
 
 def owner_of(op: Op, names: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str | None:
     """Return the module that holds the first parameter a layer's operation reads."""
-    if op.kind not in LAYER_OPERATIONS:
+    if op.kind not in LAYER_KINDS:
         return None
     owners = [names[name].rpartition(".")[0] for name in op.inputs()[1:] if name in names]
     known = [owner for owner in owners if isinstance(modules.get(owner), LAYERS)]
@@ -92,7 +78,7 @@ def reads_own(op: Op, names: Mapping[str, str], module: nn.Module) -> bool:
 def aliases(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return path -> name in the model, from pairs of them, of their common ends' beginnings too.
 
-    A path that leads to several modules is left out.
+    A path that leads to several modules is omitted.
 
     Example:
         >>> sorted(aliases([("a.slice.0.conv", "a.0.conv")]).items())

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from ssl_lightning.graph.flow import Flow, as_list
 from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.layers import WEIGHTED, mixes_channels
 from ssl_lightning.graph.ops import Op, has_hooks
-from ssl_lightning.graph.slices import CONVS, TRANSPOSED
-
-LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)
 
 
 def why_retained(
@@ -28,7 +26,7 @@ def why_retained(
     """
     reasons = {}
     for name, module in flow.model.named_modules():
-        if not isinstance(module, LAYERS):
+        if not mixes_channels(module):
             continue
         if name not in flow.sites:
             reasons[name] = why_unknown(flow, name, module)
@@ -88,7 +86,8 @@ def other_names(model: nn.Module, name: str, module: nn.Module) -> list[str]:
     """Return the other names that a layer's weight has in the model."""
     named = model.named_parameters(remove_duplicate=False)
     own = f"{name}.weight".lstrip(".")
-    return [full for full, tensor in named if tensor is module.weight and full != own]
+    weight = getattr(module, "weight", None)
+    return [full for full, tensor in named if tensor is weight and full != own]
 
 
 def why_fixed(flow: Flow, labels: Tensor) -> str:
@@ -111,7 +110,7 @@ def why_not_zero(zeroed: Flow, name: str, outputs: list[int]) -> str:
             found = torch.isin(zeroed.labels.find(labels), roots) & mask
             if bool(found.any()):
                 return f"zeros there are not zero any more behind `{op.kind}`{where(op)}"
-    return "too few channels, or groups of a convolution that must stay equal"
+    return "too few channels, or groups of a convolution that must have equally many"
 
 
 def where(op: Op) -> str:
@@ -123,7 +122,7 @@ def left_whole(flow_names: Collection[str], model: nn.Module, flow: Flow) -> lis
     """Return a sentence for each layer with zero slices, or that never ran, that no plan names."""
     notes = []
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS) and name not in flow_names:
+        if isinstance(module, WEIGHTED) and name not in flow_names:
             weight = module.weight.detach()
             sides = (weight.flatten(1).any(1), weight.transpose(0, 1).flatten(1).any(1))
             if not all(bool(side.all()) for side in sides) or not flow_reads(flow, name):

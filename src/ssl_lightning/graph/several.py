@@ -1,7 +1,7 @@
 """What can be removed if a network takes several paths: at other sizes, or in training.
 
-Each path has a trace and an analysis of its own. A slice goes only if it can on every path that
-touches it, so the slices that one path keeps are kept on all.
+Each path has a trace and an analysis of its own. A slice is removed only if it can be on every path
+that touches it, so the slices that one path keeps are kept on all.
 """
 
 from __future__ import annotations
@@ -12,14 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ssl_lightning.graph.flow import Flow
-from ssl_lightning.graph.kept import (
-    SiteSlices,
-    balance_groups,
-    keep_one,
-    kept_labels,
-    slices_of,
-    useful_masks,
-)
+from ssl_lightning.graph.kept import SiteSlices, balance_groups, kept_labels, slices_of
 
 Key = tuple[str, str]  # the name of a module or parameter, and which of its sides
 
@@ -28,17 +21,12 @@ SAME = 1e-9
 
 
 def joint_slices(flows: Sequence[Flow]) -> dict[str, SiteSlices] | None:
-    """Return what is left of every module; None if the paths disagree on constants.
+    """Return what remains of every module; None if the paths disagree on constants.
 
     Args:
         flows: one finished analysis per path, of the same network.
     """
-    keeps = []
-    for flow in flows:
-        keep = kept_labels(flow, {op.name: list(useful_masks(flow, op)) for op in flow.trace.ops})
-        keep_one(flow, keep)
-        balance_groups(flow, keep)
-        keeps.append(keep)
+    keeps = [kept_labels(flow) for flow in flows]
     keep_what_others_fix(flows, keeps)
     keep_together(flows, keeps)
     found: dict[str, SiteSlices] = {}

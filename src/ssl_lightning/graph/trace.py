@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import replace
 from typing import Any
@@ -22,12 +22,13 @@ from torch import Tensor, fx, nn
 from ssl_lightning.graph.aliases import resolve_in_place
 from ssl_lightning.graph.copies import same_random_state, working_copy
 from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs
-from ssl_lightning.graph.ops import LEAF_MODULES, Op, Ref, Trace, has_hooks
+from ssl_lightning.graph.layers import ANY_CHANNEL_NORM, OWN_LAYERS, class_name
+from ssl_lightning.graph.ops import LEAF_MODULES, LayerCall, Op, Ref, Trace, has_hooks
 from ssl_lightning.graph.owners import by_parameters, call_types
 from ssl_lightning.graph.plain import with_plain_weights
 from ssl_lightning.suggest import first_line
 
-NEUTRAL = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+NEUTRAL = (ANY_CHANNEL_NORM, nn.modules.dropout._DropoutNd)
 """Modules that do in training what no analysis of zeros needs to know."""
 
 
@@ -67,9 +68,9 @@ def trace(model: nn.Module, example_input: ExampleInput, *, train: bool = False)
     given = {str(name): leaf for name, leaf in leaves if isinstance(leaf, Tensor)}
     read = read_ops(program.graph, first_names(model))
     owned = by_parameters(read, call_types(program.graph), names, model)
-    ops = merge_leaves(list(owned), copied, tensors)
     outputs = [str(name) for name in signature.user_outputs]
-    return resolve_in_place(Trace(ops, given, tensors, names, outputs))
+    traced = Trace(list(owned), given, tensors, names, outputs)
+    return resolve_in_place(replace(traced, ops=merge_leaves(traced, copied), users={}))
 
 
 def set_paths_(model: nn.Module, train: bool) -> None:
@@ -165,7 +166,7 @@ def shapes(node: fx.Node) -> Any:
 
 
 def short_name(target: Any) -> str:
-    """Return ``"add"`` for ``aten.add_.Tensor``.
+    """Return ``"add"`` for ``aten.add_.Tensor``, ``"mylib::add"`` for one of another library.
 
     In-place and other overloads compute the same function; the one that does not, a view as
     another type, keeps its full name.
@@ -175,45 +176,80 @@ def short_name(target: Any) -> str:
     packet = getattr(target, "overloadpacket", None)
     if packet is None:
         return str(getattr(target, "__name__", target))
-    name = str(packet.__name__)
+    library, _, name = str(packet._qualified_op_name).rpartition("::")
+    if library != "aten":
+        return f"{library}::{name}"
     if getattr(target, "_overloadname", "") == "dtype" and name == "view":
         return "view.dtype"
     return name if name.endswith("__") else name.rstrip("_")
 
 
-def merge_leaves(ops: list[Op], model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Op]:
-    """Replace the operations of each call of a leaf module by one operation.
+def merge_leaves(traced: Trace, model: nn.Module) -> list[Op]:
+    """Return the operations, with one instead of those of each call of a leaf module.
 
     It reads the first activation that they read, if any, and their parameters and buffers. Modules
-    with hooks are left as they are.
+    with hooks remain as they are.
     """
-    modules = dict(model.named_modules())
+    modules, ops = dict(model.named_modules()), traced.ops
     merged: list[Op] = []
     position = 0
     while position < len(ops):
         module = modules.get(ops[position].module)
         end = position + 1
-        if isinstance(module, LEAF_MODULES) and not has_hooks(module):
+        own = type(module) in OWN_LAYERS
+        if not (own or isinstance(module, LEAF_MODULES)) or module is None or has_hooks(module):
+            merged.append(ops[position])
+        else:
             while end < len(ops) and ops[end].call == ops[position].call:
                 end += 1
-            merged.append(merge(ops[position:end], module, tensors))
-        else:
-            merged.append(ops[position])
+            part = ops[position:end]
+            merged += merge_own(part, module, traced) if own else [merge(part, module, traced)]
         position = end
     return merged
 
 
-def merge(ops: list[Op], module: nn.Module, tensors: Mapping[str, Tensor]) -> Op:
+def merge(ops: list[Op], module: nn.Module, traced: Trace) -> Op:
     """Return the one operation that ``ops``, all of one call of ``module``, are."""
-    inside = {op.name for op in ops}
-    outer = list(dict.fromkeys(n for op in ops for n in op.inputs() if n not in inside))
-    activations = [name for name in outer if name not in tensors]
+    outer = read_from_outside(ops)
+    activations = [name for name in outer if name not in traced.tensors]
     reads_input = getattr(module, "reads_input", True)
-    args = [*activations[:reads_input], *[name for name in outer if name in tensors]]
-    return replace(
-        ops[-1],
-        kind=type(module).__name__,
-        target=module.forward,
-        args=tuple(Ref(name) for name in args),
-        kwargs={},
+    args = [*activations[:reads_input], *[name for name in outer if name in traced.tensors]]
+    return as_one(ops, type(module).__name__, module.forward, args)
+
+
+def merge_own(ops: list[Op], module: nn.Module, traced: Trace) -> list[Op]:
+    """Return the one operation that a layer of a registered type is.
+
+    Or the operations that it consists of, if it is not what such a layer must be: a function of one
+    value and of its own tensors, with one result, that writes into neither and holds no modules.
+    """
+    outer = read_from_outside(ops)
+    activations = [name for name in outer if name not in traced.tensors]
+    own = {n: traced.names[n].rpartition(".") for n in outer if n in traced.names}
+    inside, users = {op.name for op in ops[:-1]}, traced.users
+    readers = {user.name for name in inside for user in users.get(name, [])}
+    simple = (
+        len(activations) == 1
+        and all(owner == ops[0].module for owner, _, _ in own.values())
+        and not any(module.children())
+        and not any(set(op.written()) - inside for op in ops)
+        and isinstance(ops[-1].shape, tuple)
+        and readers <= {op.name for op in ops}
+        and inside.isdisjoint(traced.outputs)
     )
+    if not simple:
+        return ops
+    call = LayerCall(module, tuple(attribute for _, _, attribute in own.values()))
+    return [as_one(ops, class_name(type(module)), call, [*activations, *own])]
+
+
+def read_from_outside(ops: list[Op]) -> list[str]:
+    """Return the values that operations read and that none of them returns."""
+    inside = {op.name for op in ops}
+    return list(dict.fromkeys(n for op in ops for n in op.inputs() if n not in inside))
+
+
+def as_one(ops: list[Op], kind: str, target: Callable[..., Any], args: list[str]) -> Op:
+    """Return one operation in the place of several."""
+    refs = tuple(Ref(name) for name in args)
+    return replace(ops[-1], kind=kind, target=target, args=refs, kwargs={})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from ssl_lightning.graph import CONVS, TRANSPOSED, WEIGHTED, own_layer
+
 KIND_AXES: dict[str, tuple[str, ...]] = {
     "filter": ("group", "out"),
     "channel": ("group", "in"),
@@ -44,25 +46,28 @@ KIND_LAYERS: dict[str, str] = {
 }
 """Group kind -> the layers that have such groups."""
 
+OWN = "own"
+"""Layers of a type that the user registered: only the coupled kinds have their groups."""
+
 OUTPUT_KINDS = frozenset({"filter", "neuron_out", "depth"})
 """Kinds whose zero group makes an output channel zero, if bias and norm shift go with it."""
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
 
 def layer_type(module: nn.Module) -> str | None:
-    """Return ``"conv"``, ``"linear"`` or None for a module without groups."""
+    """Return ``"conv"``, ``"linear"``, ``"own"`` or None for a module without groups."""
     if isinstance(module, (*CONVS, *TRANSPOSED)):
         return "conv"
-    return "linear" if isinstance(module, nn.Linear) else None
+    if isinstance(module, nn.Linear):
+        return "linear"
+    own = own_layer(module)
+    return OWN if own is not None and own.inputs else None
 
 
 def has_kind(module: nn.Module, kind: str) -> bool:
     """Whether a module has groups of a kind."""
     wanted = KIND_LAYERS[kind]
     found = layer_type(module)
-    return found is not None and wanted in ("any", found)
+    return found not in (None, OWN) and wanted in ("any", found)
 
 
 def weight_axes(module: nn.Module) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -76,7 +81,7 @@ def weight_axes(module: nn.Module) -> tuple[tuple[int, ...], tuple[str, ...]]:
         >>> weight_axes(nn.Linear(3, 2))
         ((2, 3), ('out', 'in'))
     """
-    assert isinstance(module, (nn.Linear, *CONVS, *TRANSPOSED))
+    assert isinstance(module, WEIGHTED)
     shape = tuple(module.weight.shape)
     if isinstance(module, nn.Linear):
         return shape, ("out", "in")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from ssl_lightning.graph import (
+    ANY_BATCH_NORM,
     CoupledFamily,
     ExampleInput,
     ResidualBranch,
@@ -21,8 +22,6 @@ from ssl_lightning.graph import (
     with_plain_weights,
 )
 from ssl_lightning.groups.kinds import FFN, HEAD, layer_type
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Surroundings:
@@ -74,7 +73,7 @@ class Surroundings:
 
     def norm_after(self, layer: str) -> str | None:
         """Return the batch norm that alone reads a layer's output."""
-        if not any(isinstance(m, NORMS) for m in self.modules.values()):
+        if not any(isinstance(m, ANY_BATCH_NORM) for m in self.modules.values()):
             return None
         return self.find(f"the batch norm behind `{layer}` belongs to its groups")[0].get(layer)
 

@@ -5,11 +5,8 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ssl_lightning import graph
-
-LAYERS = (_ConvNd, nn.Linear)
 
 Call = Callable[[], object]
 
@@ -21,7 +18,7 @@ def layer_names(models: Mapping[str, nn.Module]) -> list[str]:
         >>> layer_names({"dense": nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))})
         ['0', '2']
     """
-    names = [name for model in models.values() for name in graph.layer_names(model, LAYERS)]
+    names = [name for model in models.values() for name in graph.layer_names(model, graph.WEIGHTED)]
     return list(dict.fromkeys(names))
 
 

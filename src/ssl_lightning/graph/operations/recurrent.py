@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_lightning.graph.flow import Flow, Value, binary
 from ssl_lightning.graph.labels import spread
 from ssl_lightning.graph.ops import Op
-from ssl_lightning.graph.slices import fix_all
+from ssl_lightning.graph.rule import Rule, as_alive, fix_all, rows
 
 GATES = {"lstm": (4, 2), "gru": (3, 2), "rnn_tanh": (1, 0), "rnn_relu": (1, 0)}
 """Kind -> number of gates, and which of them is the candidate."""
@@ -123,11 +123,11 @@ def recurrent_labels(op: Op, flow: Flow) -> Value:
     flow.sizes.setdefault(op.module, []).extend(sizes)
     tie_states(op, flow, [hidden_rows, unit_rows])
     results = [spread(x, op.shape[0], len(op.shape[0]) - 1)]
-    for number, rows in enumerate([hidden_rows, unit_rows][: len(op.shape) - 1], start=1):
+    for number, labels in enumerate([hidden_rows, unit_rows][: len(op.shape) - 1], start=1):
         if is_read(op, number, flow):
-            for row in rows[1:]:
-                flow.labels.union(rows[0], row)
-        results.append(spread(rows[0], op.shape[number], 2))
+            for row in labels[1:]:
+                flow.labels.union(labels[0], row)
+        results.append(spread(labels[0], op.shape[number], 2))
     return results
 
 
@@ -230,3 +230,15 @@ def read_units(
         if torch.equal(new, wanted):
             return useful, wanted
         wanted = new
+
+
+RECURRENT = Rule(
+    recurrent_support,
+    recurrent_labels,
+    recurrent_needs,
+    as_alive,
+    constants=False,
+    results="any",
+)
+
+TABLE = dict(rows(RECURRENT, "lstm gru rnn_tanh rnn_relu"))

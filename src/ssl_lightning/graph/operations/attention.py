@@ -1,21 +1,24 @@
-"""Attention: its slices are whole heads, which the products over tokens leave apart."""
+"""Attention: its slices are whole heads, into which a model's code splits channels.
+
+A view that gives a dimension for heads keeps slices there if a product over tokens is reached in
+which they remain apart. A view that gives the channels of maps is treated alike.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.flow import Flow, Value, binary
+from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import spread, varies
-from ssl_lightning.graph.matrices import is_torch_attention
-from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.products import PRODUCTS, leaves_apart, product_labels
-from ssl_lightning.graph.slices import fix_all
-from ssl_lightning.graph.support import first
+from ssl_lightning.graph.operations.linear import is_torch_attention
+from ssl_lightning.graph.operations.products import PRODUCT, PRODUCTS, leaves_apart, product_labels
+from ssl_lightning.graph.ops import Op
+from ssl_lightning.graph.rule import Rule, as_alive, first, fix_all, literal, ones, rows
 
 HEADS = -3
 """Dimension of queries, keys and values ``(..., heads, tokens, width)`` that numbers the heads."""
@@ -71,7 +74,7 @@ class Heads:
 
 
 def split_labels(op: Op, flow: Flow) -> Value:
-    """Labels move as the elements do; channels that are split into heads go by heads."""
+    """Labels move as the elements do; of channels that are split into heads, whole heads do."""
     moved = op.run(flow.slices)
     split = [dim for dim in range(moved.dim()) if varies(moved, dim)]
     found = (
@@ -80,7 +83,7 @@ def split_labels(op: Op, flow: Flow) -> Value:
         else None
     )
     if found is None and len(split) > 1:
-        return channel_labels(op, moved, split, flow)
+        return map_labels(op, moved, split, flow)
     labels = flow.labels.along_one_dim(moved, found)
     if found is not None:
         rows = labels.movedim(found, 0).reshape(labels.shape[found], -1)[:, 0]
@@ -94,8 +97,8 @@ def split_labels(op: Op, flow: Flow) -> Value:
     return labels
 
 
-def channel_labels(op: Op, moved: Tensor, split: list[int], flow: Flow) -> Tensor:
-    """Features that are viewed as maps go by the channels that a layer behind reads."""
+def map_labels(op: Op, moved: Tensor, split: list[int], flow: Flow) -> Tensor:
+    """Features that are viewed as maps are removed by the channels that a later layer reads."""
     found = next((d for d in split if becomes_channels(op, d, flow)), None)
     labels = flow.labels.along_one_dim(moved, found)
     if found is None:
@@ -169,10 +172,43 @@ def after(user: Op, name: str, marks: Any) -> Any:
     return marks if user.kind in SAME_SHAPE or user.inputs() == [name] else None
 
 
-def attention_labels(op: Op, flow: Flow) -> Value:
-    """Heads of queries, keys and values go together; nothing else can be cut.
+def same_for_heads(op: Op, mask: str, flow: Flow) -> bool:
+    """Whether a mask has one row for all heads.
 
-    A key and value head that serves several query heads goes with them.
+    torch's attention repeats its masks for every head, which what replaces it does not.
+    """
+    shape = flow.alive[mask].shape
+    if len(shape) < 3 or shape[HEADS] == 1:
+        return True
+    before = flow.producers.get(mask)
+    if not is_torch_attention(op, flow) or before is None or not before.inputs():
+        return False
+    if before.kind == "expand":
+        return bool(flow.alive[first(before)].shape[HEADS] == 1)
+    moved = before.kind in MOVES | SAME_SHAPE | {"zeros_like"}
+    return moved and all(same_for_heads(op, name, flow) for name in before.inputs())
+
+
+def new_attributes(module: Any, heads: Heads, kept: int) -> dict[str, int]:
+    """Return the attributes that a module must hold when only some heads remain."""
+    count = len(heads.labels)
+    sizes = {**dict.fromkeys(NUMBERS, (count, kept))}
+    sizes |= dict.fromkeys(WIDTHS, (count * heads.width, kept * heads.width))
+    return {name: new for name, (old, new) in sizes.items() if module.__dict__.get(name) == old}
+
+
+def attention_support(op: Op, alive: Any) -> Tensor:
+    """A mean of values: zero where the value is for all tokens."""
+    value: Tensor = alive[op.args[2].name].amax(-2, keepdim=True)
+    repeats = op.shape[HEADS] // value.shape[HEADS] if value.dim() > 2 else 1
+    value = value.repeat_interleave(repeats, HEADS) if repeats > 1 else value
+    return value.expand(op.shape)
+
+
+def attention_labels(op: Op, flow: Flow) -> Value:
+    """Heads of queries, keys and values are removed together; nothing else can be cut.
+
+    A key and value head that serves several query heads is removed with them.
     """
     names = op.inputs()
     operands = [flow.slices[name] for name in names[:3]]
@@ -193,51 +229,6 @@ def attention_labels(op: Op, flow: Flow) -> Value:
     return spread(rows[0], op.shape, len(op.shape) + HEADS)
 
 
-def same_for_heads(op: Op, mask: str, flow: Flow) -> bool:
-    """Whether a mask has one row for all heads.
-
-    torch's attention repeats its masks for every head, which what replaces it does not.
-    """
-    shape = flow.alive[mask].shape
-    if len(shape) < 3 or shape[HEADS] == 1:
-        return True
-    before = flow.producers.get(mask)
-    if not is_torch_attention(op, flow) or before is None or not before.inputs():
-        return False
-    if before.kind == "expand":
-        return bool(flow.alive[first(before)].shape[HEADS] == 1)
-    moved = before.kind in MOVES | SAME_SHAPE | {"zeros_like"}
-    return moved and all(same_for_heads(op, name, flow) for name in before.inputs())
-
-
-def added_product_labels(op: Op, flow: Flow) -> Value:
-    """A product of heads, and a mask that is added to it."""
-    labels, mask = product_labels(op, flow), op.args[0].name
-    if not same_for_heads(op, mask, flow):
-        flow.labels.union(labels, flow.slices[mask])
-    return labels
-
-
-def added_product_support(op: Op, alive: Any) -> Tensor:
-    """A sum can be non-zero where the mask or a product can."""
-    mask, a, b = (alive[arg.name] for arg in op.args[:3])
-    found: Tensor = mask + a @ b
-    return found
-
-
-def by_heads(labels: Tensor) -> bool:
-    """Whether labels vary along heads only."""
-    return all(dim == labels.dim() + HEADS for dim in range(labels.dim()) if varies(labels, dim))
-
-
-def attention_support(op: Op, alive: Any) -> Tensor:
-    """A mean of values: zero where the value is for all tokens."""
-    value: Tensor = alive[op.args[2].name].amax(-2, keepdim=True)
-    repeats = op.shape[HEADS] // value.shape[HEADS] if value.dim() > 2 else 1
-    value = value.repeat_interleave(repeats, HEADS) if repeats > 1 else value
-    return value.expand(op.shape)
-
-
 def attention_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     """All of a head that is needed, of all heads that it serves."""
     heads = needed.amax((-2, -1), keepdim=True)
@@ -254,47 +245,28 @@ def attention_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     return result
 
 
-def masked_support(op: Op, alive: Any) -> Tensor:
-    """Where a value is not zero, or a number or value that is not zero may replace it."""
-    given = [arg for arg in op.args if isinstance(arg, (Ref, int, float))]
-    given = given[1:] if op.kind == "where" else [given[0], given[2]]
-    masks = [alive[v.name] if isinstance(v, Ref) else torch.tensor(float(v != 0)) for v in given]
-    found: Tensor = sum(masks, torch.zeros(()))
-    return found.expand(op.shape)
+def by_heads(labels: Tensor) -> bool:
+    """Whether labels vary along heads only."""
+    return all(dim == labels.dim() + HEADS for dim in range(labels.dim()) if varies(labels, dim))
 
 
-def masked_labels(op: Op, flow: Flow) -> Value:
-    """Slices of all operands go together; those that broadcast stay whole."""
-    names = [name for name in dict.fromkeys(op.inputs()) if flow.slices[name].dim()]
-    rank = len(op.shape)
-    wide = {
-        n: flow.slices[n].view(*[1] * (rank - flow.slices[n].dim()), *flow.slices[n].shape)
-        for n in names
-    }
-    dims = {d for labels in wide.values() for d in range(rank) if varies(labels, d)}
-    if len(dims) != 1:
-        return fix_all(op, flow)
-    (dim,) = dims
-    whole = [labels for labels in wide.values() if labels.shape[dim] == op.shape[dim]]
-    for labels in wide.values():
-        if labels.shape[dim] != op.shape[dim]:
-            flow.labels.fix(labels)
-    rows = [flow.labels.per_index(labels, dim) for labels in whole]
-    for row in rows[1:]:
-        flow.labels.union(rows[0], row)
-    return spread(rows[0], op.shape, dim)
+def added_product_support(op: Op, alive: Any) -> Tensor:
+    """A sum can be non-zero where the mask or a product can."""
+    mask, a, b = (alive[arg.name] for arg in op.args[:3])
+    found: Tensor = mask + a @ b
+    return found
 
 
-def masked_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
-    """Every operand, where the result is needed."""
-    result = {}
-    for name in dict.fromkeys(op.inputs()):
-        result[name] = binary(needed.sum_to_size(flow.alive[name].shape))
-    return result
+def added_product_labels(op: Op, flow: Flow) -> Value:
+    """A product of heads, and a mask that is added to it."""
+    labels, mask = product_labels(op, flow), op.args[0].name
+    if not same_for_heads(op, mask, flow):
+        flow.labels.union(labels, flow.slices[mask])
+    return labels
 
 
 def softmax_labels(op: Op, flow: Flow) -> Value:
-    """What is normalised together cannot be cut; other slices stay themselves."""
+    """What is normalised together cannot be cut; other slices remain themselves."""
     labels = flow.slices[first(op)]
     if varies(labels, op.args[1] % labels.dim()):
         return fix_all(op, flow)
@@ -307,9 +279,15 @@ def softmax_needs(op: Op, flow: Flow, needed: Value) -> dict[str, Value]:
     return {first(op): needed.amax(dim, keepdim=True).expand_as(needed)}
 
 
-def new_attributes(module: Any, heads: Heads, kept: int) -> dict[str, int]:
-    """Return the attributes that a module must hold with only some heads left."""
-    count = len(heads.labels)
-    sizes = {**dict.fromkeys(NUMBERS, (count, kept))}
-    sizes |= dict.fromkeys(WIDTHS, (count * heads.width, kept * heads.width))
-    return {name: new for name, (old, new) in sizes.items() if module.__dict__.get(name) == old}
+ATTENTION = Rule(attention_support, attention_labels, attention_needs, as_alive, constants=False)
+SOFTMAX = Rule(ones, softmax_labels, softmax_needs, as_alive, constants=False)
+
+VIEW = Rule(literal, split_labels, in_place=False, sized=True)
+
+TABLE = {
+    **dict(rows(VIEW, "view reshape unflatten")),
+    "scaled_dot_product_attention": ATTENTION,
+    "baddbmm": replace(PRODUCT, support=added_product_support, labels=added_product_labels),
+    "softmax": SOFTMAX,
+    "log_softmax": SOFTMAX,
+}

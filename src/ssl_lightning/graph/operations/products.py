@@ -1,7 +1,7 @@
-"""Products of two tensors: heads (or any other batch dimension) go together, sums over slices not.
+"""Products of two tensors, whose heads (or other batch dimensions) are removed together.
 
 Each dimension has a letter, as in ``torch.einsum``. The slices of both operands must lie along the
-same letter, which the result has too; those of an operand along a letter that is summed over stay.
+same letter, which the result has too; slices along a letter that is summed over are fixed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ssl_lightning.graph.flow import Flow, Value
 from ssl_lightning.graph.labels import spread, varies
-from ssl_lightning.graph.matrices import matrix_labels, stored_matrix
+from ssl_lightning.graph.operations.linear import matrix_labels, stored_matrix
 from ssl_lightning.graph.ops import Op, Ref
-from ssl_lightning.graph.slices import fix_all
+from ssl_lightning.graph.rule import Rule, as_alive, fix_all, literal, rows
 
 MATRIX_PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm"})
 PRODUCTS = MATRIX_PRODUCTS | {"einsum"}
@@ -30,8 +30,8 @@ def operands_of(op: Op) -> list[Ref]:
 def letters(op: Op, ranks: list[int]) -> tuple[list[str], str] | None:
     """Return a letter for each dimension of the operands and of the result; None if unknown."""
     equation = str(op.args[0]).replace(" ", "") if op.kind == "einsum" else "...ik,...kj->...ij"
-    left, _, right = equation.partition("->")
-    terms = left.split(",")
+    read, _, right = equation.partition("->")
+    terms = read.split(",")
     if not right or len(terms) != len(ranks):
         return None
     pairs = zip(terms, ranks, strict=True)
@@ -45,7 +45,7 @@ def letters(op: Op, ranks: list[int]) -> tuple[list[str], str] | None:
 
 
 def product_labels(op: Op, flow: Flow) -> Value:
-    """Slices along a dimension that both operands and the result have go together."""
+    """Slices along a dimension that both operands and the result have are tied."""
     names = [ref.name for ref in operands_of(op)]
     found = letters(op, [flow.slices[name].dim() for name in names]) if len(names) == 2 else None
     if found is None or any(len(set(term)) < len(term) for term in (*found[0], found[1])):
@@ -96,19 +96,19 @@ def shared_letter(flow: Flow, names: list[str], terms: list[str], result: str) -
 def tie_letter(
     op: Op, flow: Flow, names: list[str], terms: list[str], result: str, letter: str
 ) -> Tensor:
-    """Tie the slices of both operands along a letter; operands that repeat there stay whole."""
+    """Tie the slices of both operands along a letter; operands that repeat there remain whole."""
     size = op.shape[result.index(letter)]
-    rows = []
+    tied = []
     for name, term in zip(names, terms, strict=True):
         labels, dim = flow.slices[name], term.index(letter)
         apart = [d for d in range(labels.dim()) if d != dim and varies(labels, d)]
         if labels.shape[dim] != size or apart:
             flow.labels.fix(labels)
         if labels.shape[dim] == size:
-            rows.append(flow.labels.per_index(labels, dim))
-    for row in rows[1:]:
-        flow.labels.union(rows[0], row)
-    return spread(rows[0], op.shape, result.index(letter))
+            tied.append(flow.labels.per_index(labels, dim))
+    for row in tied[1:]:
+        flow.labels.union(tied[0], row)
+    return spread(tied[0], op.shape, result.index(letter))
 
 
 def leaves_apart(op: Op, name: str, marks: Tensor) -> bool:
@@ -121,3 +121,8 @@ def leaves_apart(op: Op, name: str, marks: Tensor) -> bool:
     term = terms[names.index(name)]
     along = [term[d] for d in range(marks.dim()) if varies(marks, d)]
     return all(x in result for x in along) and any(all(x in t for t in terms) for x in along)
+
+
+PRODUCT = Rule(literal, product_labels, varies=as_alive, constants=False)
+
+TABLE = dict(rows(PRODUCT, "matmul bmm mm einsum"))
