@@ -16,6 +16,7 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "ssl_lightning"
 ROOMS = [
     "suggest",
+    "registry",
     "files",
     "kernels",
     "backbones",
@@ -40,7 +41,7 @@ ROOMS = [
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
 LIGHTNING = {"data", "module", "callbacks", "cli"}
-TORCHLESS = {"suggest", "files", "report"}
+TORCHLESS = {"suggest", "registry", "files", "report"}
 
 
 def room_of(path: Path) -> str:

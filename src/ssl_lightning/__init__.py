@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.graph import Inputs
     from ssl_lightning.groups import (
+        GroupKind,
         GroupSet,
         Member,
         Selector,
         group_norms,
         kept_groups,
+        register_kind,
         resolve_groups,
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
@@ -54,18 +56,28 @@ if TYPE_CHECKING:
     from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
     from ssl_lightning.module import SSLLightningModule
     from ssl_lightning.penalties import (
-        L1,
+        MCP,
+        SCAD,
         GroupLasso,
+        Penalty,
+        PenaltyFunction,
         Regularizer,
         group_lasso,
         group_lasso_subgradient,
         prox_group_lasso,
-        prox_group_lasso_metric,
-        prox_l1,
+        register_penalty_function,
     )
     from ssl_lightning.prune import PruneReport, prune_, prune_like_
     from ssl_lightning.report import RunReport, bar_chart, comparison_table, filter_picture
-    from ssl_lightning.schedules import Constant, Cosine, Ramp, StageLR, Window
+    from ssl_lightning.schedules import (
+        Constant,
+        Cosine,
+        Ramp,
+        Schedule,
+        StageLR,
+        Window,
+        register_schedule,
+    )
 
 _ROOMS: dict[str, tuple[str, ...]] = {
     "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
@@ -101,29 +113,41 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "export": ("ExportResult", "export_model"),
     "graph": ("Inputs",),
     "groups": (
+        "GroupKind",
         "GroupSet",
         "Member",
         "Selector",
         "group_norms",
         "kept_groups",
+        "register_kind",
         "resolve_groups",
     ),
     "kernels": ("ColumnSparseConv2d", "column_sparse_conv2d"),
     "locks": ("GroupLocks",),
     "module": ("SSLLightningModule",),
     "penalties": (
-        "L1",
+        "MCP",
+        "SCAD",
         "GroupLasso",
+        "Penalty",
+        "PenaltyFunction",
         "Regularizer",
         "group_lasso",
         "group_lasso_subgradient",
         "prox_group_lasso",
-        "prox_group_lasso_metric",
-        "prox_l1",
+        "register_penalty_function",
     ),
     "prune": ("PruneReport", "prune_", "prune_like_"),
     "report": ("RunReport", "bar_chart", "comparison_table", "filter_picture"),
-    "schedules": ("Constant", "Cosine", "Ramp", "StageLR", "Window"),
+    "schedules": (
+        "Constant",
+        "Cosine",
+        "Ramp",
+        "Schedule",
+        "StageLR",
+        "Window",
+        "register_schedule",
+    ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 _MODULES = ("zoo",)

@@ -75,13 +75,14 @@ def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
         for kind, (kept, total) in kinds.items()
     }
     parameters = dict(module.backbone.named_parameters())
-    singles = module.regularizer.single_weights()
+    sets = module.regularizer.group_sets
+    singles = [s for s in sets if s.elementwise]
     sizes = {s.layer: s.num_groups for s in singles} if module.origin is None else {}
     sizes |= {} if module.origin is None else module.origin.singles
     kept = {s.layer: int(nonzero_groups(s, parameters).sum()) for s in singles}
     for layer, size in sizes.items():
         figures[f"sparsity/{layer}/weights"] = 100.0 * (1.0 - kept.get(layer, 0) / size)
-    for group_set in module.regularizer.group_sets:
+    for group_set in (s for s in sets if not s.elementwise):
         norms = group_norms(group_set, parameters).detach()
         left = norms[norms > 0]
         figures[f"smallest_norm/{group_set.name}"] = float(left.min()) if len(left) else 0.0

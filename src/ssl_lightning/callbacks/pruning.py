@@ -36,9 +36,9 @@ class ThresholdPruning(EpochStartCallback):
             are zero already count. Or a mapping from globs on layers to shares, such as
             ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of ``layers``; the first that matches
             a layer holds for it.
-        kinds: kinds of group to prune; None takes all that are penalised. The single weights of an
-            ``l1`` penalty are pruned only if ``"l1"`` is named here: a threshold that suits the
-            norms of groups would take most of them.
+        kinds: kinds of group to prune; None takes all that are penalised, except for single
+            weights, which are pruned only if their kind, such as ``"l1"``, is named here: a
+            threshold that suits the norms of groups would take most of them.
         layers: glob or globs on the layers to prune.
         lock: keep the zeroed groups at zero.
 
@@ -103,9 +103,11 @@ class ThresholdPruning(EpochStartCallback):
         chosen = self.chosen(module.regularizer)
         idle = [p for p in self.layers if not any(fnmatchcase(s.layer, p) for s in chosen)]
         if (idle or not chosen) and not module.plans:
-            singles = module.regularizer.single_weights()
-            known = ", ".join(s.name for s in (*module.regularizer.group_sets, *singles)) or "none"
-            hint = " Single weights are pruned only if `kinds` names l1." if singles else ""
+            sets = module.regularizer.group_sets
+            known = ", ".join(s.name for s in sets) or "none"
+            singles = {s.kind: None for s in sets if s.elementwise}
+            hint = f" Single weights are pruned only if `kinds` names {', '.join(singles)}."
+            hint = hint if singles else ""
             raise ValueError(
                 f"ThresholdPruning: got layers {idle or self.layers} and kinds {self.kinds}, which "
                 f"match none of the penalised groups: {known}. Correct or leave them out.{hint}"
@@ -155,10 +157,11 @@ class ThresholdPruning(EpochStartCallback):
 
     def chosen(self, regularizer: Regularizer) -> list[GroupSet]:
         """Return the penalised group sets that this callback prunes."""
-        sets = regularizer.group_sets
-        if self.kinds is not None:
-            everything = (*sets, *regularizer.single_weights())
-            sets = [s for s in everything if s.kind in self.kinds]
+        sets = [
+            s
+            for s in regularizer.group_sets
+            if (not s.elementwise if self.kinds is None else s.kind in self.kinds)
+        ]
         return [s for s in sets if any(fnmatchcase(s.layer, glob) for glob in self.layers)]
 
     def limit(self, norms: Tensor) -> float:

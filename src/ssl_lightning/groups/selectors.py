@@ -31,7 +31,7 @@ class Selector:
     members: str = "all"
 
     def __post_init__(self) -> None:
-        pick("group kind", self.kind, dict.fromkeys(KINDS))
+        pick("group kind", self.kind, KINDS)
         if self.members not in ("all", "weight"):
             raise ValueError(
                 f"Groups of kind {self.kind!r}: expected members 'all' or 'weight', got "

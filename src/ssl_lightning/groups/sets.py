@@ -172,6 +172,13 @@ class GroupSet:
         """Number of elements in one group, over all members."""
         return sum(math.prod(m.part_shape) for m in self.members) // self.num_groups
 
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether each element of a weight is a group: then norms are absolute values."""
+        first = self.members[0]
+        whole = len(first.index_dims) == len(first.shape) > 1 and not first.index
+        return whole and len(self.members) == 1
+
     def parameters(self) -> list[str]:
         """Names of all parameters that a zeroed group touches."""
         return list(dict.fromkeys(m.parameter for m in (*self.members, *self.companions)))

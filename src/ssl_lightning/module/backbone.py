@@ -210,7 +210,7 @@ class CompactableModule(pl.LightningModule):
                 layer: {k: of for k, (_, of) in kinds.items()} for layer, kinds in counts.items()
             },
             macs=None if example is None else count_macs(self.backbone, example),
-            singles={s.layer: s.num_groups for s in self.regularizer.single_weights()},
+            singles={s.layer: s.num_groups for s in self.regularizer.group_sets if s.elementwise},
         )
 
     def _restore_plans(self, plans: Sequence[Plan], origin: Origin | None) -> None:

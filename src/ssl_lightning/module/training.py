@@ -37,12 +37,7 @@ from ssl_lightning.module.parts import (
     split_parameters,
     start_from_,
 )
-from ssl_lightning.penalties import (
-    GroupLasso,
-    parse_penalty,
-    penalty_name,
-    penalty_to_dict,
-)
+from ssl_lightning.penalties import parse_penalty
 from ssl_lightning.zoo.loading import PREFIX
 
 BARS = (TQDMProgressBar, RichProgressBar)
@@ -70,7 +65,7 @@ class SSLLightningModule(CompactableModule):
         backbone_args: arguments for the named backbone; of an entry ``pretrained: false`` for the
             small network with fresh weights, and ``root``.
         penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
-            1e-3}``, or :class:`~ssl_lightning.GroupLasso` and :class:`~ssl_lightning.L1` objects.
+            1e-3}``, or :class:`~ssl_lightning.Penalty` objects.
         optimizer: makes the optimizer from parameters.
         lr_scheduler: makes the learning-rate scheduler from the optimizer.
         lr_interval: step the scheduler per ``"epoch"`` or per ``"step"``.
@@ -122,7 +117,7 @@ class SSLLightningModule(CompactableModule):
             {
                 **backbone_settings(backbone),
                 "backbone_args": storable(backbone, backbone_args or {}),
-                "penalties": [penalty_to_dict(p) for p in self.penalties],
+                "penalties": [p.to_dict() for p in self.penalties],
                 "lr_interval": lr_interval,
                 "parameter_groups": parameter_groups,
                 "input_shape": None if input_shape is None else list(input_shape),
@@ -230,8 +225,8 @@ class SSLLightningModule(CompactableModule):
         values = self.regularizer.values(self.epoch)
         self.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
         strengths = {
-            f"strength/{penalty_name(p)}": p.strength * p.schedule(self.epoch)
-            for p in self.penalties
+            f"strength/{p.kind}": p.strength * factor
+            for p, factor in zip(self.penalties, self.regularizer.factors(self.epoch), strict=True)
         }
         self.log_dict(strengths)
 
@@ -358,9 +353,7 @@ class SSLLightningModule(CompactableModule):
     def on_train_epoch_end(self) -> None:
         """Log the training error, and the groups and multiply-adds that are left."""
         self._log_error("fit", "train/error")
-        left: dict[str, float] = {
-            f"groups/{penalty_name(p)}": 0.0 for p in self.penalties if isinstance(p, GroupLasso)
-        }
+        left: dict[str, float] = {f"groups/{p.kind}": 0.0 for p in self.penalties}
         counts = group_counts(self.regularizer.group_sets, dict(self.backbone.named_parameters()))
         for group_set in self.regularizer.group_sets:
             key = f"groups/{group_set.kind}"
