@@ -351,6 +351,49 @@ def test_errors(penalties: list[Any], message: str) -> None:
         Regularizer(net(), penalties, INPUT)
 
 
+def test_scales_act_from_the_next_step_on_and_are_stored() -> None:
+    penalties = [{"kind": "channel", "strength": 1.0}, {"kind": "l1", "strength": 0.5}]
+    model = net()
+    regularizer = Regularizer(model, penalties)
+    strengths, values = regularizer.strengths(), regularizer.values()
+    assert regularizer.scales == (1.0, 1.0)
+    assert regularizer.state_dict() == {"scales": [1.0, 1.0]}
+    regularizer.scales = [0.5, 0]
+    for name, strength in regularizer.strengths().items():
+        factor = 0.0 if name.endswith("l1") else 0.5
+        assert strength == pytest.approx(factor * strengths[name])
+    found = regularizer.values()
+    assert float(found["channel"]) == pytest.approx(0.5 * float(values["channel"]))
+    assert float(found["l1"]) == 0.0
+    before = copies(model)
+    regularizer.proximal_step_(sgd(model, lr=0.1))
+    other = net()
+    halved = [{"kind": "channel", "strength": 0.5}]
+    Regularizer(other, halved).proximal_step_(sgd(other, lr=0.1))
+    assert not torch.equal(model.conv1.weight, before["conv1.weight"])
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    again = Regularizer(net(), penalties)
+    again.load_state_dict(regularizer.state_dict())
+    assert again.scales == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [[1.0], [1.0, -1.0], [1.0, math.nan], [math.inf, 1.0], [True, 1.0], ["1", 1.0], 1.0, None],
+)
+def test_bad_scales_change_nothing(bad: Any) -> None:
+    regularizer = Regularizer(net(), [{"kind": "channel", "strength": 1.0}] * 2)
+    regularizer.scales = [2.0, 3.0]
+    with pytest.raises(ValueError, match="expected 2 finite numbers >= 0, one per penalty"):
+        regularizer.scales = bad
+    with pytest.raises(ValueError, match="expected 2 finite numbers"):
+        regularizer.load_state_dict({"scales": bad})
+    with pytest.raises(ValueError, match="expected a mapping with `scales`"):
+        regularizer.load_state_dict(bad)
+    assert regularizer.scales == (2.0, 3.0)
+
+
 def test_modes() -> None:
     assert Regularizer(net(), [Penalty(1.0, kind="l1")]).has_mode("proximal")
     assert not Regularizer(net(), [Penalty(1.0, kind="l1")]).has_mode("subgradient")

@@ -8,6 +8,7 @@ Nothing here imports a class: a file must not decide which code runs.
 from __future__ import annotations
 
 import dataclasses
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from ssl_lightning.suggest import check_keys, pick, shortened
 
 T = TypeVar("T")
 PLAIN = (str, int, float, bool, type(None))
+ADMITTED: dict[str, type] = {}
+"""Path -> class, of those that the user's config on the command line names."""
 
 
 def register(call: str, table: dict[str, T], name: str, value: T) -> None:
@@ -31,7 +34,8 @@ def register(call: str, table: dict[str, T], name: str, value: T) -> None:
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"{call}: expected a name such as 'my_name', got {name!r}. Correct it.")
-    if name in table and table[name] != value and path_of(table[name]) != path_of(value):
+    same = name in table and repr(table[name]) == repr(value)  # of a class: module and name
+    if name in table and not same:
         raise ValueError(f"{call}: the name {name!r} already means {table[name]}. Take another.")
     table[name] = value
 
@@ -45,6 +49,13 @@ def path_of(value: Any) -> str:
     """
     cls = value if isinstance(value, type) else type(value)
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def as_mapping(given: Any) -> Any:
+    """Return what a parser of configs made of a mapping as a mapping; anything else as it is."""
+    if isinstance(given, Namespace):
+        return {key: as_mapping(value) for key, value in vars(given).items()}
+    return given
 
 
 def check_class(where: str, cls: Any, base: type) -> None:
@@ -113,15 +124,20 @@ def make(
 
     Raises:
         ValueError: for an unknown name or argument, or a missing one; and for a mapping with a
-            ``class_path``, since nothing is imported here.
+            ``class_path`` that no config of the user named, since nothing is imported here.
     """
+    cls: Any = None
     if isinstance(name, Mapping) and "class_path" in name:
-        raise ValueError(
-            f"The {what} {shortened(name['class_path'])} is given by class, and no code is "
-            f"imported because data names it. Give an object of it; or call `{call}` and give its "
-            "name; or give the class in a config on the command line."
-        )
-    cls: Any = pick(what, name, table)
+        path, arguments = str(name["class_path"]), name.get("init_args") or {}
+        cls = ADMITTED.get(path)
+        if cls is None:
+            raise ValueError(
+                f"The {what} {shortened(path)} is given by class, and no code is imported because "
+                f"data names it. Give an object of it; or call `{call}` and give its name; or give "
+                "the class in a config on the command line."
+            )
+        name = path
+    cls = cls or pick(what, name, table)
     fields = [field for field in dataclasses.fields(cls) if field.init]
     check_keys(f"The {what} {name!r}", arguments, [field.name for field in fields])
     for field in fields:

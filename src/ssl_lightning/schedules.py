@@ -22,7 +22,15 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ssl_lightning.registry import arguments_of, check_class, make, name_of, register, stored
+from ssl_lightning.registry import (
+    arguments_of,
+    as_mapping,
+    check_class,
+    make,
+    name_of,
+    register,
+    stored,
+)
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,7 @@ def parse_schedule(given: Schedule | Mapping[str, Any] | None) -> Schedule:
         >>> parse_schedule({"kind": "ramp", "end": 5})
         Ramp(start=0.0, end=5, first=0.0)
     """
+    given = as_mapping(given)
     if given is None:
         return Constant()
     if not isinstance(given, Mapping):

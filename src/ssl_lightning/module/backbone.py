@@ -159,9 +159,11 @@ class CompactableModule(pl.LightningModule):
         """
         parameters = dict(self.backbone.named_parameters())
         new = int((mask & nonzero_groups(group_set, parameters)).sum())
-        zero_groups_(group_set, mask, named_tensors(self.backbone))
         trained = tuple(m for m in group_set.companions if m.parameter in parameters)
-        return self.locks.lock(replace(group_set, companions=trained), mask) if lock else new
+        if lock:  # first, for it may be refused
+            new = self.locks.lock(replace(group_set, companions=trained), mask)
+        zero_groups_(group_set, mask, named_tensors(self.backbone))
+        return new
 
     def enforce_locks_(self) -> None:
         """Write zeros into all locked groups."""

@@ -10,9 +10,17 @@ from typing import Any
 
 from ssl_lightning.groups import KINDS, GroupSet, Selector
 from ssl_lightning.penalties.functions import FUNCTIONS, GroupLasso, PenaltyFunction
-from ssl_lightning.registry import arguments_of, check_class, make, name_of, register, stored
+from ssl_lightning.registry import (
+    arguments_of,
+    as_mapping,
+    check_class,
+    make,
+    name_of,
+    register,
+    stored,
+)
 from ssl_lightning.schedules import Constant, Schedule, parse_schedule, schedule_to_dict
-from ssl_lightning.suggest import check_keys, nearest
+from ssl_lightning.suggest import check_keys, nearest, pick
 
 SCALINGS = ("sqrt_size", "none")
 MODES = ("proximal", "subgradient")
@@ -144,6 +152,7 @@ def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
     Raises:
         ValueError: for an unknown name or argument, or a class that cannot be stored.
     """
+    given = as_mapping(given)
     if isinstance(given, (str, Mapping)):
         call = "register_penalty_function"
         return make("penalty function", FUNCTIONS, given, arguments, call)
@@ -176,7 +185,7 @@ def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
     kind, function = given.get("kind"), given.get("function", "group_lasso")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"penalties: unknown kind {kind!r}. {nearest(kind, KINDS)}")
-    cls = FUNCTIONS.get(function) if isinstance(function, str) else None
+    cls = pick("penalty function", function, FUNCTIONS) if isinstance(function, str) else None
     own = [] if cls is None else [each.name for each in dataclasses.fields(cls)]
     check_keys(f"The penalty of kind {kind!r}", given, [*FIELDS, *own])
     if "strength" not in given:
