@@ -521,11 +521,14 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def after_step(name: str, mode: str, guarded: bool) -> nn.Module:
+def after_step(
+    name: str, mode: str, guarded: bool, function: str = "group_lasso", kinds: Any = KINDS
+) -> nn.Module:
     torch.manual_seed(0)
     net, locks = make_toy(), GroupLocks()
     optimizer = OPTIMIZERS[name](net.parameters())
-    regularizer = Regularizer(net, [{**kind, "mode": mode} for kind in KINDS], INPUT)
+    given = [{**kind, "mode": mode, "function": function} for kind in kinds]
+    regularizer = Regularizer(net, given, INPUT)
     locks.lock(regularizer.group_sets[0], torch.arange(regularizer.group_sets[0].num_groups) == 1)
     for step in range(3):
         backward(net)
@@ -552,6 +555,21 @@ def test_a_step_reads_nothing_on_the_host(
     for key, parameter in found.named_parameters():
         if key != "conv1.bias":  # in front of a batch norm: its gradient is rounding error
             torch.testing.assert_close(parameter, others[key], rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["proximal", "subgradient"])
+@pytest.mark.parametrize("function", ["mcp", "scad"])
+@pytest.mark.parametrize("name", ["sgd", "sgd tensor lr", "adam"])
+def test_other_functions_read_nothing_on_the_host(
+    name: str, function: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [L1] if name == "adam" else KINDS
+    expected = after_step(name, mode, False, function, kinds)
+    monkeypatch.setattr(steps, "HOST_DEVICES", frozenset())
+    found = after_step(name, mode, True, function, kinds)
+    for key, parameter in expected.named_parameters():
+        if key != "conv1.bias":  # in front of a batch norm: its gradient is rounding error
+            torch.testing.assert_close(found.get_parameter(key), parameter, rtol=2e-4, atol=2e-6)
 
 
 def test_the_guard_notices_reads() -> None:
