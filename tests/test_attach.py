@@ -617,7 +617,7 @@ def test_coupled_leaves_heads_and_hidden_neurons_to_their_own_kinds(caplog: Any)
     assert {s.kind for s in regularizer.group_sets} == {"coupled", "head", "ffn"}
     assert len(regularizer.left_out) == 2
     assert set(regularizer.left_out).isdisjoint(t.name for t in regularizer.terms)
-    assert "left to more specific penalties" in caplog.text
+    assert "belong to more specific penalties" in caplog.text
 
 
 def test_coupled_that_would_repeat_all_its_groups_is_refused() -> None:

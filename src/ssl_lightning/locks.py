@@ -13,7 +13,7 @@ from ssl_lightning.suggest import shortened
 
 
 class GroupLocks:
-    """Which groups of which sets must stay zero.
+    """Which groups of which sets must remain zero.
 
     Keeping a group at zero means writing zero after everything that may have moved it: the
     optimizer's step (momentum, weight decay), averaging of weights, loading a checkpoint.
@@ -138,10 +138,10 @@ class GroupLocks:
         return {name: tensor == 0 for name, tensor in ones.items() if not bool(tensor.all())}
 
     def carry_over(self, marks: Mapping[str, Tensor], group_sets: Sequence[GroupSet]) -> None:
-        """Lock these elements and nothing else: what is left of locked groups after compaction.
+        """Lock these elements and nothing else: what locked groups become in compaction.
 
         Args:
-            marks: what is left of :meth:`marks`, by parameter name.
+            marks: those of :meth:`marks` that remain, by parameter name.
             group_sets: groups of the compact network; those of which everything is locked count
                 as locked.
         """

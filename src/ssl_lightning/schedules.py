@@ -136,7 +136,7 @@ class Ramp(PiecewiseSchedule):
 class Cosine(PiecewiseSchedule):
     """Half a cosine from ``first`` at epoch ``start`` to ``last`` at epoch ``end``.
 
-    Before ``start`` there is no penalty; after ``end`` the factor stays at ``last``.
+    Before ``start`` there is no penalty; after ``end`` the factor is ``last``.
 
     Example:
         >>> [round(Cosine(start=0, end=4)(epoch), 3) for epoch in (0, 2, 4, 5)]
@@ -247,8 +247,8 @@ class StageLR(LambdaLR):
     """One learning-rate curve per stage: the paper's dense -> sparse -> fine-tune in one run.
 
     Each stage starts again at ``lr[i]`` and, with ``shape="cosine"``, falls along half a cosine to
-    nearly zero over its ``epochs[i]`` epochs; with ``"constant"`` it stays. With several parameter
-    groups, the rates are relative: stage ``i`` multiplies every group's own rate by
+    nearly zero over its ``epochs[i]`` epochs; with ``"constant"`` it does not change. With several
+    parameter groups, the rates are relative: stage ``i`` multiplies every group's own rate by
     ``lr[i] / lr[0]``, so give the optimizer ``lr[0]``.
 
     Args:

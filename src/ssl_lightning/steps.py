@@ -127,7 +127,7 @@ def step_sizes(
     Returns:
         Name -> step size, or None for a parameter that did not step: one that is frozen, or that an
         adaptive optimizer has no state for because it never had a gradient. Parameters that the
-        optimizer does not hold are left out.
+        optimizer does not hold are missing.
 
     Raises:
         ValueError: as :func:`check_optimizer`.
@@ -155,12 +155,12 @@ def step_sizes(
     return {name: found[id(p)] for name, p in parameters.items() if id(p) in found}
 
 
-def is_shared(taken: Sequence[StepSize]) -> bool:
+def is_shared(sizes: Sequence[StepSize]) -> bool:
     """Whether all step sizes are the same number, or the same tensor of one element."""
-    first = taken[0]
+    first = sizes[0]
     if isinstance(first, Tensor):
-        return first.dim() == 0 and all(step is first for step in taken[1:])
-    return all(not isinstance(step, Tensor) and step == first for step in taken[1:])
+        return first.dim() == 0 and all(step is first for step in sizes[1:])
+    return all(not isinstance(step, Tensor) and step == first for step in sizes[1:])
 
 
 def moves_evenly(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> bool:

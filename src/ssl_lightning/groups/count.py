@@ -1,4 +1,4 @@
-"""How many groups of each kind every layer has left."""
+"""How many groups of each kind are retained in every layer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
     """Count, per layer, the filters, channels and columns whose weights are not all zero.
 
     Returns:
-        Layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [kept, of]. Output and input
+        Layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [retained, of]. Output and input
         neurons of linear layers count as filters and channels. ``columns`` are the filter shapes
-        W[:, c, h, w], that is the rows of the lowered matrix that are left.
+        W[:, c, h, w], that is the rows of the lowered matrix that are retained.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -43,7 +43,7 @@ def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
 
 def count_groups(module: nn.Module, view: View) -> list[int]:
-    """Return [kept, of] for the groups of one layer's weight."""
+    """Return [retained, of] for the groups of one layer's weight."""
     group_set = GroupSet("", "", (Member("weight", *view),))
-    kept = nonzero_groups(group_set, {"weight": torch.as_tensor(module.weight)})
-    return [int(kept.sum()), group_set.num_groups]
+    retained = nonzero_groups(group_set, {"weight": torch.as_tensor(module.weight)})
+    return [int(retained.sum()), group_set.num_groups]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18
-"""Elements of a large tensor to square at a time: their squares stay in the processor's cache."""
+"""Elements of a large tensor to square at a time, so that squares fit the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def ascending(num_dims: int) -> tuple[int, ...]:
 
 
 def reorder(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-    """Permute the dimensions, at no cost if they stay where they are."""
+    """Permute the dimensions, at no cost if that changes nothing."""
     return tensor if order == ascending(tensor.dim()) else tensor.permute(order)
 
 

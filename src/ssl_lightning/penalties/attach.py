@@ -85,7 +85,7 @@ class Attachment:
 
         Args:
             steps: how many steps it counts since the penalties were attached. The first few may
-                have been left out for gradients that were not finite.
+                have been skipped for gradients that were not finite.
 
         Raises:
             ValueError: if none of the optimizers made one of many.

@@ -41,10 +41,10 @@ class Regularizer:
     """Penalties bound to a model: values, subgradients and proximal steps of all of them.
 
     A layer and kind that several penalties match gets the sum of their strengths. Coupled groups
-    that a more specific kind (head, ffn, filter, neuron_out) penalises too are left to that kind;
+    that a more specific kind (head, ffn, filter, neuron_out) penalises too belong to that kind;
     ``left_out`` lists them (name -> name of the other set). Groups with a
     member that the optimizer does not train (``requires_grad`` off, or no step yet) cannot become
-    zero and are left alone as a whole for as long as that is so; :meth:`untrained` lists them.
+    zero and are not shrunk at all for as long as that is so; :meth:`untrained` lists them.
 
     Args:
         model: the model whose parameters are penalised. They are looked up by name in each step,
@@ -52,7 +52,7 @@ class Regularizer:
         penalties: :class:`Penalty` objects or mappings as in YAML.
         example_input: inputs of the model, where :func:`resolve_groups` needs them.
         full_sizes: for a model that was compacted: the group sizes before, by group set name. The
-            scaling goes on with them, for what was removed had no effect, and selectors that match
+            scaling still uses them, for what was removed had no effect, and selectors that match
             nothing any more are passed over.
 
     Raises:
@@ -125,7 +125,7 @@ class Regularizer:
         Args:
             optimizer: the optimizer, or all of them: each acts on the groups that it holds.
             epoch: returns the fractional epoch, for the schedules of strengths.
-            locks: groups that must stay zero; more may be locked later.
+            locks: groups that must remain zero; more may be locked later.
 
         Returns:
             What ends it: ``attachment.detach()``.
@@ -292,7 +292,7 @@ class Regularizer:
         """Add the subgradient of the penalties in subgradient mode to the parameters' ``grad``.
 
         To be called after clipping and before the optimizer steps. Parameters without a gradient
-        are left alone.
+        are not touched.
 
         Args:
             epoch: fractional epoch, for the schedules.

@@ -103,29 +103,29 @@ def proximal_maps_(
 ) -> None:
     """Apply the proximal maps of terms without common parameters, in place.
 
-    Terms with a parameter that took no step are left alone; so are all where ``where``, a bool
+    Terms with a parameter that took no step change nothing; nor do any where ``where``, a bool
     tensor of one element on an accelerator, is False.
     """
     plain: dict[PenaltyFunction, list[tuple[GroupSet, StepSize, float]]] = {}
     for term, strength in stage:
-        taken = step_of_all(term, steps)
-        if taken is None:
+        sizes = step_of_all(term, steps)
+        if sizes is None:
             continue
         function, group_set = term.penalty.function, term.group_set
         if group_set.elementwise:
             weight = parameters[group_set.members[0].parameter]
-            shrink_elements_(function, weight, taken[0], strength, where)
-        elif is_shared(taken):
-            plain.setdefault(function, []).append((group_set, taken[0], strength))
+            shrink_elements_(function, weight, sizes[0], strength, where)
+        elif is_shared(sizes):
+            plain.setdefault(function, []).append((group_set, sizes[0], strength))
         elif term.additive:
             names = term.parameters()
-            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, taken, strict=True)}
+            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, sizes, strict=True)}
             shrink_groups_in_metric_(group_set, parameters, metric, strength, where)
         else:
             refuse_metric("proximal_step_", term)
     for function, jobs in plain.items():
-        sets, sizes, strengths = zip(*jobs, strict=True)
-        shrink_groups_(function, sets, parameters, sizes, strengths, where)
+        sets, shared, strengths = zip(*jobs, strict=True)
+        shrink_groups_(function, sets, parameters, shared, strengths, where)
 
 
 def refuse_metric(where: str, term: Term) -> None:
@@ -156,8 +156,8 @@ def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSi
             f"this one does not hold {', '.join(outside)}. Add them to it, or penalise the weight "
             "alone (members: weight)."
         )
-    taken = [step for name in names if (step := steps.get(name)) is not None]
-    return taken if len(taken) == len(names) else None
+    sizes = [step for name in names if (step := steps.get(name)) is not None]
+    return sizes if len(sizes) == len(names) else None
 
 
 def as_tensor(step: StepSize, like: Tensor) -> Tensor:
@@ -169,10 +169,10 @@ def as_tensor(step: StepSize, like: Tensor) -> Tensor:
 
 @lru_cache
 def say_left_out(pairs: tuple[tuple[str, str], ...]) -> None:
-    """Log, once, which coupled groups are left to more specific kinds."""
+    """Log, once, which coupled groups belong to more specific kinds."""
     if pairs:
         logging.getLogger(__name__).warning(
-            "ssl_lightning: %d coupled group sets are left to more specific penalties on the same "
+            "ssl_lightning: %d coupled group sets belong to more specific penalties on the same "
             "slices, such as %s to %s.",
             len(pairs),
             *pairs[0],
