@@ -12,7 +12,7 @@ from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import CONFIG, CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
-from ssl_lightning.zoo.wording import escaped, left_of, paper_groups, share, table
+from ssl_lightning.zoo.wording import escaped, function_of, left_of, paper_groups, share, table
 
 TAGS = ("structured-sparsity", "group-lasso", "pruning", "model-compression")
 SHOWN = 12  # layers in an entry's page; of deeper networks those that lost most multiply-adds
@@ -88,10 +88,8 @@ def summary(card: Card) -> str:
 
 
 def how_trained(card: Card) -> str:
-    """Name the penalties: on groups, on single weights (l1), both or none."""
-    kinds = {str(penalty.get("kind")) for penalty in card.penalties}
-    names = ["group lasso"] if kinds - {"l1"} else []
-    names += ["l1 on single weights"] if "l1" in kinds else []
+    """Name the penalties: their functions, on groups or on single weights; or none."""
+    names = sorted({function_of(penalty) for penalty in card.penalties})
     return f"trained with {' and '.join(names)} and compacted" if names else "trained densely"
 
 
@@ -356,8 +354,10 @@ def schedule_of(penalty: dict[str, Any]) -> str:
     given = penalty.get("schedule")
     if not isinstance(given, dict):
         return str(given or "constant")
-    rest = (f"{key} {value}" for key, value in given.items() if key != "kind")
-    return ", ".join([str(given.get("kind")), *rest])
+    name = given.get("kind", given.get("class_path"))
+    arguments = given.get("init_args") or {} if "class_path" in given else given
+    rest = (f"{key} {value}" for key, value in arguments.items() if key != "kind")
+    return ", ".join([str(name), *rest])
 
 
 def unmeasured(card: Card) -> str:
