@@ -31,6 +31,14 @@ class Bare(importlib.machinery.PathFinder):
             return spec
         return spec if top in allowed or top.startswith(("_", "cuda", "nvidia")) else None
 
+    @classmethod
+    def find_distributions(cls, *arguments, **named):
+        # without those of hidden modules, which others would import where they are installed
+        for found in super().find_distributions(*arguments, **named):
+            name = found.name.replace("-", "_")
+            if super().find_spec(name) is None or cls.find_spec(name) is not None:
+                yield found
+
 def offline(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.bind"):
         raise OSError(f"no network: {{event}} {{arguments}}")

@@ -62,7 +62,7 @@ def main(out: str, devices: int, mode: str) -> None:
     )
     trainer.fit(module, MNISTDataModule(batch_size=64 // devices))
     state = {name: p.detach() for name, p in module.backbone.named_parameters()}
-    locks = {s.name: module.locks.mask(s) for s in module.regularizer.group_sets}
+    locks = {s.name: module.sparsity.locks.mask(s) for s in module.sparsity.regularizer.group_sets}
     torch.save({"weights": state, "locks": locks}, Path(out) / f"rank{trainer.global_rank}.pt")
 
 

@@ -397,7 +397,7 @@ class Manual(OwnOptimizer):
         self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
         for optimizer in optimizers:
             optimizer.step()
-        self.accuracy["fit"].update(self(batch[0]).detach(), batch[1])
+        self.metrics["fit"].update(self(batch[0]).detach(), batch[1])
 
 
 class TwoOptimizers(Manual):
@@ -482,8 +482,8 @@ def test_a_run_without_optimizers_is_refused(trainer: Any) -> None:
 
 def test_hooks_are_not_doubled_by_a_second_fit(trainer: Any) -> None:
     module = fit(SSLLightningModule, trainer)
-    module.attach_penalties()
-    (optimizer,) = module._attachment.optimizers
+    module.sparsity.attach_penalties()
+    (optimizer,) = module.sparsity._attachment.optimizers
     assert len(optimizer._optimizer_step_post_hooks) == 1
     assert len(optimizer._optimizer_step_pre_hooks) == 1
 

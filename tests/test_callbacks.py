@@ -58,6 +58,7 @@ ARGUMENTS = {
     "SparsityMonitor": {"table": False},
     "FilterPictures": {},
     "SaveCompact": {},
+    "Sparsify": {"network": "backbone"},
     "PruneLike": {"like": "zoo:lenet_mnist_shape", "start": 1},
 }
 
@@ -82,7 +83,9 @@ def test_contract(trainer, name):
 
     run = trainer(max_epochs=2)
     hook = "on_train_epoch_end" if name == "SparsityMonitor" else "on_fit_start"
-    with pytest.raises(MisconfigurationException, match=f"{name} needs an SSLLightningModule"):
+    if name == "Sparsify":
+        callback.on_fit_start = partial(callback.setup, stage="fit")
+    with pytest.raises(MisconfigurationException, match=f"{name}: expected a LightningModule with"):
         getattr(callback, hook)(run, Foreign())
 
 
@@ -121,9 +124,10 @@ def test_threshold_pruning_zeroes_exactly_the_small_groups(trainer, relative):
     for parameter in (net.conv1.weight, net.conv1.bias, net.bn1.weight, net.bn1.bias):
         assert not parameter[small].any()
     assert (
-        group_norms(module.regularizer.group_sets[0], dict(net.named_parameters()))[~small] > 0
+        group_norms(module.sparsity.regularizer.group_sets[0], dict(net.named_parameters()))[~small]
+        > 0
     ).all()
-    assert len(module.locks) == 2
+    assert len(module.sparsity.locks) == 2
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -210,9 +214,9 @@ def test_threshold_pruning_by_fractions_of_layers(trainer):
     trainer(max_epochs=1, callbacks=[callback]).fit(module, toy_loader())
     zero = {
         s.layer: int((group_norms(s, dict(module.backbone.named_parameters())) == 0).sum())
-        for s in module.regularizer.group_sets
+        for s in module.sparsity.regularizer.group_sets
     }
-    sizes = {s.layer: s.num_groups for s in module.regularizer.group_sets}
+    sizes = {s.layer: s.num_groups for s in module.sparsity.regularizer.group_sets}
     assert zero == {
         layer: round({"conv1": 0.5, "fc": 0.0}.get(layer, 0.2) * size)
         for layer, size in sizes.items()
@@ -241,7 +245,7 @@ def test_threshold_pruning_without_lock_lets_groups_come_back(trainer):
     seen = []
     module.on_train_batch_start = lambda *_: seen.append(kept_groups(module.backbone)["conv2"])
     trainer(max_epochs=1, callbacks=[callback]).fit(module, toy_loader())
-    assert len(module.locks) == 0
+    assert len(module.sparsity.locks) == 0
     assert seen[0]["channels"][0] < 6
     assert seen[-1]["channels"][0] == 6
 
@@ -249,7 +253,7 @@ def test_threshold_pruning_without_lock_lets_groups_come_back(trainer):
 def test_threshold_pruning_chooses_kinds_and_layers(trainer):
     module = toy_module(FILTERS, {"kind": "channel", "layers": "conv2", "strength": 1e-4})
     callback = ThresholdPruning(start=0, threshold=0.5, relative=True, kinds=["channel"])
-    assert [s.name for s in callback.chosen(module.regularizer)] == ["conv2:channel"]
+    assert [s.name for s in callback.chosen(module.sparsity.regularizer)] == ["conv2:channel"]
     with pytest.raises(ValueError, match=r"match none of the penalised groups: conv1:filter"):
         trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0, layers="fc")]).fit(
             module, toy_loader()
@@ -281,7 +285,7 @@ def test_threshold_pruning_of_single_weights(trainer, channels_last):
     assert module.backbone.conv1.bias.all(), "a weight's zero is not its filter's"
     assert module.backbone.bn2.weight.all()
     again = GroupLocks()
-    again.load_state_dict(module.locks.state_dict())
+    again.load_state_dict(module.sparsity.locks.state_dict())
     parameters = dict(module.backbone.named_parameters())
     marks = again.marks(parameters)
     assert set(marks) == {"conv1.weight", "conv2.weight"}
@@ -293,10 +297,10 @@ def test_single_weights_are_pruned_only_if_named(trainer):
     """A threshold that suits the norms of groups would take most single weights."""
     module = toy_module(FILTERS, *L1_TERMS)
     pruning = ThresholdPruning(start=0, threshold=1e-9)
-    assert [s.name for s in pruning.chosen(module.regularizer)] == ["conv1:filter"]
+    assert [s.name for s in pruning.chosen(module.sparsity.regularizer)] == ["conv1:filter"]
     pruning.kinds = ["filter", "l1"]
     chosen = ["conv1:filter", "conv1:l1", "conv2:l1"]
-    assert sorted(s.name for s in pruning.chosen(module.regularizer)) == chosen
+    assert sorted(s.name for s in pruning.chosen(module.sparsity.regularizer)) == chosen
     run = trainer(max_epochs=1, callbacks=[ThresholdPruning(start=0)])
     with pytest.raises(ValueError, match=r"none of the penalised groups: conv1:l1, .*only if .*l1"):
         run.fit(toy_module(*L1_TERMS), toy_loader())
@@ -488,7 +492,7 @@ def test_save_compact_writes_a_network_with_the_same_function(trainer, tmp_path)
 
 def test_save_compact_takes_a_backbone_given_as_an_object(trainer, tmp_path):
     unsized = toy_module(net=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-    with pytest.raises(ValueError, match="shape of the backbone's input is not known"):
+    with pytest.raises(ValueError, match="shape of the network's input is not known"):
         trainer(max_epochs=1, callbacks=[SaveCompact()]).fit(unsized, toy_loader())
     module = toy_module()
     callbacks = [SaveCompact(str(tmp_path / "small"))]

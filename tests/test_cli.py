@@ -17,7 +17,7 @@ import yaml
 
 from conftest import ROOT, shared_data
 from ssl_lightning import StageLR
-from ssl_lightning.cli import COMMANDS, main, told_by_us
+from ssl_lightning.cli import COMMANDS, main, own_error
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LOGGERS = sorted((ROOT / "configs" / "logger").glob("*.yaml"))
@@ -227,7 +227,7 @@ def test_every_config_builds_and_its_penalties_fit(config, folder, monkeypatch):
     start = content["model"].get("init_from", "")
     assert not start or (ROOT / "configs" / f"{Path(start).parts[1]}.yaml").is_file()
     assert cli.trainer.default_root_dir.endswith(f"runs/{config.stem}")
-    regularizer = cli.model.regularizer
+    regularizer = cli.model.sparsity.regularizer
     assert len(regularizer.penalties) == len(content["model"].get("penalties", []))
     cli.model._trainer = None
     assert set(cli.model.input_shape) == set(cli.datamodule.input_shape)
@@ -413,10 +413,10 @@ def test_only_errors_of_this_package_stand_for_those_around_them():
     with pytest.raises(ValueError, match="expected as many") as ours:
         StageLR(None, epochs=[], lr=[])
     wrapped = around(around(ours.value))
-    assert told_by_us(wrapped) is ours.value
-    assert told_by_us(ours.value) is ours.value
+    assert own_error(wrapped) is ours.value
+    assert own_error(ours.value) is ours.value
     foreign = around(ValueError("nobody raised it here"))
-    assert told_by_us(foreign) is foreign
+    assert own_error(foreign) is foreign
 
 
 def test_a_misspelt_key_in_a_config_is_named(folder, capsys):
@@ -587,7 +587,7 @@ def test_a_mistake_in_a_config_is_one_sentence(folder, option, value, sentence, 
 WRONG_ARGUMENTS = [
     ("test --ckpt_path X", "Expected `data`, got none. Give the config of the run: `--config"),
     ("fit", "Expected `data`, got none."),
-    ("fit x", "Expected no further argument, got 'x'. Leave it out."),
+    ("fit x", "Expected no further argument, got 'x'. Omit it."),
     ("compact", "Expected the argument `checkpoint`, got none. `--help` says what it is."),
     ("compact a.ckpt b", "Expected no further argument, got 'b'."),
     ("compact a.ckpt --prefr auto", "There is no option `prefr`. Did you mean prefer?"),

@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 def module(root: Path, **changes) -> ImageFolderDataModule:
     settings = {"batch_size": 4, "image_size": 16, "cache_size": 20, "eval_batch_size": 5}
     return ImageFolderDataModule(
-        str(root), **{"cache_dir": str(root.parent / "cache"), **settings, **changes}
+        root=str(root), **{"cache_dir": str(root.parent / "cache"), **settings, **changes}
     )
 
 

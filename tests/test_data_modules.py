@@ -1,5 +1,7 @@
 """Contract of every data module in the table, on tiny made-up files and on the bundled images."""
 
+import dataclasses
+import inspect
 import io
 import os
 import pickle
@@ -10,6 +12,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from ssl_lightning.data import sets
@@ -29,6 +32,7 @@ SHARED = Path(os.environ.get("SSL_DATA_DIR") or ROOT.parent / "shared" / "data")
 NUM_TRAIN, NUM_TEST, NUM_VALIDATION = 60, 20, 10
 IN_MEMORY = ["mnist", "fashion_mnist", "cifar10", "imagenette"]
 CAN_CUT = ["mnist", "fashion_mnist", "cifar10"]
+FROM_FILES = [name for name in DATA_MODULES if name != "synthetic"]
 
 
 def write_packed(path: Path, number: int, size: int, seed: int, classes: int = 10) -> None:
@@ -81,7 +85,10 @@ def make(name: str, roots: dict[str, Path], **changes: object):
         "eval_batch_size": 7,
         "num_workers": 0,
     }
-    if name in ("imagenette", "image_folder", "imagenet"):
+    if name == "synthetic":
+        del options["source"]
+        options |= {"num_train": NUM_TRAIN, "num_test": NUM_TEST}
+    if name in ("imagenette", "image_folder", "imagenet", "synthetic"):
         options["image_size"] = 16
     return DATA_MODULES[name](**(options | changes))
 
@@ -93,6 +100,21 @@ def collect(loader) -> tuple[torch.Tensor, torch.Tensor]:
 
 def identity(images: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
+
+
+ARGUMENTS = "root batch_size num_validation seed augment normalize eval_batch_size num_workers"
+
+
+@pytest.mark.parametrize("name", DATA_MODULES)
+def test_the_command_line_shows_every_argument_with_a_description(name: str) -> None:
+    parser = ArgumentParser()
+    shown = parser.add_class_arguments(DATA_MODULES[name], "data")
+    fields = {f"data.{f.name}" for f in dataclasses.fields(DATA_MODULES[name]) if f.init}
+    assert set(shown) == fields >= {f"data.{name}" for name in ARGUMENTS.split()}
+    assert inspect.signature(DATA_MODULES[name]).parameters.keys() == {
+        field.removeprefix("data.") for field in fields
+    }
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
@@ -254,7 +276,7 @@ def test_a_file_is_decoded_once_and_fit_leaves_the_test_file_alone(
 
 def test_fit_does_not_look_at_the_test_folder(roots: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(roots["imagenet"] / "train")
-    module = ImageNetDataModule(str(tmp_path), num_validation=10, num_workers=0)
+    module = ImageNetDataModule(root=str(tmp_path), num_validation=10, num_workers=0)
     module.setup("fit")
     with pytest.raises(DataNotFoundError, match="found none"):
         module.setup("test")
@@ -328,7 +350,7 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", DATA_MODULES)
+@pytest.mark.parametrize("name", FROM_FILES)
 @pytest.mark.parametrize(("changes", "message"), BAD_OPTIONS)
 def test_bad_options(name: str, changes: dict, message: str, roots: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=f"^{DATA_MODULES[name].__name__}: {message}"):
@@ -350,13 +372,13 @@ def test_num_validation_must_leave_training_images(roots: dict[str, Path]) -> No
         make("cifar10", roots, num_validation=60).setup("fit")
 
 
-@pytest.mark.parametrize("name", sorted(set(DATA_MODULES) - {"mnist"}))
+@pytest.mark.parametrize("name", sorted(set(FROM_FILES) - {"mnist"}))
 def test_only_mnist_is_bundled(name: str, roots: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="got 'bundled'"):
         make(name, roots, source="bundled")
 
 
-@pytest.mark.parametrize("name", DATA_MODULES)
+@pytest.mark.parametrize("name", FROM_FILES)
 def test_missing_data_names_what_was_looked_for(
     name: str, roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,10 +392,10 @@ def test_missing_data_names_what_was_looked_for(
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_DATA_DIR", raising=False)
-    assert CIFAR10DataModule().root == Path("data")
+    assert CIFAR10DataModule().folder == Path("data")
     monkeypatch.setenv("SSL_DATA_DIR", "set")
-    assert CIFAR10DataModule().root == Path("set")
-    assert CIFAR10DataModule(root="given").root == Path("given")
+    assert CIFAR10DataModule().folder == Path("set")
+    assert CIFAR10DataModule(root="given").folder == Path("given")
 
 
 def no_network(*args: object, **kwargs: object) -> None:
@@ -417,7 +439,9 @@ def test_download_reads_what_torchvision_left(
         (Path(download_root) / filename.removesuffix(".gz")).write_bytes(head + body)
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fake)
-    module = FashionMNISTDataModule("download", str(tmp_path), batch_size=5, num_validation=10)
+    module = FashionMNISTDataModule(
+        source="download", root=str(tmp_path), batch_size=5, num_validation=10
+    )
     module.prepare_data()
     module.setup()
     assert [len(module.dataset(s)) for s in ("train", "validation", "test")] == [20, 10, 5]
@@ -485,7 +509,7 @@ def test_idx_files_without_images(tmp_path: Path) -> None:
     )
     (folder / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 0]))
     with pytest.raises(DataFileError, match="but 0 images"):
-        MNISTDataModule("local", str(tmp_path)).setup("fit")
+        MNISTDataModule(source="local", root=str(tmp_path)).setup("fit")
 
 
 def test_image_folder_uses_its_three_folders(roots: dict[str, Path]) -> None:
@@ -493,31 +517,31 @@ def test_image_folder_uses_its_three_folders(roots: dict[str, Path]) -> None:
     module.setup()
     assert [len(module.dataset(s)) for s in ("train", "validation", "test")] == [60, 60, 60]
     assert module.num_classes == 3
-    folders = [module.dataset(s).folder.root for s in ("train", "validation", "test")]
+    folders = [module.dataset(s).data.root for s in ("train", "validation", "test")]
     assert [Path(folder).name for folder in folders] == ["train", "val", "test"]
 
 
 def test_image_folder_without_test_folder(roots: dict[str, Path], tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).symlink_to(roots["image_folder"] / split)
-    module = ImageFolderDataModule(str(tmp_path))
+    module = ImageFolderDataModule(root=str(tmp_path))
     module.setup("fit")
     with pytest.raises(DataNotFoundError, match="is what models are selected on"):
         module.setup("test")
-    held_out = ImageFolderDataModule(str(tmp_path), num_validation=10)
-    assert Path(held_out.dataset("test").folder.root).name == "val"
+    held_out = ImageFolderDataModule(root=str(tmp_path), num_validation=10)
+    assert Path(held_out.dataset("test").data.root).name == "val"
 
 
 def test_image_folders_must_agree(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", 3, 1, 0)
     write_folder(tmp_path / "val", 2, 1, 0)
     with pytest.raises(DataFileError, match=r"expected the 3 classes .* not in both: n00002"):
-        ImageFolderDataModule(str(tmp_path)).setup("fit")
+        ImageFolderDataModule(root=str(tmp_path)).setup("fit")
     with pytest.raises(DataFileError, match="as ImageNet: expected 1000 class folders, got 3"):
-        ImageNetDataModule(str(tmp_path)).setup("fit")
+        ImageNetDataModule(root=str(tmp_path)).setup("fit")
     (tmp_path / "train" / "n00001" / "0.png").unlink()
     with pytest.raises(DataNotFoundError, match="at least one image per class folder"):
-        ImageFolderDataModule(str(tmp_path)).setup("fit")
+        ImageFolderDataModule(root=str(tmp_path)).setup("fit")
 
 
 def test_package_lists_and_gives_all_names() -> None:

@@ -119,7 +119,9 @@ def test_resumed_fit_sees_the_same_batches(name: str, tmp_path: Path) -> None:
 
 def test_resuming_mid_epoch_with_another_batch_size_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, die_before=8)
-    with pytest.raises(ValueError, match=r"global batch size of 700, this run has 350\. Keep"):
+    with pytest.raises(
+        ValueError, match=r"global batch size of 700, this run has 350\. Use the old"
+    ):
         fit(tmp_path, resume=tmp_path / "step=6.ckpt", batch_size=350)
 
 

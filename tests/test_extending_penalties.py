@@ -147,7 +147,7 @@ def test_own_penalties_train_alike_in_a_plain_loop_and_in_a_module(trainer: Any)
     net = plain_loop(OWN)
     assert same(module.backbone, net)
     assert not same(net, plain_loop([replace(parse_penalty(p), **DEFAULT) for p in OWN]))
-    assert math.isfinite(float(module.regularizer.values(1.0)["block"]))
+    assert math.isfinite(float(module.sparsity.regularizer.values(1.0)["block"]))
 
 
 DEFAULT: Any = {"function": GroupLasso(), "schedule": None}
@@ -191,7 +191,7 @@ def test_classes_are_stored_by_path_and_never_imported(trainer: Any, tmp_path: P
     with pytest.raises(ValueError, match="no code is imported because a checkpoint names it"):
         SSLLightningModule.load_from_checkpoint(path)
     loaded = SSLLightningModule.load_from_checkpoint(path, penalties=GIVEN)
-    assert loaded.penalties == GIVEN
+    assert loaded.sparsity.penalties == GIVEN
     for part in ("function", "schedule"):
         with pytest.raises(ValueError, match="is given by class, and no code is imported"):
             parse_penalty({"kind": "filter", "strength": 1.0, part: stored[part]})
@@ -208,9 +208,9 @@ def test_registered_names_are_stored_and_found_without_an_import(
     assert (stored["function"], stored["knee"]) == ("capped", 0.8)
     assert stored["schedule"] == {"kind": "steps", "at": [1.0, 2.0]}
     loaded = SSLLightningModule.load_from_checkpoint(path)
-    assert loaded.penalties[0].function == Capped(0.8)
-    assert loaded.penalties[0].schedule(1.5) == 2.0
-    assert loaded.penalties[1].kind == "position"
+    assert loaded.sparsity.penalties[0].function == Capped(0.8)
+    assert loaded.sparsity.penalties[0].schedule(1.5) == 2.0
+    assert loaded.sparsity.penalties[1].kind == "position"
     del FUNCTIONS["capped"]
     with pytest.raises(ValueError, match="Unknown penalty function 'capped'"):
         SSLLightningModule.load_from_checkpoint(path)

@@ -274,7 +274,7 @@ def test_a_row_that_is_too_large_does_not_keep_others_from_being_kept(tmp_path, 
     big = now.runs["resnet20_cifar10_channel-0"].folder / "config.yaml"
     big.write_bytes(random.Random(0).randbytes(9000))
     monkeypatch.setattr(stages, "MAX_BYTES", 3000)
-    now.keep()
+    now.store()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "cifar.json",
         "resnet20_cifar10_dense.zip",

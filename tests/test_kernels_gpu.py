@@ -187,3 +187,32 @@ def test_gradients_reach_inputs_of_any_strides(layout):
     (expected,) = torch.autograd.grad(case.dense().square().sum(), x)
     assert expected.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+POINTERS = {"order": "*i64", "columns": "*i64", "bounds": "*i64"}
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("wide", [False, True])
+def test_kernels_compile_for_a_gpu_that_is_not_here(splits, wide, tmp_path, monkeypatch):
+    """Triton's interpreter takes more Python than its compiler, which needs no GPU."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ssl_lightning.kernels.triton_kernel import add_parts, multiply_columns
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {
+        "KERNEL_WIDTH": 3, "AREA": 9, "GROUPS": splits, "ROWS": 16, "PIXELS": 16, "DEPTH": 16,
+        "SPLITS": splits, "PRECISION": "tf32", "PADDED": wide, "WIDE": wide, "WIDEN": False,
+        "HAS_BIAS": True, "RELU": wide,
+    }  # fmt: skip
+    floats = dict.fromkeys(("x", "weight", "bias", "parts", "output"), "*fp32")
+    for kernel in (multiply_columns, add_parts):
+        types = dict.fromkeys(kernel.arg_names, "i32") | POINTERS | floats
+        types |= dict.fromkeys(constants, "constexpr")
+        given = {(i,): constants[n] for i, n in enumerate(kernel.arg_names) if n in constants}
+        source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, given)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert kernel.__name__ in compiled.asm["ptx"]

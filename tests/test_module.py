@@ -111,7 +111,9 @@ def test_proximal_step_follows_every_optimizer_step(trainer, accumulate, clip):
         gradient_clip_val=clip,
     )
     assert_same(weights(module.backbone), weights(expected), rtol=1e-7, atol=1e-9)
-    norms = group_norms(module.regularizer.group_sets[0], dict(module.backbone.named_parameters()))
+    norms = group_norms(
+        module.sparsity.regularizer.group_sets[0], dict(module.backbone.named_parameters())
+    )
     assert (norms == 0).any(), "the strength is chosen so that filters go"
 
 
@@ -158,7 +160,7 @@ def test_proximal_step_uses_the_learning_rate_of_the_parameters_own_group(traine
     before = {
         n: p.detach().flatten(1).norm(dim=1) for n, p in net.named_parameters() if p.dim() == 4
     }
-    module.regularizer.proximal_step_(optimizer)
+    module.sparsity.regularizer.proximal_step_(optimizer)
     for name, lr in (("conv1.weight", 0.5), ("conv2.weight", 0.1)):
         weight = dict(net.named_parameters())[name]
         shrunk = before[name] - weight.detach().flatten(1).norm(dim=1)
@@ -170,12 +172,12 @@ def test_no_proximal_step_where_the_scaler_skipped_the_optimizer_step():
     net = make_toy()
     module = SSLLightningModule(net, penalties=[FILTERS], optimizer=SGD)
     steps = []
-    module.regularizer.proximal_step_ = lambda *_: steps.append(1)
+    module.sparsity.regularizer.proximal_step_ = lambda *_: steps.append(1)
     module._trainer = type(
         "T", (), {"num_training_batches": 1, "accumulate_grad_batches": 1, "global_step": 0}
     )()
     optimizer = module.configure_optimizers()
-    module.regularizer.attach(optimizer, locks=module.locks)
+    module.sparsity.regularizer.attach(optimizer, locks=module.sparsity.locks)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     x, y = next(iter(toy_loader()))
     for bad in (False, True, False):
@@ -204,7 +206,7 @@ def test_penalties_reach_zero_in_other_precisions(trainer, precision):
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision)
     loader = toy_loader(dtype=dtype)
     module = fitted(trainer, make_toy(), [FILTERS], epochs=3, precision=precision, loader=loader)
-    group_set = module.regularizer.group_sets[0]
+    group_set = module.sparsity.regularizer.group_sets[0]
     norms = group_norms(group_set, dict(module.backbone.named_parameters()))
     assert (norms == 0).any()
     assert torch.isfinite(norms).all()
@@ -241,7 +243,9 @@ def test_compiled_backbone_trains_like_the_plain_one(trainer):
 def test_adaptive_optimizers_reach_exact_zeros(trainer, optimizer):
     penalty = {**FILTERS, "strength": 0.2}
     module = fitted(trainer, make_toy(), [penalty], epochs=6, optimizer=partial(optimizer, lr=0.01))
-    norms = group_norms(module.regularizer.group_sets[0], dict(module.backbone.named_parameters()))
+    norms = group_norms(
+        module.sparsity.regularizer.group_sets[0], dict(module.backbone.named_parameters())
+    )
     assert (norms == 0).any()
 
 
@@ -257,7 +261,10 @@ def test_locked_groups_stay_zero_under_momentum_decay_and_averaging(trainer, tmp
     loader = toy_loader()
     trainer(max_epochs=1).fit(module, loader)
     mask = torch.tensor([True, False, True, False, False, False])
-    assert module.prune_groups_(module.regularizer.group_sets[0], mask, lock=True) == 2
+    assert (
+        module.sparsity.prune_groups_(module.sparsity.regularizer.group_sets[0], mask, lock=True)
+        == 2
+    )
     checkpoint = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=3, save_top_k=-1)
     averaging = EMAWeightAveraging(decay=0.99)
     averaged = trainer(max_epochs=2, callbacks=[averaging, checkpoint], enable_checkpointing=True)
@@ -279,7 +286,7 @@ def test_checkpoints_load_without_pickle_and_rebuild_the_module(trainer, tmp_pat
     run.save_checkpoint(tmp_path / "a.ckpt")
     again = SSLLightningModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert_same(weights(again), weights(module), rtol=0, atol=0)
-    assert again.penalties == module.penalties
+    assert again.sparsity.penalties == module.sparsity.penalties
 
 
 class KilledError(Exception):
@@ -333,7 +340,7 @@ def test_a_killed_run_resumes_to_the_same_weights(trainer, tmp_path, die_at):
     torch.manual_seed(99)
     resumed = resumable_run(trainer, tmp_path / "killed", seed=98, resume=True)
     assert_same(weights(resumed), weights(whole), rtol=0, atol=0)
-    assert len(resumed.locks) == len(whole.locks) > 0
+    assert len(resumed.sparsity.locks) == len(whole.sparsity.locks) > 0
 
 
 def test_nan_loss_names_epoch_batch_and_learning_rate(trainer):
@@ -406,7 +413,7 @@ def test_sharding_strategies_are_refused():
     from lightning.pytorch.strategies import FSDPStrategy
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from ssl_lightning.module import refuse_sharding
+    from ssl_lightning.module.parts import refuse_sharding
 
     with pytest.raises(MisconfigurationException, match="FSDPStrategy shards parameters"):
         refuse_sharding(FSDPStrategy())
@@ -421,7 +428,9 @@ def test_logged_figures(trainer):
     assert logged["strength/filter"] == 0.08
     assert logged["groups/filter"] == int(
         (
-            group_norms(module.regularizer.group_sets[0], dict(module.backbone.named_parameters()))
+            group_norms(
+                module.sparsity.regularizer.group_sets[0], dict(module.backbone.named_parameters())
+            )
             > 0
         ).sum()
     )

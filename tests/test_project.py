@@ -15,6 +15,7 @@ from conftest import ROOT
 
 SOURCE = ROOT / "src" / "ssl_lightning"
 ROOMS = [
+    "lazy",
     "suggest",
     "registry",
     "files",
@@ -41,7 +42,7 @@ ROOMS = [
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
 LIGHTNING = {"data", "module", "callbacks", "cli"}
-TORCHLESS = {"suggest", "registry", "files", "report"}
+TORCHLESS = {"lazy", "suggest", "registry", "files", "report"}
 
 
 def room_of(path: Path) -> str:
@@ -77,6 +78,30 @@ def test_imports_go_one_way(path):
             assert room_of(path) in LIGHTNING, f"imports {name}"
         if parts[0] in ("torch", "torchvision"):
             assert room_of(path) not in TORCHLESS, f"imports {name}"
+
+
+MOST_LINES, MOST_STATEMENT_LINES = 400, 50
+
+
+def statement_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the first statement to the last: signature and docstring are no complexity."""
+    documented = ast.get_docstring(function, clean=False) is not None
+    body = function.body[1:] if documented else function.body
+    return function.body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in FILES:
+        text, name = path.read_text(), path.relative_to(SOURCE)
+        if (lines := len(text.splitlines())) > MOST_LINES:
+            long.append(f"{name}: {lines} lines, at most {MOST_LINES}")
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        for node in filter(lambda n: isinstance(n, functions), ast.walk(ast.parse(text))):
+            if (lines := statement_lines(node)) > MOST_STATEMENT_LINES:
+                where = f"{name}:{node.lineno}: {node.name}"
+                long.append(f"{where}: {lines} lines of statements, at most {MOST_STATEMENT_LINES}")
+    assert not long, "too long:\n" + "\n".join(long)
 
 
 def modules_after(code: str) -> set[str]:
@@ -129,10 +154,12 @@ def test_all_public_names_exist():
 
 
 IMPORTED_LAST = """
-import importlib, os, sys, warnings
+import importlib.util, os, sys, warnings
 import lightning.pytorch, timm, torchmetrics, torchvision  # once, for all the processes to come
 
 names = importlib.import_module("ssl_lightning").__all__
+source = importlib.util.find_spec("ssl_lightning").loader.get_source("ssl_lightning")
+homes = importlib.import_module("ssl_lightning.lazy").deferred_imports(source)
 for module in [m for m in sys.modules if m.split(".")[0] == "ssl_lightning"]:
     del sys.modules[module]
 wrong = []
@@ -144,9 +171,9 @@ for last in names:
         for name in names:
             name == last or getattr(ssl_lightning, name)
         exec(f"from ssl_lightning import {last} as found")
-        home = ssl_lightning._HOME.get(last)
-        wanted = f"ssl_lightning.{home}" if home else "ssl_lightning"
-        os._exit(found is not getattr(importlib.import_module(wanted), last))
+        home = homes[last]
+        wanted = importlib.import_module("ssl_lightning.zoo" if last == "zoo" else home)
+        os._exit(found is not (wanted if last == "zoo" else getattr(wanted, last)))
     if os.waitpid(child, 0)[1]:
         wrong.append(last)
 print(",".join(wrong))

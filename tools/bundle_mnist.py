@@ -1,6 +1,6 @@
 """Make the MNIST sample that the package ships: `python tools/bundle_mnist.py ../shared/data`.
 
-Reads the four idx files under `<folder>/MNIST/raw`, keeps the whole test split and 12,000 training
+Reads the four idx files under `<folder>/MNIST/raw`, writes the whole test split and 12,000 training
 images whose class counts are proportional to those of the full training set (largest remainder,
 fixed seed), and writes `mnist-train.npz` and `mnist-test.npz` in the packed layout that
 `ssl_lightning.data.packed` reads: 500 images to a lossless WebP strip. Running it twice with the
@@ -32,7 +32,7 @@ def read_split(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_quotas(labels: np.ndarray, total: int) -> np.ndarray:
-    """How many images of each class to keep: proportional shares, rounded by largest remainder."""
+    """Images of each class to select: proportional shares, rounded by largest remainder."""
     shares = np.bincount(labels, minlength=10) * total / len(labels)
     quotas = np.floor(shares).astype(int)
     largest = np.argsort(quotas - shares, kind="stable")[: total - quotas.sum()]
@@ -77,8 +77,8 @@ def main(source: Path) -> None:
     """Write both splits into the package."""
     raw = source / "MNIST" / "raw"
     images, labels = read_split(raw, "train")
-    keep = balanced_subset(labels, NUM_TRAIN, SEED)
-    write_packed(TARGET / "mnist-train.npz", images[keep], labels[keep])
+    selected = balanced_subset(labels, NUM_TRAIN, SEED)
+    write_packed(TARGET / "mnist-train.npz", images[selected], labels[selected])
     write_packed(TARGET / "mnist-test.npz", *read_split(raw, "t10k"))
 
 

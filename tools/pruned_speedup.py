@@ -2,9 +2,9 @@
 
 ``python tools/pruned_speedup.py --engines all --batch_size 1 --threads 1``
 
-Half of the coupled channels of torchvision's ResNet-50 (random weights: speed does not ask) go by
-:func:`prune_`; printed is the table of all engines: ``speed-up`` stands beside its ``limit``. Run
-it on an idle machine.
+Half of the coupled channels of torchvision's ResNet-50 are zeroed by :func:`prune_` (the weights
+are random: speed does not depend on them); printed is the table of all engines, ``speed-up`` beside
+its ``limit``. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Turns:
             self.order = list(self.round)
 
     def leave(self, who: int) -> None:
-        """Let the others go on without this loop (trainers do not ask for a batch too many)."""
+        """Let the others continue without this loop (trainers do not ask for a batch too many)."""
         with self.changed:
             self.round = [other for other in self.round if other != who]
             self.order = [other for other in self.order if other != who]
@@ -96,14 +96,14 @@ def train_module(options: argparse.Namespace, penalties: list[Any], batches: Bat
         optimizer=make_optimizer,
         channels_last=True,
     )
-    step = module.regularizer.proximal_step_
+    step = module.sparsity.regularizer.proximal_step_
 
     def timed(*arguments: Any) -> None:
         start = time.perf_counter()
         step(*arguments)
         PROXIMAL.append(time.perf_counter() - start)
 
-    module.regularizer.proximal_step_ = timed if penalties else step
+    module.sparsity.regularizer.proximal_step_ = timed if penalties else step
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -5,8 +5,9 @@ All public names, imported when they are first used: ``import ssl_lightning`` it
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssl_lightning import lazy
 
 if TYPE_CHECKING:
     from ssl_lightning import zoo
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         FilterPictures,
         PruneLike,
         SaveCompact,
+        Sparsify,
         SparsityMonitor,
         ThresholdPruning,
     )
@@ -26,25 +28,29 @@ if TYPE_CHECKING:
         apply_plan,
         choose_layers,
         compact,
+        expand,
         for_inference,
         load_compact,
         make_plan,
         save_compact,
     )
     from ssl_lightning.data import (
+        ArrayDataModule,
         CIFAR10DataModule,
         FashionMNISTDataModule,
+        ImageDataModule,
         ImageFolderDataModule,
         ImageNetDataModule,
         ImagenetteDataModule,
+        LabelledImages,
         MNISTDataModule,
+        SyntheticDataModule,
     )
     from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.graph import Inputs
     from ssl_lightning.groups import (
         GroupKind,
         GroupSet,
-        Member,
         Selector,
         group_norms,
         kept_groups,
@@ -54,7 +60,7 @@ if TYPE_CHECKING:
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.locks import GroupLocks
     from ssl_lightning.measure import BenchmarkResult, benchmark, count_macs
-    from ssl_lightning.module import SSLLightningModule
+    from ssl_lightning.module import SSLLightningModule, StructuredSparsity
     from ssl_lightning.penalties import (
         MCP,
         SCAD,
@@ -68,7 +74,6 @@ if TYPE_CHECKING:
         register_penalty_function,
     )
     from ssl_lightning.prune import PruneReport, prune_, prune_like_
-    from ssl_lightning.report import RunReport, bar_chart, comparison_table, filter_picture
     from ssl_lightning.schedules import (
         Constant,
         Cosine,
@@ -79,93 +84,77 @@ if TYPE_CHECKING:
         register_schedule,
     )
 
-_ROOMS: dict[str, tuple[str, ...]] = {
-    "backbones": ("BACKBONES", "create_backbone", "list_backbones"),
-    "measure": ("BenchmarkResult", "benchmark", "count_macs"),
-    "callbacks": (
-        "CompactDuringFit",
-        "DepthCollapse",
-        "FilterPictures",
-        "PruneLike",
-        "SaveCompact",
-        "SparsityMonitor",
-        "ThresholdPruning",
-    ),
-    "checkpoints": ("load_backbone",),
-    "compaction": (
-        "Plan",
-        "apply_plan",
-        "choose_layers",
-        "compact",
-        "for_inference",
-        "load_compact",
-        "make_plan",
-        "save_compact",
-    ),
-    "data": (
-        "CIFAR10DataModule",
-        "FashionMNISTDataModule",
-        "ImageFolderDataModule",
-        "ImageNetDataModule",
-        "ImagenetteDataModule",
-        "MNISTDataModule",
-    ),
-    "export": ("ExportResult", "export_model"),
-    "graph": ("Inputs",),
-    "groups": (
-        "GroupKind",
-        "GroupSet",
-        "Member",
-        "Selector",
-        "group_norms",
-        "kept_groups",
-        "register_kind",
-        "resolve_groups",
-    ),
-    "kernels": ("ColumnSparseConv2d", "column_sparse_conv2d"),
-    "locks": ("GroupLocks",),
-    "module": ("SSLLightningModule",),
-    "penalties": (
-        "MCP",
-        "SCAD",
-        "GroupLasso",
-        "Penalty",
-        "PenaltyFunction",
-        "Regularizer",
-        "group_lasso",
-        "group_lasso_subgradient",
-        "prox_group_lasso",
-        "register_penalty_function",
-    ),
-    "prune": ("PruneReport", "prune_", "prune_like_"),
-    "report": ("RunReport", "bar_chart", "comparison_table", "filter_picture"),
-    "schedules": (
-        "Constant",
-        "Cosine",
-        "Ramp",
-        "Schedule",
-        "StageLR",
-        "Window",
-        "register_schedule",
-    ),
-}
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = ("zoo",)
-"""Rooms that are public names themselves."""
-
 __version__ = "0.1.0"
-__all__ = sorted([*_HOME, *_MODULES])
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__all__ = [
+    "BACKBONES",
+    "MCP",
+    "SCAD",
+    "ArrayDataModule",
+    "BenchmarkResult",
+    "CIFAR10DataModule",
+    "ColumnSparseConv2d",
+    "CompactDuringFit",
+    "Constant",
+    "Cosine",
+    "DepthCollapse",
+    "ExportResult",
+    "FashionMNISTDataModule",
+    "FilterPictures",
+    "GroupKind",
+    "GroupLasso",
+    "GroupLocks",
+    "GroupSet",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "ImagenetteDataModule",
+    "Inputs",
+    "LabelledImages",
+    "MNISTDataModule",
+    "Penalty",
+    "PenaltyFunction",
+    "Plan",
+    "PruneLike",
+    "PruneReport",
+    "Ramp",
+    "Regularizer",
+    "SSLLightningModule",
+    "SaveCompact",
+    "Schedule",
+    "Selector",
+    "Sparsify",
+    "SparsityMonitor",
+    "StageLR",
+    "StructuredSparsity",
+    "SyntheticDataModule",
+    "ThresholdPruning",
+    "Window",
+    "apply_plan",
+    "benchmark",
+    "choose_layers",
+    "column_sparse_conv2d",
+    "compact",
+    "count_macs",
+    "create_backbone",
+    "expand",
+    "export_model",
+    "for_inference",
+    "group_lasso",
+    "group_lasso_subgradient",
+    "group_norms",
+    "kept_groups",
+    "list_backbones",
+    "load_backbone",
+    "load_compact",
+    "make_plan",
+    "prox_group_lasso",
+    "prune_",
+    "prune_like_",
+    "register_kind",
+    "register_penalty_function",
+    "register_schedule",
+    "resolve_groups",
+    "save_compact",
+    "zoo",
+]
+__getattr__, __dir__ = lazy.attach(__name__)

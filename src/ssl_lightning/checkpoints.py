@@ -146,6 +146,17 @@ def load_backbone(path: str | Path, model: OwnNetwork | None = None) -> TrainedB
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`, and if the network is the user's
             own and ``model`` was not given, or does not fit.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from lightning.pytorch import Trainer
+        >>> from ssl_lightning import SSLLightningModule
+        >>> path = f"{mkdtemp()}/last.ckpt"
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> trainer.strategy.connect(SSLLightningModule("lenet"))
+        >>> trainer.save_checkpoint(path)
+        >>> load_backbone(path).model.conv1.out_channels
+        20
     """
     content = read_checkpoint(path)
     settings = content.get("hyper_parameters", {})

@@ -1,4 +1,4 @@
-"""Writing files and folders so that none is ever left half-written."""
+"""Writing files and folders so that none is ever half-written."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def mark(process: int | str) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this machine left in a folder."""
+    """Remove the temporary files of killed processes of this machine in a folder."""
     pattern = re.compile(re.escape(mark("")) + r"(\d+)-\d+")
     for file in folder.iterdir():
         found = pattern.match(file.name)
@@ -165,7 +165,7 @@ def naming_full_disks(target: Path) -> Iterator[None]:
         raise DiskFullError(
             f"Cannot write {target}: no space ({free / 1e6:.1f} MB are free there, or a quota or "
             "limit is reached). What was there before is unchanged. Free some space, or write "
-            "elsewhere, and go on from the last checkpoint."
+            "elsewhere, and resume from the last checkpoint."
         ) from error
 
 
@@ -247,13 +247,13 @@ class FolderLock:
 
 
 class Traces:
-    """What a run makes before it trains, so that a refused one can take it away again.
+    """What a run makes before it trains, so that a refused one can remove it again.
 
     Args:
         folders: that the run may make; those that exist are not touched, and of the others only
             what is empty then is removed, since another run may work below.
         files: that it may write; they become what they are now.
-        logs: folders as ``folders``, of which files in them go too if they are new.
+        logs: folders as ``folders``, of which new files are removed too.
 
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -205,6 +205,12 @@ def register_schedule(name: str, cls: type[Schedule]) -> None:
 
     Raises:
         ValueError: if the name means something else, or the class is no frozen dataclass.
+
+    Example:
+        >>> register_schedule("linear", Ramp)
+        >>> parse_schedule({"kind": "linear", "end": 2})
+        Ramp(start=0.0, end=2, first=0.0)
+        >>> _ = SCHEDULES.pop("linear")
     """
     check_class("register_schedule", cls, Schedule)
     register("register_schedule", SCHEDULES, name, cls)

@@ -246,11 +246,11 @@ def compact(
     case = table4_cases([configuration], [setting.case.layer])[0]
     groups = conv.groups
 
-    def left(count: int, sparsity: float) -> int:
+    def retained(count: int, sparsity: float) -> int:
         return groups * max(round((1 - sparsity) * count / groups), 1)
 
-    inputs = left(conv.in_channels, case.column_sparsity)
-    outputs = left(conv.out_channels, case.row_sparsity)
+    inputs = retained(conv.in_channels, case.column_sparsity)
+    outputs = retained(conv.out_channels, case.row_sparsity)
     small = resized(conv, inputs, outputs)
     x = [one[:, :inputs].contiguous(memory_format=layout) for one in setting.inputs]
     pixels = pixels_of(small, tuple(x[0].shape[1:]))

@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         warnings.simplefilter("ignore")
         for name, check in checks(context):
             if context.minutes_left() <= 0:
-                rows.append({"name": name, "ok": None, "figure": None, "error": "no time left"})
+                rows.append({"name": name, "ok": None, "figure": None, "error": "no time"})
                 continue
             rows.append(outcome(name, check))
             if not rows[-1]["ok"] or len(rows) % 20 == 0:
@@ -351,12 +351,12 @@ def fit(
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=64))
     if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
         raise AssertionError("weights are not finite")
-    left = sum(
+    nonzero = sum(
         int((layer.weight.detach().flatten(1).norm(dim=1) > 0).sum())
         for layer in module.modules()
         if isinstance(layer, nn.Conv2d)
     )
-    zero = 1 - left / LENET_FILTERS
+    zero = 1 - nonzero / LENET_FILTERS
     if not zero > 0:
         raise AssertionError("no filter became zero")
     return zero

@@ -1,10 +1,10 @@
 """Stage ``cifar``: a queue of CIFAR-10 runs, several at a time on one GPU, over several calls.
 
 First, batches made on the device are compared with those of the CPU. Each run is a process of its
-own with the ordinary configs, module and data module; what one leaves of the time on the GPU is
-another's. When the minutes are over, the processes are ended: each left a checkpoint after its last
-whole epoch. The checkpoints of a row of the queue are kept in one archive, from which a later call
-goes on.
+own with the ordinary configs, module and data module; GPU time that one does not use is
+another's. When the minutes are over, the processes are ended: each wrote a checkpoint after its
+last whole epoch. The checkpoints of a row of the queue are stored in one archive, from which a
+later call continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WORK = Path(".gpu", "work")
 MODES = {"graphs": {"TORCHINDUCTOR_CUDAGRAPHS": "1"}, "compiled": {}, "plain": {}}
 """How a run is carried out -> environment; all but the last through torch.compile."""
 STOP_MINUTES = 0.2  # before the end: for the last archives
-LEAST_MINUTES = 1.0  # with less left, no run is started
+LEAST_MINUTES = 1.0  # with less time, no run is started
 ARCHIVE_SECONDS = 60.0
 TRIES = 5
 IMAGES = 45_000  # of an epoch: 50,000 without those held out
@@ -53,7 +53,7 @@ Record = dict[str, Any]
 
 
 def run(context: Context) -> None:
-    """Train what the queue still holds, as long as there are minutes left."""
+    """Train what the queue still holds, while there is time."""
     together, rows = read_queue(HERE / "queue.yaml", context.root / "configs")
     if not context.dry_run:
         data = join(context.root) or os.environ.get("SSL_DATA_DIR", "data")
@@ -117,7 +117,7 @@ class Training:
     # --- what there is already
 
     def fetch(self, row: Row) -> None:
-        """Unpack what an earlier call kept of a row; note how far its runs are."""
+        """Unpack what an earlier call stored of a row; note how far its runs are."""
         runs = [run for run in self.runs.values() if run.row is row]
         if not any(run.folder.exists() for run in runs):
             self.context.unpack(row.name, self.work / "runs")
@@ -187,10 +187,10 @@ class Training:
         """Return a mode that was not tried yet, else the fastest on this row, or on the first."""
         if self.context.device == "cpu":
             return "plain"
-        left = [mode for mode in MODES if mode not in self.barred]
-        compiled = left[:-1]
+        modes = [mode for mode in MODES if mode not in self.barred]
+        compiled = modes[:-1]
         if len(compiled) < 2:
-            return left[0]
+            return modes[0]
         for row in (run.row, *self.rows):
             known = self.speeds(row, compiled)
             if len(known) == len(compiled):
@@ -229,7 +229,7 @@ class Training:
             record = self.records[name]
             record |= figures_of(self.runs[name].folder)
             if status == 0 and finished(record):
-                self.keep()
+                self.store()
                 continue
             lines = active.log.read_text(errors="replace").strip().splitlines()
             record["error"] = f"{active.mode}: status {status}: {' '.join(lines[-3:])}"[-400:]
@@ -276,9 +276,9 @@ class Training:
             self.records[name] |= figures_of(self.runs[name].folder)
         self.active.clear()
 
-    # --- keeping
+    # --- storing
 
-    def keep(self) -> None:
+    def store(self) -> None:
         """Write the records, and an archive of each row that was trained in this call."""
         self.archived = time.monotonic()
         self.lost = []
@@ -291,12 +291,12 @@ class Training:
                     continue
                 try:
                     self.context.archive(row, Path(folder))
-                except ValueError as error:  # the other rows are kept all the same
+                except ValueError as error:  # the other rows are stored all the same
                     self.lost.append(str(error))
         self.save()
 
     def copy(self, run: Run, target: Path) -> None:
-        """Copy what is kept of a run, also while it writes."""
+        """Copy what is stored of a run, also while it writes."""
         with_compact = any(row.like == run.row.name for row in self.rows)
         for _ in range(TRIES):
             shutil.rmtree(target, ignore_errors=True)
@@ -324,10 +324,10 @@ def fresh(run: Run) -> Record:
 
 
 def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, data: Path) -> None:
-    """Keep ``together`` runs under way until all are done or the minutes are over.
+    """Have ``together`` runs under way until all are done or the minutes are over.
 
     Raises:
-        RuntimeError: if a run failed, or was not kept.
+        RuntimeError: if a run failed, or was not stored.
         NoTimeError: if the minutes were over before any open run got further.
     """
     training = Training(context, rows, work, data)
@@ -345,10 +345,10 @@ def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, da
             time.sleep(0.2)
             training.look()
             if time.monotonic() - training.archived > ARCHIVE_SECONDS:
-                training.keep()
+                training.store()
     finally:
         training.stop()
-        training.keep()
+        training.store()
         mps.stop(training.shared)
     failed = [f"{r['name']}: {r['error']}" for r in training.records.values() if r["error"]]
     if failed + training.lost:

@@ -23,7 +23,7 @@ def fit_and_test(config: str, last: str, resume: str | None = None) -> int:
 
 
 def end_with(parent: int) -> None:
-    """End this process when the one that started it is gone."""
+    """End this process when the one that started it has ended."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -136,10 +136,10 @@ def operations(case: Case, tiny: bool, configuration: int = 0) -> int:
     for name in names:
         conv = dense_network(name, tiny)
         assert isinstance(conv, nn.Conv2d)
-        kept = conv.weight.numel()
+        retained = conv.weight.numel()
         if configuration:
-            kept = sparse_layers(name, configuration, tiny)[name].values.numel()
-        total += 2 * case.batch * pixels_of(conv, input_shape(name, tiny)) * kept
+            retained = sparse_layers(name, configuration, tiny)[name].values.numel()
+        total += 2 * case.batch * pixels_of(conv, input_shape(name, tiny)) * retained
     return total
 
 
@@ -147,7 +147,7 @@ def operations(case: Case, tiny: bool, configuration: int = 0) -> int:
 
 
 def device_of(device: torch.device) -> tuple[str, int]:
-    """Return the name by which tiles are kept, and the multiprocessors."""
+    """Return the name by which tiles are stored, and the multiprocessors."""
     if device.type != "cuda":
         return "interpreter", 4
     found = torch.cuda.get_device_properties(device)

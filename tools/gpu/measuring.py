@@ -160,7 +160,7 @@ def checked(case: Case, build: Callable[[], Candidate]) -> tuple[Candidate, Prep
 def work_of(candidate: Candidate, ready: Prepared, case: Case, ceilings: Row) -> Row:
     """Return the floor and the difference from float64.
 
-    Weights stay in the cache from call to call, so only input and output count as moved.
+    Weights are in the cache from call to call, so only input and output count as moved.
     """
     moved = candidate.read * candidate.inputs[0].nbytes + ready.outputs[0].nbytes
     floor = floor_ms(ceilings, case.mode, candidate.operations, moved)
@@ -186,7 +186,7 @@ def add_times(row: Row, turns: Turns[str]) -> None:
 
 
 def wait(device: torch.device) -> None:
-    """Raise if the device is lost: all that follows would fail too, and a later call goes on."""
+    """Raise if the device is lost: all that follows would fail too, and a later call continues."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -2,7 +2,7 @@
 
 ``python tools/gpu/pack.py make --data DIR`` writes below ``.gpu``, which git ignores: the wheels of
 what such a machine lacks, and CIFAR-10 in parts. A call carries the working tree and what is
-printed; together they stay under 64 MiB. ``python tools/gpu/pack.py join`` puts the parts together
+printed; together they are under 64 MiB. ``python tools/gpu/pack.py join`` puts the parts together
 there. Ignored files that one call leaves on the machine must still be there in the next.
 """
 
@@ -81,30 +81,30 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def plan_calls(sizes: dict[str, int], room: int, part: int) -> list[list[Piece]]:
-    """Return which bytes of which file go in each call: as few calls as can be.
+def plan_calls(sizes: dict[str, int], space: int, part: int) -> list[list[Piece]]:
+    """Return which bytes of which file each call carries: as few calls as can be.
 
     Args:
         sizes: file -> bytes.
-        room: bytes of a call that are free for parts.
+        space: bytes of a call that are free for parts.
         part: bytes of a part, at most.
 
     Raises:
-        ValueError: if there is no room.
+        ValueError: if there is no space.
     """
-    if room <= 0:
+    if space <= 0:
         raise ValueError(
-            f"No room for data: the working tree, wheels and results take {-room} bytes more than "
-            "a call holds. Leave zoo/ out of a sparse checkout, or old results out of .gpu/results."
+            f"No space for data: the working tree, wheels and results take {-space} bytes more "
+            "than a call holds. Omit zoo/ from a sparse checkout, or old results from .gpu/results."
         )
     calls: list[list[Piece]] = [[]]
-    free = room
+    free = space
     for name, size in sizes.items():
         start = 0
         while start < size:
             if free == 0:
                 calls.append([])
-                free = room
+                free = space
             length = min(size - start, free, part)
             calls[-1].append((name, start, length))
             start, free = start + length, free - length
@@ -126,11 +126,11 @@ def make_parts(root: Path, data: Path) -> list[list[Piece]]:
     """Write the parts of each call into a folder of its own, with what all of them make up.
 
     Raises:
-        ValueError: if there is no room.
+        ValueError: if there is no space.
     """
     base = root / FOLDER
-    taken = tree_bytes(root) + folder_bytes(base / "wheels") + folder_bytes(base / "results")
-    calls = plan_calls({n: (data / n).stat().st_size for n in FILES}, LIMIT - SPARE - taken, PART)
+    used = tree_bytes(root) + folder_bytes(base / "wheels") + folder_bytes(base / "results")
+    calls = plan_calls({n: (data / n).stat().st_size for n in FILES}, LIMIT - SPARE - used, PART)
     for old in base.glob("call*"):
         shutil.rmtree(old)
     whole: dict[str, Any] = {name: {"parts": []} for name in FILES}
@@ -159,7 +159,7 @@ def say(root: Path, calls: list[list[Piece]]) -> list[str]:
         folder = base / f"call{i}"
         size = fixed + folder_bytes(folder)
         if size > LIMIT:
-            raise ValueError(f"Call {i} would carry {size} bytes, at most {LIMIT}. Leave some out.")
+            raise ValueError(f"Call {i} would carry {size} bytes, at most {LIMIT}. Omit some.")
         sent = ", ".join(path.relative_to(root).as_posix() for path in (*common, folder))
         command = f"python tools/gpu/pack.py join{'' if i == len(calls) else ' || true'}"
         if i == len(calls):

@@ -48,7 +48,7 @@ python tools/gpu/run.py check tune table4 cifar --minutes 9 --out results
 cp results/*.json docs/gpu/ && python tools/gpu/page.py --tiles
 ```
 
-A later run goes on where the results in `docs/gpu/` end. `--dry-run` does all of it on a CPU with
+A later run continues where the results in `docs/gpu/` end. `--dry-run` does all of it on a CPU with
 tiny sizes."""
 
 TABLE4_TEXT = """AlexNet's convolutions at the sparsity of the paper's Table 4 #2 and #5, zeros at

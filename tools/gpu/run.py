@@ -3,7 +3,7 @@
 ``python tools/gpu/run.py check --minutes 9 --out results``
 
 Stages run one after the other, each in a process of its own, so that a failure of one (a lost CUDA
-context, say) does not touch the next. Of the minutes that are left when a stage starts it gets its
+context, say) does not touch the next. Of the remaining minutes a stage gets, when it starts, its
 share among the stages still to come; what it leaves over is for the others. A stage that does
 not stop in time is stopped. Each writes its results as it runs, and finds those of earlier calls.
 ``--dry-run`` does all of it on the CPU with tiny sizes. The exit status is 1 if a stage failed or
@@ -94,8 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(dict.fromkeys(options.stages))
     end = time.monotonic() + 60 * options.minutes
     for i, name in enumerate(names):
-        left = sum(STAGES[other].share for other in names[i:])
-        seconds = max(end - time.monotonic(), 0.0) * STAGES[name].share / left
+        shares = sum(STAGES[other].share for other in names[i:])
+        seconds = max(end - time.monotonic(), 0.0) * STAGES[name].share / shares
         run_apart(name, seconds, options)
     return summary(names, options.out)
 
@@ -127,7 +127,7 @@ def make_context(options: argparse.Namespace, seconds: float) -> Context:
 
 
 def run_here(name: str, options: argparse.Namespace) -> int:
-    """Run one stage in this process; keep its results and write down why it failed, if it does."""
+    """Run one stage in this process; store its results and write down why it failed, if it does."""
     context = make_context(options, options.seconds)
     try:
         if options.device == "cuda":

@@ -3,7 +3,7 @@
 A stage is a file of this folder with ``run(context)`` and ``headline(result)``, and a row of
 ``STAGES`` in ``run.py``. It saves after every result and returns once the minutes are over, or
 raises :class:`NoTimeError` if they were over before its first one; a later call finds what is there
-already through :meth:`Context.earlier` and goes on.
+already through :meth:`Context.earlier` and continues.
 """
 
 from __future__ import annotations

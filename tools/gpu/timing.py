@@ -55,7 +55,7 @@ def set_mode(mode: str) -> None:
     """Let cuDNN, cuBLAS and torch.compile multiply float32 in tf32, or not.
 
     torch has an old and a new form of these switches and refuses to read them where they
-    disagree: the general one is taken back first and set last.
+    disagree: the general one is withdrawn first and set last.
     """
     tf32 = MODES[mode][1]
     torch.backends.cudnn.fp32_precision = "none"
@@ -66,7 +66,7 @@ def set_mode(mode: str) -> None:
 
 
 class EventClock:
-    """Seconds by CUDA events; added up from one event to the next, which keeps them exact."""
+    """Seconds by CUDA events; added up from one event to the next, so they are exact."""
 
     def __init__(self) -> None:
         self.total, self.last = 0.0, self._event()
@@ -105,7 +105,7 @@ def prepare(
 ) -> Prepared:
     """Capture a computation on all inputs in a CUDA graph, and compare it with float64.
 
-    All outputs are kept, so each input writes to memory of its own. Without a GPU nothing is
+    All outputs are held, so each input writes to memory of its own. Without a GPU nothing is
     captured.
 
     Args:

@@ -213,7 +213,7 @@ def figures_of(folder: Path) -> dict[str, float]:
 
 
 def kept_files(run: Run, with_compact: bool) -> Iterator[tuple[Path, str]]:
-    """Yield the files to keep of a run, and their names in its folder."""
+    """Yield the files to store of a run, and their names in its folder."""
     checkpoint, _ = checkpoint_of(run.folder)
     if checkpoint is not None:
         yield checkpoint, "checkpoints/last.ckpt"

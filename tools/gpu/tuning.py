@@ -1,6 +1,6 @@
 """The search for tiles: compiled ahead by several processes, timed in turns with the best so far.
 
-For each problem it goes from the fastest tile found to its neighbours, which differ in one
+For each problem it moves from the fastest tile found to its neighbours, which differ in one
 number. The next problems are those with the most time above their floor, divided by how often
 in a row nothing better was found.
 """
@@ -57,7 +57,7 @@ FIRST_STEP = 45.0  # seconds that a step may take
 COMPILE_SECONDS = 60.0  # for all tiles of a step
 SUMS = 128  # of one thread: more would not fit into its registers
 SHARED_BYTES = 227 * 1024  # of a multiprocessor, for the loads in flight
-BETTER = 0.98  # of the best time: less is not told from noise
+BETTER = 0.98  # of the best time: less is not distinguishable from noise
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def tasks(dry_run: bool) -> list[Task]:
 
 
 def tune(context: Context) -> None:
-    """Search until the minutes are over, or no problem has a neighbour left; save each step.
+    """Search until the minutes are over, or no problem has an untried neighbour; save each step.
 
     Raises:
-        NoTimeError: if there are tiles left to try, and none was tried.
+        NoTimeError: if there are untried tiles, and none was tried.
     """
     device = torch.device(context.device)
     result = context.earlier("tune") or {"tiles": {}, "tasks": {}}
@@ -294,7 +294,7 @@ def try_all(
     ceilings: Row,
     context: Context,
 ) -> None:
-    """Try the tiles of several problems, as long as there is time; one that fails is left out."""
+    """Try the tiles of several problems, as long as there is time; one that fails is omitted."""
     for task, proposed in compiled.items():
         if context.minutes_left() <= 0:
             return

@@ -15,6 +15,7 @@ from ssl_lightning.backbones.convnet import ConvNet
 from ssl_lightning.backbones.lenet import LeNet
 from ssl_lightning.backbones.mlp import MLP
 from ssl_lightning.backbones.resnet_cifar import ResNetCIFAR
+from ssl_lightning.backbones.unet import UNet
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
@@ -26,6 +27,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet44": partial(ResNetCIFAR, depth=44),
     "resnet56": partial(ResNetCIFAR, depth=56),
     "resnet110": partial(ResNetCIFAR, depth=110),
+    "unet": UNet,
 }
 
 

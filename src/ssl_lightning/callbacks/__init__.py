@@ -8,6 +8,7 @@ from ssl_lightning.callbacks.depth import DepthCollapse
 from ssl_lightning.callbacks.during_fit import CompactDuringFit
 from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
 from ssl_lightning.callbacks.pruning import ThresholdPruning
+from ssl_lightning.callbacks.sparsify import Sparsify
 
 CALLBACKS: dict[str, type[Callback]] = {
     cls.__name__: cls
@@ -19,6 +20,7 @@ CALLBACKS: dict[str, type[Callback]] = {
         SparsityMonitor,
         FilterPictures,
         SaveCompact,
+        Sparsify,
     )
 }
 
@@ -29,6 +31,7 @@ __all__ = [
     "FilterPictures",
     "PruneLike",
     "SaveCompact",
+    "Sparsify",
     "SparsityMonitor",
     "ThresholdPruning",
 ]

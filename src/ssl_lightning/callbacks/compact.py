@@ -9,8 +9,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from ssl_lightning.callbacks.when import require_module
+from ssl_lightning.callbacks.when import example_of
 from ssl_lightning.compaction import compact, make_plan, save_compact
+from ssl_lightning.module import sparsity_of
 
 
 class SaveCompact(Callback):
@@ -35,23 +36,17 @@ class SaveCompact(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reject a run whose compact network could not be stored."""
-        module = require_module(pl_module, self)
-        if module.example_input() is None:
-            raise ValueError(
-                "SaveCompact: the shape of the backbone's input is not known. Pass `input_shape`, "
-                "such as [3, 32, 32], to SSLLightningModule."
-            )
+        example_of(sparsity_of(pl_module, "SaveCompact"), "SaveCompact")
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compact and write."""
-        module = require_module(pl_module, self)
-        example = module.example_input()
-        assert example is not None
+        sparsity = sparsity_of(pl_module, "SaveCompact")
+        example = example_of(sparsity, "SaveCompact")
         folder = Path(self.folder or Path(trainer.default_root_dir) / "compact")
-        plan = make_plan(module.backbone, example)
-        small = compact(module.backbone, plan)
-        recipe = module.recipe(plan)
+        plan = make_plan(sparsity.network, example)
+        small = compact(sparsity.network, plan)
+        recipe = sparsity.recipe(plan)
         save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
         rank_zero_info(f"SaveCompact: wrote {folder}.")
         for logger in trainer.loggers:

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from ssl_lightning.callbacks.when import Occasions, require_module
+from ssl_lightning.callbacks.when import Occasions, example_of
 from ssl_lightning.compaction import expand, load_compact
-from ssl_lightning.compaction.store import RECIPE, Recipe
-from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.compaction.store import RECIPE, Recipe, is_own_class
+from ssl_lightning.module import Sparsity, sparsity_of
 from ssl_lightning.prune import IMPORTANCES, prune_like_
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.loading import PREFIX, load_with_recipe
@@ -61,32 +61,31 @@ class PruneLike(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the compact network, so that mistakes show before training."""
         self.occasions.check(trainer)
-        self.masked(require_module(pl_module, self))
+        self.masked(sparsity_of(pl_module, type(self).__name__))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, if this is the epoch to do so."""
         if not self.occasions.at(trainer.current_epoch):
             return
-        module = require_module(pl_module, self)
-        like, example = self.masked(module), module.example_input()
-        assert example is not None
+        sparsity = sparsity_of(pl_module, type(self).__name__)
+        like, example = self.masked(sparsity), example_of(sparsity, "PruneLike")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((module.run_seed, trainer.current_epoch)) & 0x7FFF_FFFF)
-            masks = prune_like_(module.backbone, example, like, self.groups, self.importance)
+            torch.manual_seed(hash((sparsity.run_seed, trainer.current_epoch)) & 0x7FFF_FFFF)
+            masks = prune_like_(sparsity.network, example, like, self.groups, self.importance)
         for group_set, mask in masks:
-            module.prune_groups_(group_set, mask, lock=True)
+            sparsity.prune_groups_(group_set, mask, lock=True)
         zeroed = sum(int(mask.sum()) for _, mask in masks)
         rank_zero_info(f"PruneLike: {zeroed} groups zeroed in epoch {trainer.current_epoch}.")
 
-    def masked(self, module: SSLLightningModule) -> nn.Module:
+    def masked(self, sparsity: Sparsity) -> nn.Module:
         """Return the compact network with its weights in the dense network, all others zero.
 
         Raises:
-            ValueError: if it was made from another backbone than the module's.
+            ValueError: if it was made from another network than the one that is trained.
         """
-        small, recipe = read_compact(self.like)
-        mine = {k: v.shape for k, v in module.backbone.state_dict().items()}
-        dense = recipe.create_dense()
+        small, recipe = read_compact(self.like, sparsity.network)
+        mine = {k: v.shape for k, v in sparsity.network.state_dict().items()}
+        dense = recipe.create_dense(sparsity.network if is_own_class(recipe.backbone) else None)
         if mine != {k: v.shape for k, v in dense.state_dict().items()}:
             raise ValueError(
                 f"PruneLike: {self.like} was made from {recipe.backbone} {recipe.arguments or ''}, "
@@ -95,9 +94,18 @@ class PruneLike(Callback):
         return expand(small, dense, recipe.plans)
 
 
-def read_compact(like: str) -> tuple[nn.Module, Recipe]:
-    """Return the compact network of a zoo entry or a folder, and how it is made."""
+def read_compact(like: str, network: nn.Module) -> tuple[nn.Module, Recipe]:
+    """Return the compact network of a zoo entry or a folder, and how it is made.
+
+    Args:
+        like: ``zoo:<name>``, or the folder.
+        network: what is trained, from which a network of the user's own is made.
+    """
     if like.startswith(PREFIX):
         return load_with_recipe(like.removeprefix(PREFIX))
-    small = load_compact(like)
-    return small, Recipe.from_json((Path(like) / RECIPE).read_text(), f"{like}/{RECIPE}")
+    path = Path(like) / RECIPE
+    if not path.is_file():
+        load_compact(like)  # which says what is missing
+    recipe = Recipe.from_json(path.read_text(), f"{like}/{RECIPE}")
+    own = network if is_own_class(recipe.backbone) else None
+    return load_compact(like, model=own), recipe

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, example_of
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.graph import ResidualBranch, residual_branches, trace
 from ssl_lightning.groups import resolve_groups
-from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.module import Sparsity, sparsity_of
 
 
 class DepthCollapse(EpochStartCallback):
@@ -48,34 +48,30 @@ class DepthCollapse(EpochStartCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the branches; on a resumed run, collapse again those that were."""
-        module = require_module(pl_module, self)
+        sparsity = sparsity_of(pl_module, type(self).__name__)
         self.occasions.check(trainer)
-        self.look_again(module)
+        self.look_again(sparsity)
 
-    def look_again(self, module: SSLLightningModule) -> None:
+    def look_again(self, sparsity: Sparsity) -> None:
         """Find the branches of a backbone that is another now, and skip the collapsed ones."""
         self._branches = None
-        for branch in self.branches(module):
+        for branch in self.branches(sparsity):
             if self.is_collapsed(branch):
-                skip_branch(module.backbone, branch)
+                skip_branch(sparsity.network, branch)
 
     def is_collapsed(self, branch: ResidualBranch) -> bool:
         """Whether a branch was collapsed before."""
         return set(branch.weighted) <= set(self.collapsed)
 
-    def branches(self, module: SSLLightningModule) -> list[ResidualBranch]:
+    def branches(self, sparsity: Sparsity) -> list[ResidualBranch]:
         """Return the residual branches of the backbone (traced once, and after a compaction)."""
         if self._branches is None:
-            example = module.example_input()
-            if example is None:
-                raise ValueError(
-                    "DepthCollapse: the shape of the backbone's input is not known. Pass "
-                    "`input_shape`, such as [3, 32, 32], to SSLLightningModule."
-                )
-            self._branches = residual_branches(trace(module.backbone, example))
-        if not self._branches and not module.plans:
+            example = example_of(sparsity, "DepthCollapse")
+            self._branches = residual_branches(trace(sparsity.network, example))
+        if not self._branches and not sparsity.plans:
+            name = type(sparsity.network).__name__
             raise ValueError(
-                f"DepthCollapse: {type(module.backbone).__name__} has no residual additions, so no "
+                f"DepthCollapse: {name} has no residual additions, so no "
                 "block can be collapsed. Remove the callback."
             )
         return self._branches
@@ -84,12 +80,12 @@ class DepthCollapse(EpochStartCallback):
         """Collapse the branches that became zero."""
         if not self.occasions.at(trainer.current_epoch):
             return
-        module = require_module(pl_module, self)
-        for branch in self.branches(module):
-            if not self.is_collapsed(branch) and has_zero_layer(module.backbone, branch):
+        sparsity = sparsity_of(pl_module, type(self).__name__)
+        for branch in self.branches(sparsity):
+            if not self.is_collapsed(branch) and has_zero_layer(sparsity.network, branch):
                 self.collapsed += [name for name in branch.weighted if name not in self.collapsed]
-                lock_branch_(module, branch)
-                skip_branch(module.backbone, branch)
+                lock_branch_(sparsity, branch)
+                skip_branch(sparsity.network, branch)
                 rank_zero_info(
                     f"DepthCollapse: {', '.join(branch.weighted)} removed in epoch "
                     f"{trainer.current_epoch}."
@@ -110,11 +106,11 @@ def has_zero_layer(backbone: nn.Module, branch: ResidualBranch) -> bool:
     return any(isinstance(w, Tensor) and not bool(w.any()) for w in weights)
 
 
-def lock_branch_(module: SSLLightningModule, branch: ResidualBranch) -> None:
+def lock_branch_(sparsity: Sparsity, branch: ResidualBranch) -> None:
     """Zero and lock everything that the branch's layers and their norms hold."""
     selector = {"kind": "depth", "layers": list(branch.weighted)}
-    for group_set in resolve_groups(module.backbone, [selector], module.example_input()):
-        module.prune_groups_(group_set, torch.ones(1, dtype=torch.bool), lock=True)
+    for group_set in resolve_groups(sparsity.network, [selector], sparsity.example_input()):
+        sparsity.prune_groups_(group_set, torch.ones(1, dtype=torch.bool), lock=True)
 
 
 def skip_branch(backbone: nn.Module, branch: ResidualBranch) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from ssl_lightning.callbacks.depth import DepthCollapse
-from ssl_lightning.callbacks.when import EpochStartCallback, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, example_of
 from ssl_lightning.compaction import (
     Plan,
     check_sliceable,
@@ -19,7 +19,7 @@ from ssl_lightning.compaction import (
 )
 from ssl_lightning.graph import trace
 from ssl_lightning.measure import num_parameters
-from ssl_lightning.module import SSLLightningModule, averaged_copies
+from ssl_lightning.module import Sparsity, averaged_copies, sparsity_of
 
 
 class CompactDuringFit(EpochStartCallback):
@@ -68,17 +68,12 @@ class CompactDuringFit(EpochStartCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which compaction would fail, or never happen."""
-        module = require_module(pl_module, self)
+        sparsity = sparsity_of(pl_module, type(self).__name__)
         self.check_reached(trainer)
-        example = module.example_input()
-        if example is None:
-            raise ValueError(
-                "CompactDuringFit: the shape of the backbone's input is not known. Pass "
-                "`input_shape`, such as [3, 32, 32], to SSLLightningModule."
-            )
+        example = example_of(sparsity, "CompactDuringFit")
         for optimizer in trainer.optimizers:
             check_sliceable(optimizer)
-        trace(module.backbone, example)
+        trace(sparsity.network, example)
 
     def check_reached(self, trainer: pl.Trainer) -> None:
         """Reject an epoch that the run does not reach."""
@@ -94,35 +89,35 @@ class CompactDuringFit(EpochStartCallback):
         """Compact, if this is one of the epochs to do so and something can go."""
         if trainer.current_epoch not in self.epochs:
             return
-        module = require_module(pl_module, self)
-        example = module.example_input()
-        assert example is not None
-        plan = common_plan(trainer.strategy, make_plan(module.backbone, example, constants=False))
-        before = num_parameters(module.backbone)
+        sparsity = sparsity_of(pl_module, type(self).__name__)
+        example = example_of(sparsity, "CompactDuringFit")
+        plan = common_plan(trainer.strategy, make_plan(sparsity.network, example, constants=False))
+        before = num_parameters(sparsity.network)
         if plan.removed():
-            compact_in_place_(trainer, module, plan)
-        share = module.macs.share(module)
+            compact_in_place_(trainer, sparsity, plan)
+        share = sparsity.macs.share(sparsity)
         macs = "" if share is None else f", {share:.1f} % of the dense network's MACs left,"
+        after = num_parameters(sparsity.network)
         rank_zero_info(
-            f"CompactDuringFit: {before:,} -> {num_parameters(module.backbone):,} parameters{macs} "
+            f"CompactDuringFit: {before:,} -> {after:,} parameters{macs} "
             f"in epoch {trainer.current_epoch}."
         )
 
 
-def compact_in_place_(trainer: pl.Trainer, module: SSLLightningModule, plan: Plan) -> None:
+def compact_in_place_(trainer: pl.Trainer, sparsity: Sparsity, plan: Plan) -> None:
     """Carry a plan out on everything that a running training holds."""
-    old = module.backbone
+    old = sparsity.network
     small = compact(old, plan)
-    module.adopt_(plan, small)
+    sparsity.adopt_(plan, small)
     for optimizer in trainer.optimizers:
         slice_optimizer_(optimizer, old, plan, small)
     for average in averaged_copies(trainer):
-        average.follow_(plan)
+        sparsity_of(average).follow_(plan)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, DepthCollapse):
-            callback.look_again(module)
+            callback.look_again(sparsity)
     if isinstance(trainer.strategy, DDPStrategy):
-        wrap_again(trainer.strategy, module)
+        wrap_again(trainer.strategy, sparsity.module)
 
 
 def common_plan(strategy: Strategy, plan: Plan) -> Plan:
@@ -130,7 +125,7 @@ def common_plan(strategy: Strategy, plan: Plan) -> Plan:
     return Plan.from_json(strategy.broadcast(plan.to_json()))
 
 
-def wrap_again(strategy: DDPStrategy, module: SSLLightningModule) -> None:
+def wrap_again(strategy: DDPStrategy, module: pl.LightningModule) -> None:
     """Let DDP reduce the gradients of the new parameters; weights become those of process 0."""
     strategy.model = module
     strategy.configure_ddp()
@@ -161,5 +156,5 @@ def refuse_compiled(module: nn.Module) -> None:
         raise MisconfigurationException(
             "CompactDuringFit: the module, or a part of its backbone, was compiled by "
             "`torch.compile`, which would go on with the old layers. Pass the plain module and "
-            "let SSLLightningModule compile it: `compile: true`."
+            "compile in `prepare_network` (SSLLightningModule: `compile: true`)."
         )

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions
 from ssl_lightning.groups import group_norms, kept_groups, nonzero_groups
-from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.module import Sparsity, sparsity_of
 from ssl_lightning.report import filter_grid, filter_pictures
 
 
@@ -57,28 +57,30 @@ class SparsityMonitor(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the figures of this epoch."""
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            module = require_module(pl_module, self)
-            pl_module.log_dict(sparsity_figures(module))
+            sparsity = sparsity_of(pl_module, type(self).__name__)
+            pl_module.log_dict(sparsity_figures(sparsity))
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the table."""
         if self.table:
-            Console().print(sparsity_table(groups_left(require_module(pl_module, self))))
+            Console().print(
+                sparsity_table(groups_left(sparsity_of(pl_module, type(self).__name__)))
+            )
 
 
-def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
+def sparsity_figures(sparsity: Sparsity) -> dict[str, float]:
     """Return the sparsity in percent per layer and kind, and the effective strengths."""
     figures = {
         f"sparsity/{layer}/{kind}": 100.0 * (1.0 - kept / total)
-        for layer, kinds in groups_left(module).items()
+        for layer, kinds in groups_left(sparsity).items()
         for kind, (kept, total) in kinds.items()
     }
-    parameters = dict(module.backbone.named_parameters())
-    sets = module.regularizer.group_sets
+    parameters = dict(sparsity.network.named_parameters())
+    sets = sparsity.regularizer.group_sets
     singles = [s for s in sets if s.elementwise]
-    sizes = {s.layer: s.num_groups for s in singles} if module.origin is None else {}
-    sizes |= {} if module.origin is None else module.origin.singles
+    sizes = {s.layer: s.num_groups for s in singles} if sparsity.origin is None else {}
+    sizes |= {} if sparsity.origin is None else sparsity.origin.singles
     kept = {s.layer: int(nonzero_groups(s, parameters).sum()) for s in singles}
     for layer, size in sizes.items():
         figures[f"sparsity/{layer}/weights"] = 100.0 * (1.0 - kept.get(layer, 0) / size)
@@ -86,18 +88,18 @@ def sparsity_figures(module: SSLLightningModule) -> dict[str, float]:
         norms = group_norms(group_set, parameters).detach()
         left = norms[norms > 0]
         figures[f"smallest_norm/{group_set.name}"] = float(left.min()) if len(left) else 0.0
-    strengths = module.regularizer.strengths(module.epoch)
+    strengths = sparsity.regularizer.strengths(sparsity.epoch)
     return {**figures, **{f"strength/{name}": value for name, value in strengths.items()}}
 
 
-def groups_left(module: SSLLightningModule) -> dict[str, dict[str, list[int]]]:
+def groups_left(sparsity: Sparsity) -> dict[str, dict[str, list[int]]]:
     """Return layer -> kind -> [groups left, groups there were before any compaction]."""
-    left = kept_groups(module.backbone)
-    if module.origin is None:
+    left = kept_groups(sparsity.network)
+    if sparsity.origin is None:
         return left
     return {
         layer: {kind: [left.get(layer, {}).get(kind, [0])[0], of] for kind, of in kinds.items()}
-        for layer, kinds in module.origin.groups.items()
+        for layer, kinds in sparsity.origin.groups.items()
     }
 
 
@@ -167,24 +169,24 @@ class FilterPictures(EpochStartCallback):
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the filters, if this is the epoch to do so."""
         if self.occasions is not None and self.occasions.at(trainer.current_epoch):
-            weights = self.weights(require_module(pl_module, self))
+            weights = self.weights(sparsity_of(pl_module, type(self).__name__))
             self.first = None if weights is None else torch.from_numpy(weights.copy())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the convolution, so that a misspelt name shows before training."""
         if self.occasions is not None:
             self.occasions.check(trainer)
-        self.weights(require_module(pl_module, self))
+        self.weights(sparsity_of(pl_module, type(self).__name__))
 
-    def weights(self, module: SSLLightningModule) -> npt.NDArray[np.floating[Any]] | None:
+    def weights(self, sparsity: Sparsity) -> npt.NDArray[np.floating[Any]] | None:
         """Return the convolution's weight, shape ``(O, C, H, W)``; None if it is gone."""
-        convs = {n: m for n, m in module.backbone.named_modules() if isinstance(m, nn.Conv2d)}
+        convs = {n: m for n, m in sparsity.network.named_modules() if isinstance(m, nn.Conv2d)}
         name = self.layer if self.layer is not None else next(iter(convs), None)
-        if name not in convs and module.plans:
+        if name not in convs and sparsity.plans:
             return None
         if name not in convs:
             raise ValueError(
-                f"FilterPictures: no convolution {name!r} in {type(module.backbone).__name__}. "
+                f"FilterPictures: no convolution {name!r} in {type(sparsity.network).__name__}. "
                 f"Convolutions: {', '.join(convs) or 'none'}."
             )
         return convs[name].weight.detach().float().cpu().numpy()
@@ -195,7 +197,7 @@ class FilterPictures(EpochStartCallback):
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if not last and trainer.current_epoch % self.every_n_epochs:
             return
-        weights = self.weights(require_module(pl_module, self))
+        weights = self.weights(sparsity_of(pl_module, type(self).__name__))
         if weights is not None:
             for logger in trainer.loggers:
                 log_picture(logger, filter_grid(weights), trainer.global_step)
@@ -204,7 +206,7 @@ class FilterPictures(EpochStartCallback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file."""
         folder = Path(self.folder or trainer.default_root_dir)
-        weights = self.weights(require_module(pl_module, self))
+        weights = self.weights(sparsity_of(pl_module, type(self).__name__))
         if weights is not None:
             panels = {"after": weights}
             if self.first is not None:

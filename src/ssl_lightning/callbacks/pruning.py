@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, require_module
+from ssl_lightning.callbacks.when import EpochStartCallback, Occasions
 from ssl_lightning.graph import is_cut
 from ssl_lightning.groups import GroupSet, group_norms
+from ssl_lightning.module import sparsity_of
 from ssl_lightning.penalties import Regularizer
 
 
@@ -36,9 +37,9 @@ class ThresholdPruning(EpochStartCallback):
             are zero already count. Or a mapping from globs on layers to shares, such as
             ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of ``layers``; the first that matches
             a layer holds for it.
-        kinds: kinds of group to prune; None takes all that are penalised, except for single
-            weights, which are pruned only if their kind, such as ``"l1"``, is named here: a
-            threshold that suits the norms of groups would take most of them.
+        kinds: kinds of group to prune; None takes all that are penalised. The single weights of an
+            ``l1`` penalty are pruned only if ``"l1"`` is named here: a threshold that suits the
+            norms of groups would take most of them.
         layers: glob or globs on the layers to prune.
         lock: keep the zeroed groups at zero.
 
@@ -98,12 +99,12 @@ class ThresholdPruning(EpochStartCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reject settings that would never prune anything."""
-        module = require_module(pl_module, self)
+        sparsity = sparsity_of(pl_module, type(self).__name__)
         self.occasions.check(trainer)
-        chosen = self.chosen(module.regularizer)
+        chosen = self.chosen(sparsity.regularizer)
         idle = [p for p in self.layers if not any(fnmatchcase(s.layer, p) for s in chosen)]
-        if (idle or not chosen) and not module.plans:
-            sets = module.regularizer.group_sets
+        if (idle or not chosen) and not sparsity.plans:
+            sets = sparsity.regularizer.group_sets
             known = ", ".join(s.name for s in sets) or "none"
             singles = {s.kind: None for s in sets if s.elementwise}
             hint = f" Single weights are pruned only if `kinds` names {', '.join(singles)}."
@@ -117,22 +118,22 @@ class ThresholdPruning(EpochStartCallback):
         """Prune, if this is one of the epochs to do so."""
         if not self.occasions.at(trainer.current_epoch):
             return
-        module = require_module(pl_module, self)
-        parameters = dict(module.backbone.named_parameters())
+        sparsity = sparsity_of(pl_module, type(self).__name__)
+        parameters = dict(sparsity.network.named_parameters())
         total, kept = 0, {}
         emptied: list[str] = []
-        for group_set in self.chosen(module.regularizer):
+        for group_set in self.chosen(sparsity.regularizer):
             norms = group_norms(group_set, parameters).detach()
             mask = self.to_zero(norms, group_set.layer)
             if bool(mask.all()) and group_set.kind != "depth":
                 emptied.append(group_set.name)
-            total += module.prune_groups_(group_set, mask, lock=self.lock)
+            total += sparsity.prune_groups_(group_set, mask, lock=self.lock)
             if not bool(mask.all()):
                 kept[group_set.name] = float(norms[~mask].min()), self.limit(norms)
-        example = module.example_input()
+        example = sparsity.example_input()
         if emptied and example is not None:
             parameter = next(iter(parameters.values()))
-            if is_cut(module.backbone, example.to(parameter.device)):
+            if is_cut(sparsity.network, example.to(parameter.device)):
                 rank_zero_warn(
                     f"ThresholdPruning zeroes all groups of {', '.join(emptied)}: the network is "
                     "cut, its output depends on its input no more. Lower the strength or the "

@@ -1,4 +1,4 @@
-"""At which epochs a callback acts, when in an epoch, and on what kind of module."""
+"""At which epochs a callback acts, and when in an epoch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.graph import ExampleInput
+from ssl_lightning.module import Sparsity
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,16 @@ class EpochStartCallback(Callback):
             self.on_train_epoch_start(trainer, pl_module)
 
 
-def require_module(module: pl.LightningModule, callback: Callback) -> SSLLightningModule:
-    """Return the module as an SSLLightningModule.
+def example_of(sparsity: Sparsity, where: str) -> ExampleInput:
+    """Return an example of the network's input.
 
     Raises:
-        MisconfigurationException: if it is another kind of module.
+        ValueError: if its shape is not known, saying how to give it.
     """
-    if not isinstance(module, SSLLightningModule):
-        raise MisconfigurationException(
-            f"{type(callback).__name__} needs an SSLLightningModule, got {type(module).__name__}. "
-            "Wrap your network: SSLLightningModule(backbone=network, penalties=[...])."
+    example = sparsity.example_input()
+    if example is None:
+        raise ValueError(
+            f"{where}: the shape of the network's input is not known. Pass `input_shape`, such as "
+            "[3, 32, 32], to SSLLightningModule, or `example_input` to `sparsify`."
         )
-    return module
+    return example

@@ -62,15 +62,15 @@ def carry_out(name: str, arguments: list[str]) -> int:
     try:
         status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
     except Exception as error:
-        told = told_by_us(error)
-        if not is_users(told) or os.environ.get("SSL_TRACEBACK"):
+        own = own_error(error)
+        if not is_users(own) or os.environ.get("SSL_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {told}\n")
+        sys.stderr.write(f"error: {own}\n")
         return 1
     return int(status or 0)
 
 
-def told_by_us(error: Exception) -> BaseException:
+def own_error(error: Exception) -> BaseException:
     """Return the error of this package behind one of another library, if there is one.
 
     The parser of the command line puts what a callback or data module says of its arguments into

@@ -33,7 +33,7 @@ def compact_checkpoint(
         output: folder to write to; default: ``compact`` beside the checkpoint's folder.
         prefer: ``auto`` measures each convolution that still has zero columns, dense and
             column-sparse, and takes what is faster on this machine with its present threads;
-            ``dense`` keeps ordinary convolutions, which run anywhere.
+            ``dense`` uses ordinary convolutions, which run anywhere.
         model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
             own; it is called with the arguments that the checkpoint holds.
         config: instead, the config that it was trained with, whose ``model.backbone`` is used.

@@ -31,7 +31,7 @@ def mistake_in(path: Path, options: Collection[str]) -> str | None:
     """Return a sentence about the first mistake in a config, or None.
 
     Args:
-        path: of the config; what is no file is left to the parser.
+        path: of the config; what is no file is the parser's affair.
         options: names of all options, such as ``"trainer"`` and ``"trainer.max_epochs"``.
     """
     if not path.is_file():
@@ -56,8 +56,8 @@ def mistake_in_section(where: str, section: dict[Any, Any], options: Collection[
         >>> mistake_in_section("", {"trainr": {}}, ["trainer", "trainer.max_epochs"])
         'There is no option `trainr`. Did you mean trainer?'
         >>> mistake_in_section("", {"trainer": 3}, ["trainer", "trainer.max_epochs"])
-        'expected `trainer` to be a section of options such as `trainer.max_epochs`, got 3. Leave \
-it out, or give options.'
+        'expected `trainer` to be a section of options such as `trainer.max_epochs`, got 3. Omit \
+it, or give options.'
     """
     for key, value in section.items():
         name = f"{where}{key}".removesuffix("+")
@@ -69,7 +69,7 @@ it out, or give options.'
         elif inside and value != {}:
             return (
                 f"expected `{name}` to be a section of options such as `{inside[0]}`, got "
-                f"{shortened(value)}. Leave it out, or give options."
+                f"{shortened(value)}. Omit it, or give options."
             )
         elif name not in options and not value and value is not False and not inside:
             return no_option(name, options)

@@ -30,8 +30,8 @@ def registry() -> Path:
 def remember_run(folder: Path, network: nn.Module) -> None:
     """Write down that a run of this user trains a network of their own.
 
-    Runs whose folders are gone are forgotten. Where nothing can be written, nothing is: commands
-    then ask for the class.
+    Runs whose folders do not exist any more are forgotten. Where nothing can be written, nothing
+    is: commands then ask for the class.
 
     Args:
         folder: of the run.

@@ -83,7 +83,7 @@ def one_sentence(
         return no_option(found[1], options)
     if found := UNRECOGNIZED.search(message):
         if found[1] == "":
-            return f"Expected no further argument, got {found[2]!r}. Leave it out."
+            return f"Expected no further argument, got {found[2]!r}. Omit it."
         return no_option(found[2] or found[4], options)
     if found := NO_VALUE.search(message):
         return f"`{found[1]}`: expected a value, got none. Write it behind `--{found[1]}`."
@@ -154,7 +154,7 @@ def explained(text: str, given: str, names: Iterable[str]) -> str:
 
 
 def bullets(text: str) -> list[str]:
-    r"""Split a list of the parser; lists inside its points stay.
+    r"""Split a list of the parser; lists inside its points are not split.
 
     Example:
         >>> bullets("  - a:\n      - b\n  - c")

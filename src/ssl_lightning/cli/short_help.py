@@ -17,7 +17,7 @@ HINT = (
 def shortened(text: str) -> str:
     r"""Return the parser's help with the first sentence of each option only.
 
-    Options that show the help of a class are left out: one line at the end tells of them.
+    Options that show the help of a class are omitted: one line at the end names them.
 
     Example:
         >>> print(shortened("options:\n  --x X   How much. More. (type: int, default: 3)\n"))

@@ -69,7 +69,7 @@ class RunFolderConfig(SaveConfigCallback):
             remember_run(Path(trainer.default_root_dir), pl_module.backbone)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Know that the run has begun, so that what it wrote stays."""
+        """Know that the run has begun, so that its files are not removed."""
         self.begun = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -141,7 +141,7 @@ class SSLCLI(LightningCLI):
         }
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Carry out the subcommand; of a run that is refused nothing stays."""
+        """Carry out the subcommand; of a run that is refused nothing is written."""
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
@@ -227,6 +227,11 @@ def check_parsed(content: Mapping[str, Any], path: str) -> None:
         raise ValueError(
             f"{path} is of the network {on_one_line(name)}, and no code is imported because a "
             "file names it. Give the config that it was trained with: `--config`."
+        )
+    if settings.get("loss") is not None or settings.get("metrics"):
+        raise ValueError(
+            f"{path} was trained with a loss or metrics of its own, and no code is imported "
+            "because a checkpoint names it. Give the config that it was trained with: `--config`."
         )
     if unknown := [key for key in settings if key not in KINDS]:
         raise ValueError(

@@ -36,6 +36,15 @@ class Plan:
             :func:`structure_of`.
         checks: sentences about what was not compared, or only roughly: sizes of the inputs that the
             network itself refuses, lower precision, train mode.
+
+    Example:
+        >>> from ssl_lightning import Selector, create_backbone, make_plan, prune_
+        >>> net = create_backbone("lenet")
+        >>> groups = [Selector("filter", "conv1")]
+        >>> _ = prune_(net, torch.zeros(1, 1, 28, 28), fraction=0.5, groups=groups)
+        >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+        >>> len(plan.modules["conv1"].outputs)
+        10
     """
 
     modules: dict[str, SiteSlices]

@@ -204,6 +204,14 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         ValueError: if the model's layers are not those that the plan was made for. The model is
             unchanged then.
+
+    Example:
+        >>> from ssl_lightning import create_backbone
+        >>> net, x = create_backbone("lenet"), torch.zeros(1, 1, 28, 28)
+        >>> with torch.no_grad():
+        ...     _ = net.conv1.weight[5:].zero_(), net.conv1.bias[5:].zero_()
+        >>> apply_plan(create_backbone("lenet"), make_plan(net, x)).conv1.out_channels
+        5
     """
     small = apply_slices(model, plan.modules)
     replace_layers(small, plan.sparse, keep_all=True)

@@ -209,6 +209,15 @@ def save_compact(
 
     Raises:
         ValueError: if :func:`load_compact` could not make the network again; nothing is written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from ssl_lightning import compact, create_backbone, make_plan
+        >>> net = create_backbone("lenet")
+        >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+        >>> folder = save_compact(mkdtemp(), compact(net, plan), plan, "lenet", {})
+        >>> sorted(path.name for path in folder.iterdir())
+        ['model.safetensors', 'plan.json']
     """
     folder = Path(folder)
     plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
@@ -285,6 +294,17 @@ def load_compact(folder: str | Path, model: OwnNetwork | None = None) -> nn.Modu
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged, holds NaN, or tensors and plan do not fit each other; or
             if the network is the user's own and ``model`` was not given.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from ssl_lightning import compact, create_backbone, make_plan
+        >>> net = create_backbone("lenet")
+        >>> with torch.no_grad():
+        ...     _ = net.conv1.weight[5:].zero_(), net.conv1.bias[5:].zero_()
+        >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+        >>> folder = save_compact(mkdtemp(), compact(net, plan), plan, "lenet", {})
+        >>> load_compact(folder).conv1.out_channels
+        5
     """
     return read_compact(Path(folder), str(folder), model)
 

@@ -6,17 +6,18 @@ torchvision.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ssl_lightning import lazy
 
 if TYPE_CHECKING:
-    from ssl_lightning.data.datamodule import (
-        DATA_MODULES,
+    from ssl_lightning.data.base import ImageDataModule
+    from ssl_lightning.data.datamodule import DATA_MODULES
+    from ssl_lightning.data.folder import ImageFolderDataModule, ImageNetDataModule
+    from ssl_lightning.data.memory import (
+        ArrayDataModule,
         CIFAR10DataModule,
         FashionMNISTDataModule,
-        ImageDataModule,
-        ImageFolderDataModule,
-        ImageNetDataModule,
         ImagenetteDataModule,
         InMemoryDataModule,
         MNISTDataModule,
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
         read_idx_split,
         read_packed,
     )
+    from ssl_lightning.data.synthetic import SyntheticDataModule
 
 __all__ = [
     "DATA_MODULES",
+    "ArrayDataModule",
     "CIFAR10DataModule",
     "DataFileError",
     "DataNotFoundError",
@@ -43,28 +46,9 @@ __all__ = [
     "InMemoryDataModule",
     "LabelledImages",
     "MNISTDataModule",
+    "SyntheticDataModule",
     "read_idx",
     "read_idx_split",
     "read_packed",
 ]
-
-_PACKED = {
-    "DataFileError",
-    "DataNotFoundError",
-    "LabelledImages",
-    "read_idx",
-    "read_idx_split",
-    "read_packed",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(
-        import_module(f"{__name__}.{'packed' if name in _PACKED else 'datamodule'}"), name
-    )
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy.attach(__name__)

@@ -34,7 +34,7 @@ def hash_uint64(seed: int, epoch: Int64Array | int, index: Int64Array, stream: i
     """Hash (seed, stream, epoch, index) to 64 uniform bits.
 
     Args:
-        seed: any integer; taken modulo 2**64.
+        seed: any integer; used modulo 2**64.
         epoch: one epoch, or one for each index.
         index: sample indices ``(N,)``.
         stream: what the number is for, e.g. :data:`FLIP`.
@@ -137,14 +137,14 @@ class BatchTransform(Protocol):
     """Maps a uint8 batch ``(B, C, H, W)`` and its samples' epochs and indices to another one."""
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
-        """Return the transformed batch; the input is left as it is."""
+        """Return the transformed batch; the input is not changed."""
 
 
 class DeviceTransform(BatchTransform, Protocol):
     """One that also works where the images are: numbers drawn on the CPU, pixels moved there."""
 
     def draw(self, size: tuple[int, int], epoch: Int64Array, index: Int64Array) -> Int64Array:
-        """Return the numbers ``(B, K)`` that tell what happens to images of ``size`` pixels."""
+        """Return the numbers ``(B, K)`` that say what happens to images of ``size`` pixels."""
 
     def on_device(self, images: Tensor, draws: Tensor) -> Tensor:
         """Transform uint8 ``(B, C, H, W)`` by draws ``(B, K)``, both on one device, likewise."""
@@ -165,7 +165,7 @@ class CropFlip:
     seed: int = 0
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
-        """Transform a batch; shape and dtype stay."""
+        """Transform a batch; shape and dtype are those of the input."""
         top, left, flip = self.draw((images.shape[2], images.shape[3]), epoch, index).T
         return crop_and_flip(images, top, left, flip.astype(bool), self.pad)
 
@@ -319,7 +319,7 @@ class Resize:
 
     Args:
         size: side of the result in pixels.
-        middle: share of the height and the width that is kept.
+        middle: share of the height and the width that is used.
     """
 
     size: int

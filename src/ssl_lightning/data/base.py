@@ -6,8 +6,8 @@ What all of them have in common:
   selected on them. The official test split is read for ``test`` and ``predict`` only.
 * Order and augmentation are functions of (seed, epoch, sample), the same for any number of
   processes and workers and for an interrupted run that is resumed.
-* A training epoch leaves out the samples that do not fill the last batch, unless there is no full
-  batch at all; the evaluation loaders leave out none.
+* A training epoch omits the samples that do not fill the last batch, unless there is no full
+  batch at all; the evaluation loaders omit none.
 * Batches are float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``; ``predict`` gives the same
   batches as ``test``.
 """
@@ -15,7 +15,8 @@ What all of them have in common:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_lightning.data.augment import SPLIT, Int64Array, permutation
-from ssl_lightning.data.loading import EpochSampler, ResumableLoader
+from ssl_lightning.data.loading import EpochSampler, KeyedDataset, ResumableLoader, SeededDataset
 from ssl_lightning.data.sets import default_root
 
 Batch = tuple[Tensor, Tensor]
@@ -39,8 +40,14 @@ SPLITS_OF_STAGE: dict[str | None, tuple[Split, ...]] = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageDataModule(LightningDataModule):
     """Loaders over a training, a validation and a test dataset; subclasses make the datasets.
+
+    The arguments are the fields of a dataclass, which subclasses add to or give other defaults
+    (``@dataclass(kw_only=True, eq=False)``), so that each argument is written once. A subclass
+    defines :meth:`make_dataset`, ``class_names`` (or ``num_classes``) and ``input_shape``. Images
+    that fit into memory are less work: see :class:`~ssl_lightning.data.ArrayDataModule`.
 
     Args:
         root: folder of the data; see :func:`ssl_lightning.data.sets.default_root`.
@@ -52,55 +59,65 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: samples per evaluation step and process.
         num_workers: processes that load batches; 0 loads in the training process.
 
+    Attributes:
+        folder: the folder that ``root`` stands for.
+
     Raises:
         ValueError: if a number is out of range.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> class Ramps(ImageDataModule):
+        ...     num_classes, input_shape = 2, (1, 4, 4)
+        ...
+        ...     def make_dataset(self, split):
+        ...         images = torch.linspace(0, 1, 6 * 16).view(6, 1, 4, 4)
+        ...         data = TensorDataset(images, torch.tensor([0, 0, 0, 1, 1, 1]))
+        ...         return self.subset(data, split)
+        >>> data = Ramps(batch_size=2, num_validation=2)
+        >>> [labels.tolist() for images, labels in data.train_dataloader()]
+        [[1, 0], [1, 1]]
     """
+
+    root: str | None = None
+    batch_size: int = 128
+    num_validation: int = 0
+    seed: int = 0
+    augment: bool = True
+    normalize: bool = True
+    eval_batch_size: int = 250
+    num_workers: int = 0
 
     collate: ClassVar[Any] = None
 
-    def __init__(
-        self,
-        root: str | None,
-        batch_size: int,
-        num_validation: int,
-        seed: int,
-        augment: bool,
-        normalize: bool,
-        eval_batch_size: int,
-        num_workers: int,
-    ) -> None:
+    def __post_init__(self) -> None:
+        """Check the settings; subclasses call this first."""
         super().__init__()
-        self._require("batch_size", batch_size, 1)
-        self._require("eval_batch_size", eval_batch_size, 1)
-        self._require("num_workers", num_workers, 0)
-        self._require("seed", seed, 0)
-        self.root = default_root(root)
-        self.batch_size = batch_size
-        self.num_validation = num_validation
-        self.seed = seed
-        self.augment = augment
-        self.normalize = normalize
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
+        self._require("batch_size", self.batch_size, 1)
+        self._require("eval_batch_size", self.eval_batch_size, 1)
+        self._require("num_workers", self.num_workers, 0)
+        self._require("num_validation", self.num_validation, 0)
+        self._require("seed", self.seed, 0)
+        self.folder = default_root(self.root)
         self._datasets: dict[Split, Dataset[Any]] = {}
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each label."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `class_names`.")
 
     @property
     def num_classes(self) -> int:
-        """Number of labels."""
+        """Number of classes, or of other outputs that a network has."""
         return len(self.class_names)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image in a batch."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `input_shape`.")
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what a stage needs; what is loaded already is kept.
+        """Load the splits that a stage needs, unless they are loaded already.
 
         Args:
             stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None for all.
@@ -109,10 +126,24 @@ class ImageDataModule(LightningDataModule):
             self.dataset(split)
 
     def dataset(self, split: Split) -> Dataset[Any]:
-        """The dataset of one split, loaded when it is first asked for."""
+        """The dataset of one split, made at the first call."""
         if split not in self._datasets:
-            self._datasets[split] = self._make_dataset(split)
+            made: Any = self.make_dataset(split)
+            if not isinstance(made, KeyedDataset):
+                made = SeededDataset(made, np.arange(len(made)), self.seed)
+            self._datasets[split] = made
         return self._datasets[split]
+
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        """Return the dataset of one split: any map-style dataset; subclasses define this.
+
+        What its transform draws from torch's generator becomes a function of (seed, epoch, sample).
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no `make_dataset`.")
+
+    def subset(self, data: Dataset[Any], split: Split) -> Dataset[Any]:
+        """Return the part of a map-style dataset that belongs to a split; see :meth:`positions`."""
+        return SeededDataset(data, self.positions(split, len(cast(Any, data))), self.seed)
 
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented training batches of this process."""
@@ -155,14 +186,18 @@ class ImageDataModule(LightningDataModule):
             "generator": torch.Generator(),  # else each epoch draws from the training's own
         }
 
-    def _make_dataset(self, split: Split) -> Dataset[Any]:
-        raise NotImplementedError
+    def positions(self, split: Split, number: int) -> Int64Array:
+        """Return which of ``number`` training samples belong to a split; all of them for "test".
 
-    def _split_train(self, number: int) -> dict[Split, Int64Array]:
+        Raises:
+            ValueError: if ``num_validation`` leaves no training samples.
+        """
+        if split == "test":
+            return np.arange(number)
         self._require("num_validation", self.num_validation, 0, number - 1)
         shuffled = permutation(self.seed, 0, number, SPLIT)
         held_out, rest = np.split(shuffled, [self.num_validation])
-        return {"train": np.sort(rest), "validation": np.sort(held_out)}
+        return np.sort(rest if split == "train" else held_out)
 
     def _sizes_by_epoch(self, sizes: Mapping[int, int] | None) -> dict[int, int]:
         """Return ``training_sizes`` with whole numbers as keys: a stored config has them as text.

@@ -19,7 +19,7 @@ BLOCK = 1 << 24  # bytes read at a time to check a file
 
 
 def default_cache_dir(folder: str | None) -> Path:
-    """Where decoded images go: ``folder``, else below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Folder of decoded images: ``folder``, else below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if folder:
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_lightning"
@@ -44,7 +44,7 @@ def cached_images(
     """Return decoded files, from the cache if they are there and whole, else decoded now.
 
     The cache is one raw file of pixels, mapped into memory and not read at once, and beside it its
-    checksum, written last. A process that is killed leaves no file that would be taken for whole.
+    checksum, written last. So a file of a killed process does not pass for whole.
 
     Args:
         files: what to decode, in this order.

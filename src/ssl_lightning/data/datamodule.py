@@ -8,21 +8,9 @@ from ssl_lightning.data.memory import (
     CIFAR10DataModule,
     FashionMNISTDataModule,
     ImagenetteDataModule,
-    InMemoryDataModule,
     MNISTDataModule,
 )
-
-__all__ = [
-    "DATA_MODULES",
-    "CIFAR10DataModule",
-    "FashionMNISTDataModule",
-    "ImageDataModule",
-    "ImageFolderDataModule",
-    "ImageNetDataModule",
-    "ImagenetteDataModule",
-    "InMemoryDataModule",
-    "MNISTDataModule",
-]
+from ssl_lightning.data.synthetic import SyntheticDataModule
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
     "mnist": MNISTDataModule,
@@ -31,4 +19,5 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
     "imagenette": ImagenetteDataModule,
     "image_folder": ImageFolderDataModule,
     "imagenet": ImageNetDataModule,
+    "synthetic": SyntheticDataModule,
 }

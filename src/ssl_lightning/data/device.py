@@ -1,4 +1,4 @@
-"""Images that stay on the training's device and are augmented there."""
+"""Images that are held and augmented on the training's device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssl_lightning.data.augment import DeviceTransform, Int64Array
 from ssl_lightning.data.loading import Batch, MemoryImages
 from ssl_lightning.data.packed import LabelledImages
 
-CHUNK = 4096  # images transformed at once; bounds the memory that it takes on the way
+CHUNK = 4096  # images transformed at once; bounds the memory of a transform
 
 
 class DeviceImages(MemoryImages):
@@ -26,10 +26,10 @@ class DeviceImages(MemoryImages):
     Args:
         data: all images of a split.
         positions: the samples that belong to this dataset, as positions in ``data``.
-        transform: applied to the uint8 images; the size of an image stays.
+        transform: applied to the uint8 images; it does not change the size of an image.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
-        device: where images are kept and batches made.
+        device: where images are held and batches made.
 
     Example:
         >>> from ssl_lightning.data.augment import CropFlip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from ssl_lightning.data.augment import Int64Array, RandomResizedCrop, Resize, UInt8Array
 from ssl_lightning.data.base import ImageDataModule, Split
 from ssl_lightning.data.cache import cached_images, default_cache_dir
-from ssl_lightning.data.loading import MemoryImages, SeededFolder, as_is
+from ssl_lightning.data.loading import MemoryImages, SeededDataset, as_is
 from ssl_lightning.data.packed import (
     DataFileError,
     DataNotFoundError,
@@ -77,17 +77,6 @@ def transform(image_size: int, augment: bool, normalize: bool) -> v2.Compose:
     return v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *tail])
 
 
-def view(
-    folder: ImageFolder, positions: Int64Array | None, how: v2.Compose, seed: int
-) -> SeededFolder:
-    """Part of a scanned folder (None: all of it) under a transform of its own."""
-    shallow: Any = copy.copy(folder)
-    shallow.transform = how
-    if positions is None:
-        positions = np.arange(len(folder))
-    return SeededFolder(shallow, positions, seed)
-
-
 def decode(path: Path, size: int) -> UInt8Array:
     """Decode the largest square in the middle of an image, scaled to ``size`` pixels.
 
@@ -102,6 +91,7 @@ def decode(path: Path, size: int) -> UInt8Array:
         ) from error
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageFolderDataModule(ImageDataModule):
     """Images under ``root/train/<class>/`` and ``root/val/<class>/``.
 
@@ -112,14 +102,15 @@ class ImageFolderDataModule(ImageDataModule):
       if it exists, else ``root/val``.
 
     Decoding is what a CPU spends most time on; with ``cache_size`` it happens once. The middle
-    square of every image is then kept on disk as pixels, and batches are cut out of it.
+    square of every image is then stored on disk as pixels, and batches are cut out of it.
 
     Args:
         root: the folder that holds ``train`` and ``val``.
+        source: always ``"local"``: image folders are not downloaded.
         image_size: side of the images in a batch, in pixels.
-        cache_size: side of the decoded images that are kept on disk, such as 256 (0.2 MB each);
+        cache_size: side of the decoded images that are stored on disk, such as 256 (0.2 MB each);
             None decodes images anew each time.
-        cache_dir: where they are kept; default: ``ssl_lightning`` in the user's cache folder.
+        cache_dir: folder of these images; default: ``ssl_lightning`` in the user's cache folder.
         training_sizes: epoch -> side of augmented training images from that epoch on, such as
             ``{0: 128, 40: 176, 52: 227}``: small images, which are faster, first. Needs
             ``cache_size``.
@@ -127,48 +118,38 @@ class ImageFolderDataModule(ImageDataModule):
     Raises:
         DataNotFoundError: in ``setup``, if a folder is missing or has no images.
         DataFileError: in ``setup``, if a split has other classes than ``root/train``.
+
+    Example:
+        >>> ImageFolderDataModule(root="my-data", image_size=96).input_shape
+        (3, 96, 96)
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        source: Literal["local"] = "local",
-        batch_size: int = 128,
-        num_validation: int = 0,
-        seed: int = 0,
-        augment: bool = True,
-        normalize: bool = True,
-        eval_batch_size: int = 250,
-        num_workers: int = 0,
-        image_size: int = 224,
-        cache_size: int | None = None,
-        cache_dir: str | None = None,
-        training_sizes: dict[int, int] | None = None,
-    ) -> None:
-        super().__init__(
-            root, batch_size, num_validation, seed, augment, normalize, eval_batch_size, num_workers
-        )
-        if source != "local":
+    source: Literal["local"] = "local"
+    image_size: int = 224
+    cache_size: int | None = None
+    cache_dir: str | None = None
+    training_sizes: dict[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.source != "local":
             raise ValueError(
-                f"{type(self).__name__}: expected `source` to be local, got {source!r}. Image "
+                f"{type(self).__name__}: expected `source` to be local, got {self.source!r}. Image "
                 "folders are neither bundled nor downloaded; put them under `root`."
             )
-        self._require("num_validation", num_validation, 0)
-        self._require("image_size", image_size, 8)
-        self.image_size = image_size
-        self.training_sizes = self._sizes_by_epoch(training_sizes)
-        if cache_size is None and self.training_sizes:
+        self._require("image_size", self.image_size, 8)
+        self.training_sizes = self._sizes_by_epoch(self.training_sizes)
+        if self.cache_size is None and self.training_sizes:
             raise ValueError(
                 f"{type(self).__name__}: `training_sizes` needs images that are decoded once. Set "
                 "`cache_size`, such as 256."
             )
-        self._require("cache_size", image_size if cache_size is None else cache_size, 8)
-        self.cache_size = cache_size
-        self.cache_dir = default_cache_dir(cache_dir)
+        self._require("cache_size", 8 if self.cache_size is None else self.cache_size, 8)
 
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
-        return class_folders(self.root / "train")
+        return class_folders(self.folder / "train")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -186,42 +167,51 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _folder_of(self, split: Split) -> Path:
         if split == "train" or (split == "validation" and self.num_validation):
-            return self.root / "train"
+            return self.folder / "train"
         if split == "validation":
-            return self.root / "val"
-        test = self.root / "test"
+            return self.folder / "val"
+        test = self.folder / "test"
         if test.is_dir() or not self.num_validation:
             return test
-        return self.root / "val"
+        return self.folder / "val"
 
-    def _make_dataset(self, split: Split) -> Dataset[Any]:
+    def make_dataset(self, split: Split) -> Dataset[Any]:
+        """Return the images of one split, decoded when used unless there is a ``cache_size``.
+
+        Raises:
+            DataNotFoundError: if the folder is missing or has no images.
+            DataFileError: if it has other classes than ``root/train``.
+        """
         where = self._folder_of(split)
-        if where == self.root / "test" and not where.is_dir():
+        if where == self.folder / "test" and not where.is_dir():
             raise DataNotFoundError(
-                f"Cannot test: looked for `{where}`, found no such folder, and `{self.root}/val` "
+                f"Cannot test: looked for `{where}`, found no such folder, and `{self.folder}/val` "
                 "is what models are selected on. Add a `test` folder, or hold images out of "
-                "`train` with num_validation > 0, so that `val` is left for the test."
+                "`train` with num_validation > 0, so that `val` is the test split."
             )
         scanned = scan(where)
         self._check_classes(where, tuple(scanned.classes))
-        held = where.name == "train"
-        positions = self._split_train(len(scanned))[split] if held else None
+        positions = self.positions(split if where.name == "train" else "test", len(scanned))
         if self.cache_size is not None:
             return self._decoded(scanned, self.cache_size, positions, split == "train")
-        how = transform(self.image_size, self.augment and split == "train", self.normalize)
-        return view(scanned, positions, how, self.seed)
+        augment = self.augment and split == "train"
+        scanned.transform = transform(self.image_size, augment, self.normalize)
+        return SeededDataset(scanned, positions, self.seed)
 
     def _decoded(
-        self, scanned: ImageFolder, size: int, positions: Int64Array | None, train: bool
+        self, scanned: ImageFolder, size: int, positions: Int64Array, train: bool
     ) -> MemoryImages:
         files, labels = zip(*scanned.samples, strict=True)
         images = cached_images(
-            [Path(file) for file in files], size, partial(decode, size=size), self.cache_dir
+            [Path(file) for file in files],
+            size,
+            partial(decode, size=size),
+            default_cache_dir(self.cache_dir),
         )
-        crop = RandomResizedCrop(self.image_size, self.seed, 0.08, self.training_sizes)
+        crop = RandomResizedCrop(self.image_size, self.seed, 0.08, self.training_sizes or {})
         return MemoryImages(
             LabelledImages(images, np.array(labels, np.int64), tuple(scanned.classes)),
-            np.arange(len(files)) if positions is None else positions,
+            positions,
             crop if train and self.augment else Resize(self.image_size, MIDDLE),
             MEAN if self.normalize else (0.0,) * 3,
             STD if self.normalize else (1.0,) * 3,
@@ -232,11 +222,13 @@ class ImageFolderDataModule(ImageDataModule):
             return
         odd = sorted(set(found) ^ set(self.class_names))
         raise DataFileError(
-            f"Cannot use `{where}`: expected the {self.num_classes} classes of `{self.root}/train`,"
-            f" got {len(found)}; not in both: {', '.join(odd[:5])}. Make the folders agree."
+            f"Cannot use `{where}`: expected the {self.num_classes} classes of "
+            f"`{self.folder}/train`, got {len(found)}; not in both: {', '.join(odd[:5])}. Make the "
+            "folders agree."
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageNetDataModule(ImageFolderDataModule):
     """ImageNet-1k under ``root/train/<wnid>/`` and ``root/val/<wnid>/``, as torchvision has it.
 
@@ -245,39 +237,15 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     Raises:
         DataFileError: in ``setup``, if there are not 1,000 classes.
+
+    Example:
+        >>> ImageNetDataModule(root="my-data").num_classes
+        1000
     """
 
-    def __init__(
-        self,
-        root: str | None = None,
-        source: Literal["local"] = "local",
-        batch_size: int = 256,
-        num_validation: int = 10_000,
-        seed: int = 0,
-        augment: bool = True,
-        normalize: bool = True,
-        eval_batch_size: int = 250,
-        num_workers: int = 4,
-        image_size: int = 224,
-        cache_size: int | None = None,
-        cache_dir: str | None = None,
-        training_sizes: dict[int, int] | None = None,
-    ) -> None:
-        super().__init__(
-            root,
-            source,
-            batch_size,
-            num_validation,
-            seed,
-            augment,
-            normalize,
-            eval_batch_size,
-            num_workers,
-            image_size,
-            cache_size,
-            cache_dir,
-            training_sizes,
-        )
+    batch_size: int = 256
+    num_validation: int = 10_000
+    num_workers: int = 4
 
     @property
     def num_classes(self) -> int:

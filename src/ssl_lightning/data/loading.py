@@ -23,7 +23,11 @@ T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 
 
-class MemoryImages(Dataset[Batch]):
+class KeyedDataset(Dataset[Any]):
+    """A dataset that takes the keys of :class:`EpochSampler`; see the module's docstring."""
+
+
+class MemoryImages(KeyedDataset):
     """Serve whole batches out of decoded images: gathered, transformed, normalised.
 
     A ``DataLoader`` over it needs ``collate_fn=as_is``, because ``__getitems__`` returns a batch.
@@ -78,20 +82,20 @@ class MemoryImages(Dataset[Batch]):
         return images[0], labels[0]
 
 
-class SeededFolder(Dataset[Any]):
-    """Make the random transforms of a folder data set a function of (seed, epoch, sample).
+class SeededDataset(KeyedDataset):
+    """Part of any map-style dataset, whose random transforms depend on (seed, epoch, sample) only.
 
-    Torch's generator is seeded for each sample and put back afterwards, so neither the transforms
+    Torch's generator is seeded for each sample and set back afterwards, so neither the transforms
     nor the training around them influence each other.
 
     Args:
-        folder: map-style dataset whose transform draws from torch's generator.
-        positions: the samples that belong to this dataset, as positions in ``folder``.
+        data: map-style dataset whose transform draws from torch's generator.
+        positions: the samples that belong to this part, as positions in ``data``.
         seed: makes the choice repeatable, together with epoch and sample position.
     """
 
-    def __init__(self, folder: Dataset[Any], positions: Int64Array, seed: int) -> None:
-        self.folder = folder
+    def __init__(self, data: Dataset[Any], positions: Int64Array, seed: int) -> None:
+        self.data = data
         self.positions = positions
         self.seed = seed
 
@@ -99,14 +103,14 @@ class SeededFolder(Dataset[Any]):
         return len(self.positions)
 
     def __getitem__(self, key: int) -> Any:
-        """One sample of the folder, after its transform."""
+        """One sample, after its transform."""
         epoch, position = divmod(int(key), len(self))
         index = self.positions[position : position + 1]
         bits = int(hash_uint64(self.seed, epoch, index, TORCH)[0])
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(bits >> 1)
         try:
-            return self.folder[int(index[0])]
+            return self.data[int(index[0])]
         finally:
             torch.default_generator.set_state(before)
 
@@ -116,7 +120,7 @@ class EpochSampler(DistributedSampler[Any]):
 
     Rank ``r`` of ``W`` gets positions ``r::W`` of the global order. So W processes with batch size
     b see, together, the same batches as one process with batch size W * b. Up to W - 1 samples at
-    the end of the order are left out in an epoch, so that all processes have equally many.
+    the end of the order are omitted in an epoch, so that all processes have equally many.
 
     Args:
         dataset: sized; see the module's docstring for what its keys mean.
@@ -145,7 +149,7 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ResumableLoader(DataLoader[T]):
-    """Go on, after ``load_state_dict``, with the batch after the last one delivered.
+    """Continue, after ``load_state_dict``, with the batch after the last one delivered.
 
     The state holds the epoch and the number of batches delivered in it. Lightning saves it with
     each checkpoint and loads it when a fit is resumed. Batches that were delivered before are
@@ -204,7 +208,7 @@ class ResumableLoader(DataLoader[T]):
             raise ValueError(
                 f"Cannot resume in the middle of epoch {epoch}: the checkpoint was written with a "
                 f"global batch size of {state['global_batch_size']}, this run has "
-                f"{self.global_batch_size}. Keep batch_size x processes as it was, or resume from "
+                f"{self.global_batch_size}. Use the old batch_size x processes, or resume from "
                 "a checkpoint written at the end of an epoch."
             )
         return state["batches"]

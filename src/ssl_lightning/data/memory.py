@@ -1,10 +1,10 @@
-"""Data modules of the sets that fit into memory: MNIST, Fashion-MNIST, CIFAR-10, Imagenette."""
+"""Data modules of sets that fit into memory: a user's own, MNIST, CIFAR-10, Imagenette."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 
 from ssl_lightning.data import sets
@@ -22,69 +22,153 @@ from ssl_lightning.data.loading import MemoryImages, as_is
 from ssl_lightning.data.packed import LabelledImages
 
 
-class InMemoryDataModule(ImageDataModule):
-    """A small set, decoded once and kept in memory as uint8; see :class:`ImageDataModule`.
+@dataclass(kw_only=True, eq=False)
+class ArrayDataModule(ImageDataModule):
+    """Images and targets held in memory as arrays; a subclass says in :meth:`read` what they are.
+
+    Splits, order, augmentation, normalisation and resuming are the same as for all data modules;
+    see :class:`ImageDataModule`. Targets are of any kind, such as int64 ``(N,)`` for classes,
+    float32 ``(N, K)`` for several labels per image or for regression, int64 ``(N, H, W)`` for a
+    class per pixel (without ``augment``, which moves images only).
+
+    Args:
+        eval_batch_size: samples per evaluation step and process.
+        cutout: side in pixels of a square that is painted over with the mean colour in each
+            training image (DeVries, Taylor, 2017), as a part of ``augment``; 0 for none.
+        on_device: whether all images are held and augmented on the trainer's device, for GPUs; the
+            batches are the same, see :class:`ssl_lightning.data.device.DeviceImages`.
+
+    Attributes:
+        mean: per channel, of pixels in [0, 1]; empty: pixels are not normalised.
+        std: per channel.
+        pad: largest shift when augmented, in pixels.
+        flip: whether augmentation mirrors images.
+
+    Raises:
+        ValueError: if a number is out of range, ``cutout`` is asked for without ``augment``, or
+            ``on_device`` with workers.
+
+    Example:
+        >>> import numpy as np
+        >>> class Stripes(ArrayDataModule):
+        ...     class_names, input_shape = ("across", "down"), (1, 4, 4)
+        ...     mean, std, pad = (0.5,), (0.5,), 1
+        ...
+        ...     def read(self, train):
+        ...         across = np.tile(np.uint8([[0], [255]]), (2, 4))
+        ...         images = np.stack([across, across.T] * 6)[:, None]
+        ...         return LabelledImages(images, np.arange(12) % 2, self.class_names)
+        >>> data = Stripes(batch_size=3, num_validation=3)
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, labels
+        (torch.Size([3, 1, 4, 4]), tensor([1, 0, 1]))
+    """
+
+    eval_batch_size: int = 1000
+    cutout: int = 0
+    on_device: bool = False
+
+    mean: tuple[float, ...] = field(default=(), init=False, repr=False)
+    std: tuple[float, ...] = field(default=(), init=False, repr=False)
+    pad: int = field(default=0, init=False, repr=False)
+    flip: bool = field(default=False, init=False, repr=False)
+    collate: ClassVar[Any] = staticmethod(as_is)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        self._require("cutout", self.cutout, 0)
+        if self.cutout and not self.augment:
+            raise ValueError(
+                f"{type(self).__name__}: expected `augment: true` with `cutout`, which is part of "
+                f"augmentation, got augment={self.augment} and cutout={self.cutout}. Switch "
+                "augmentation on, or omit `cutout`."
+            )
+        if self.on_device and self.num_workers:
+            raise ValueError(
+                f"{type(self).__name__}: expected `num_workers: 0` with `on_device`, whose batches "
+                f"are made on the device, got {self.num_workers}. Omit one of the two."
+            )
+        self._read: dict[bool, LabelledImages] = {}
+
+    def read(self, train: bool) -> LabelledImages:
+        """Return all training or all test images with their targets; subclasses define this."""
+        raise NotImplementedError(f"{type(self).__name__} defines no `read`.")
+
+    def transform(self, augment: bool) -> BatchTransform:
+        """Return what is done to the uint8 images of a batch, before ``cutout``."""
+        if augment:
+            return CropFlip(self.pad, self.flip, self.seed)
+        return Resize(self.input_shape[1])
+
+    def make_dataset(self, split: Split) -> MemoryImages:
+        """Return the images of one split; each file is read once for all splits.
+
+        Raises:
+            ValueError: for ``augment`` with targets per pixel, or ``on_device`` with a transform
+                that works on the CPU only.
+        """
+        train = split != "test"
+        if train not in self._read:
+            self._read[train] = self.read(train)
+        data = self._read[train]
+        augment = self.augment and split == "train"
+        if augment and data.labels.ndim > 2:
+            raise ValueError(
+                f"{type(self).__name__}: expected `augment: false` with targets of the shape "
+                f"{data.labels.shape}, because augmentation moves images and not their targets."
+            )
+        channels = self.input_shape[0]
+        plain = not (self.normalize and self.mean)
+        mean, std = ((0.0,) * channels, (1.0,) * channels) if plain else (self.mean, self.std)
+        transform = self.transform(augment)
+        if augment and self.cutout:
+            colour = tuple(round(255 * value) for value in self.mean or (0.0,) * channels)
+            transform = Cutout(transform, self.cutout, colour, self.seed)
+        positions = self.positions(split, len(data.labels))
+        if not self.on_device:
+            return MemoryImages(data, positions, transform, mean, std)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return DeviceImages(data, positions, cast(DeviceTransform, transform), mean, std, device)
+
+    def _loader_options(self) -> dict[str, Any]:
+        options = super()._loader_options()
+        return options | {"pin_memory": False} if self.on_device else options
+
+
+@dataclass(kw_only=True, eq=False)
+class InMemoryDataModule(ArrayDataModule):
+    """A published set that fits into memory; a subclass names its :attr:`image_set`.
 
     Args:
         source: ``"local"`` reads packed files or torchvision's layout under ``root``;
             ``"download"`` has torchvision fetch them there first.
-        cutout: side in pixels of a square that is painted over with the mean colour in each
-            training image (DeVries, Taylor, 2017), as a part of ``augment``; 0 for none.
-        on_device: whether all images are kept and augmented on the trainer's device, for GPUs; the
-            batches are the same, see :class:`ssl_lightning.data.device.DeviceImages`.
 
     Raises:
-        ValueError: if ``source`` is unknown, a number is out of range, ``cutout`` is asked for
-            without ``augment``, or ``on_device`` with workers.
+        ValueError: if ``source`` is unknown.
     """
+
+    source: Literal["bundled", "local", "download"] = "local"
+    num_validation: int = 5000
 
     image_set: ClassVar[sets.ImageSet]
     sources: ClassVar[tuple[str, ...]] = ("local", "download")
-    collate = staticmethod(as_is)
 
-    def __init__(
-        self,
-        source: Literal["local", "download"] = "local",
-        root: str | None = None,
-        batch_size: int = 128,
-        num_validation: int = 5000,
-        seed: int = 0,
-        augment: bool = True,
-        normalize: bool = True,
-        eval_batch_size: int = 1000,
-        num_workers: int = 0,
-        cutout: int = 0,
-        on_device: bool = False,
-    ) -> None:
-        super().__init__(
-            root, batch_size, num_validation, seed, augment, normalize, eval_batch_size, num_workers
-        )
-        self._require("cutout", cutout, 0)
-        if cutout and not augment:
-            raise ValueError(
-                f"{type(self).__name__}: expected `augment: true` with `cutout`, which is part of "
-                f"augmentation, got augment={augment} and cutout={cutout}. Switch augmentation on, "
-                "or leave `cutout` out."
-            )
-        self.cutout = cutout
-        if on_device and num_workers:
-            raise ValueError(
-                f"{type(self).__name__}: expected `num_workers: 0` with `on_device`, whose batches "
-                f"are made on the device, got {num_workers}. Leave one of the two out."
-            )
-        self.on_device = on_device
-        if source not in self.sources:
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.source not in self.sources:
             raise ValueError(
                 f"{type(self).__name__}: expected `source` to be one of {', '.join(self.sources)}, "
-                f"got {source!r}. Only MNIST ships with the package; other sets are read from "
+                f"got {self.source!r}. Only MNIST ships with the package; other sets are read from "
                 "`root` or downloaded to it."
             )
-        self.source = str(source)
-        num_train = self.image_set.num_train
+        image_set, num_train = self.image_set, self.image_set.num_train
         if self.source == "bundled":
-            self.root, num_train = sets.BUNDLED, sets.NUM_BUNDLED_TRAIN
-        self._require("num_validation", num_validation, 1, num_train - 1)
-        self._decoded: dict[bool, LabelledImages] = {}
+            self.folder, num_train = sets.BUNDLED, sets.NUM_BUNDLED_TRAIN
+        self._require("num_validation", self.num_validation, 1, num_train - 1)
+        self.mean, self.std = image_set.mean, image_set.std
+        self.pad, self.flip = image_set.pad, image_set.flip
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -99,43 +183,14 @@ class InMemoryDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Download the set if ``source`` says so; Lightning calls this on one process only."""
         if self.source == "download":
-            self.image_set.download(self.root)
+            self.image_set.download(self.folder)
 
-    def _make_dataset(self, split: Split) -> MemoryImages:
-        data = self._decode(train=split != "test")
-        number = len(data.labels)
-        positions = np.arange(number) if split == "test" else self._split_train(number)[split]
-        channels = self.image_set.shape[0]
-        mean, std = (
-            (self.image_set.mean, self.image_set.std)
-            if self.normalize
-            else ((0.0,) * channels, (1.0,) * channels)
-        )
-        transform = self._transform(augment=self.augment and split == "train")
-        if not self.on_device:
-            return MemoryImages(data, positions, transform, mean, std)
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return DeviceImages(data, positions, cast(DeviceTransform, transform), mean, std, device)
-
-    def _loader_options(self) -> dict[str, Any]:
-        options = super()._loader_options()
-        return options | {"pin_memory": False} if self.on_device else options
-
-    def _decode(self, train: bool) -> LabelledImages:
-        if train not in self._decoded:
-            self._decoded[train] = self.image_set.read(self.root, train)
-        return self._decoded[train]
-
-    def _transform(self, augment: bool) -> BatchTransform:
-        if not augment:
-            return Resize(self.input_shape[1])
-        moved = CropFlip(self.image_set.pad, self.image_set.flip, self.seed)
-        if not self.cutout:
-            return moved
-        colour = tuple(round(255 * value) for value in self.image_set.mean)
-        return Cutout(moved, self.cutout, colour, self.seed)
+    def read(self, train: bool) -> LabelledImages:
+        """Return all training or all test images with their labels."""
+        return self.image_set.read(self.folder, train)
 
 
+@dataclass(kw_only=True, eq=False)
 class MNISTDataModule(InMemoryDataModule):
     """MNIST, grey 28 x 28; augmentation (off by default) shifts by up to 2 pixels.
 
@@ -150,82 +205,47 @@ class MNISTDataModule(InMemoryDataModule):
         (torch.Size([64, 1, 28, 28]), torch.int64, 10)
     """
 
+    source: Literal["bundled", "local", "download"] = "bundled"
+    augment: bool = False
+
     image_set = sets.MNIST
     sources = ("bundled", "local", "download")
 
-    def __init__(
-        self,
-        source: Literal["bundled", "local", "download"] = "bundled",
-        root: str | None = None,
-        batch_size: int = 128,
-        num_validation: int = 5000,
-        seed: int = 0,
-        augment: bool = False,
-        normalize: bool = True,
-        eval_batch_size: int = 1000,
-        num_workers: int = 0,
-        cutout: int = 0,
-        on_device: bool = False,
-    ) -> None:
-        super().__init__(
-            source,  # type: ignore[arg-type]  # one source more than other sets have
-            root,
-            batch_size,
-            num_validation,
-            seed,
-            augment,
-            normalize,
-            eval_batch_size,
-            num_workers,
-            cutout,
-            on_device,
-        )
 
-
+@dataclass(kw_only=True, eq=False)
 class FashionMNISTDataModule(InMemoryDataModule):
-    """Fashion-MNIST, grey 28 x 28; augmentation (off by default) shifts by 2 pixels and mirrors."""
+    """Fashion-MNIST, grey 28 x 28; augmentation (off by default) shifts by 2 pixels and mirrors.
+
+    Example:
+        >>> FashionMNISTDataModule(root="my-data").class_names[:2]
+        ('T-shirt/top', 'Trouser')
+    """
+
+    source: Literal["local", "download"] = "local"
+    augment: bool = False
 
     image_set = sets.FASHION_MNIST
 
-    def __init__(
-        self,
-        source: Literal["local", "download"] = "local",
-        root: str | None = None,
-        batch_size: int = 128,
-        num_validation: int = 5000,
-        seed: int = 0,
-        augment: bool = False,
-        normalize: bool = True,
-        eval_batch_size: int = 1000,
-        num_workers: int = 0,
-        cutout: int = 0,
-        on_device: bool = False,
-    ) -> None:
-        super().__init__(
-            source,
-            root,
-            batch_size,
-            num_validation,
-            seed,
-            augment,
-            normalize,
-            eval_batch_size,
-            num_workers,
-            cutout,
-            on_device,
-        )
 
-
+@dataclass(kw_only=True, eq=False)
 class CIFAR10DataModule(InMemoryDataModule):
-    """CIFAR-10, RGB 32 x 32; augmentation shifts by up to 4 pixels and mirrors."""
+    """CIFAR-10, RGB 32 x 32; augmentation shifts by up to 4 pixels and mirrors.
+
+    Example:
+        >>> CIFAR10DataModule(root="my-data").input_shape
+        (3, 32, 32)
+    """
+
+    source: Literal["local", "download"] = "local"
 
     image_set = sets.CIFAR10
 
 
+@dataclass(kw_only=True, eq=False)
 class ImagenetteDataModule(InMemoryDataModule):
     """Imagenette, ten ImageNet classes, RGB; 10 % of the training images are for validation.
 
-    Images are kept in memory at 160 x 160 (1 GB for all splits) and scaled to ``image_size`` batch
+    Images are held in memory at 160 x 160 (1 GB for all splits) and scaled to ``image_size`` batch
     by batch; augmentation crops a random box before and mirrors after. The official ``val`` split
     is the test split here.
 
@@ -233,45 +253,40 @@ class ImagenetteDataModule(InMemoryDataModule):
         image_size: side of the images in a batch, in pixels.
         training_sizes: epoch -> side of augmented training images from that epoch on, such as
             ``{0: 128, 40: 176, 52: 227}``: small images, which are faster, first.
+
+    Example:
+        >>> ImagenetteDataModule(root="my-data", image_size=227).input_shape
+        (3, 227, 227)
     """
+
+    source: Literal["local", "download"] = "local"
+    batch_size: int = 64
+    num_validation: int = 946
+    eval_batch_size: int = 250
+    image_size: int = 160
+    training_sizes: dict[int, int] | None = None
 
     image_set = sets.IMAGENETTE
 
-    def __init__(
-        self,
-        source: Literal["local", "download"] = "local",
-        root: str | None = None,
-        batch_size: int = 64,
-        num_validation: int = 946,
-        seed: int = 0,
-        augment: bool = True,
-        normalize: bool = True,
-        eval_batch_size: int = 250,
-        num_workers: int = 0,
-        image_size: int = 160,
-        training_sizes: dict[int, int] | None = None,
-    ) -> None:
-        super().__init__(
-            source,
-            root,
-            batch_size,
-            num_validation,
-            seed,
-            augment,
-            normalize,
-            eval_batch_size,
-            num_workers,
-        )
-        self._require("image_size", image_size, 8)
-        self.image_size = image_size
-        self.training_sizes = self._sizes_by_epoch(training_sizes)
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        self._require("image_size", self.image_size, 8)
+        self.training_sizes = self._sizes_by_epoch(self.training_sizes)
+        if self.on_device:
+            raise ValueError(
+                "ImagenetteDataModule: expected `on_device: false`, because the CPU crops and "
+                "scales these images, got true. Set it to false."
+            )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image in a batch."""
         return (3, self.image_size, self.image_size)
 
-    def _transform(self, augment: bool) -> BatchTransform:
+    def transform(self, augment: bool) -> BatchTransform:
+        """Return what is done to the images of a batch: a random box, or the whole, is scaled."""
         if augment:
-            return RandomResizedCrop(self.image_size, self.seed, sizes=self.training_sizes)
+            sizes = self.training_sizes or {}
+            return RandomResizedCrop(self.image_size, self.seed, sizes=sizes)
         return Resize(self.image_size)

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,16 +70,22 @@ class DataFileError(ValueError):
 
 
 class LabelledImages(NamedTuple):
-    """All images of one split, decoded.
+    """All images of one split, decoded, with their labels or other targets.
 
     Attributes:
         images: uint8 ``(N, C, H, W)``.
-        labels: int64 ``(N,)``.
+        labels: int64 ``(N,)``; other targets have the dtype and form that the loss expects.
         classes: name of each label; empty where the file has no names.
+
+    Example:
+        >>> images = np.zeros((2, 1, 8, 8), np.uint8)
+        >>> data = LabelledImages(images, np.array([1, 0]), ("cat", "dog"))
+        >>> data.classes[data.labels[0]]
+        'dog'
     """
 
     images: UInt8Array
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
     classes: tuple[str, ...]
 
 
@@ -90,7 +96,7 @@ def read_packed(path: str | Path, channels: int = 3, square: int | None = None) 
         path: the file.
         channels: 1 for grey, 3 for RGB.
         square: scale the short side of each image to this many pixels and crop its centre; needed
-            where the images differ in size. None keeps them as they are.
+            where the images differ in size. None does not scale them.
 
     Returns:
         Images, labels and class names, in the order of the file.

@@ -1,7 +1,7 @@
 """The data sets as data: names, constants, and where their files lie under a root folder.
 
 Each set can lie there in two layouts: packed (see :mod:`ssl_lightning.data.packed`) or as
-torchvision's own downloader leaves it. The packed one is taken where both are.
+torchvision's own downloader writes it. The packed one is read where both are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ImageSet:
     Attributes:
         title: name for people, and of torchvision's class.
         packed: packed files of the training and the test split.
-        folder: where torchvision's layout keeps it, under the root.
+        folder: place of torchvision's layout, under the root.
         read_folder: reads a split (training: True) out of that folder.
         num_train: training images in the complete set, those held out for validation included.
         shape: channels, height, width as stored.
@@ -43,7 +43,7 @@ class ImageSet:
         std: per channel.
         class_names: indexed by label.
         pad: largest shift when augmented, in pixels.
-        flip: whether mirroring keeps the label.
+        flip: whether a mirrored image has the same label.
     """
 
     title: str

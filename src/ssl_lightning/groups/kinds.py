@@ -114,6 +114,11 @@ def register_kind(name: str, kind: GroupKind) -> None:
 
     Raises:
         ValueError: if the name means something else, or ``kind`` is no :class:`GroupKind`.
+
+    Example:
+        >>> register_kind("position", GroupKind(axes=("space",), layers="conv"))
+        >>> KINDS.pop("position").axes
+        ('space',)
     """
     if not isinstance(kind, GroupKind):
         raise ValueError(

@@ -25,6 +25,12 @@ class Selector:
         members: ``"all"`` puts bias and batch-norm scale and shift into the group of a filter,
             output neuron or layer (they are what its output consists of), ``"weight"`` only the
             weight, as in the paper.
+
+    Example:
+        >>> from ssl_lightning import create_backbone, resolve_groups
+        >>> selectors = [Selector("filter", "conv*"), Selector("neuron_in", "fc2")]
+        >>> [group_set.name for group_set in resolve_groups(create_backbone("lenet"), selectors)]
+        ['conv1:filter', 'conv2:filter', 'fc2:neuron_in']
     """
 
     kind: str

@@ -150,6 +150,12 @@ class GroupSet:
         members: the parameters whose slices make up a group and its norm.
         companions: further parameters that a zeroed group also zeroes (bias, norm scale and
             shift where they are not members), so that the layer's output is exactly zero.
+
+    Example:
+        >>> from ssl_lightning import Selector, create_backbone, resolve_groups
+        >>> (group_set,) = resolve_groups(create_backbone("lenet"), [Selector("filter", "conv1")])
+        >>> group_set.layer, group_set.num_groups, group_set.group_size  # with the bias
+        ('conv1', 20, 26)
     """
 
     layer: str

@@ -49,7 +49,7 @@ def max_pool2d(
         stride: step between windows; None takes ``kernel_size``.
         padding: at each side, at most half the window.
         dilation: step between positions of a window.
-        ceil_mode: keep windows that only begin inside.
+        ceil_mode: count windows that only begin inside.
         relu: put zero in the place of what is negative.
 
     Example:

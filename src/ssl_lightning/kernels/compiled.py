@@ -105,8 +105,8 @@ def convolve(
         x: ``(N, C, H, W)`` on the CPU, of any strides.
         values: as in :func:`ssl_lightning.kernels.column_sparse_conv2d`, like all others.
         bias: of the same type.
-        rows: kept filters.
-        columns: kept columns.
+        rows: retained filters.
+        columns: retained columns.
         geometry: sizes and steps.
         relu: put zero in the place of what is negative.
         level: the most of :data:`LEVELS` that may be used; None takes the best.

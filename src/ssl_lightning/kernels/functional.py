@@ -33,31 +33,31 @@ def column_sparse_conv2d(
     relu: bool = False,
     implementation: str = "auto",
 ) -> Tensor:
-    r"""Convolve with a weight of which only some filters and filter-shape columns are kept.
+    r"""Convolve with a weight that retains only some filters and filter-shape columns.
 
     .. math:: y_{n,r,p} = b_r + \sum_{k} v_{r,k} \, \mathrm{lowered}(x)_{n,k,p}
 
-    with the sum over the kept columns of the filter's conv-group; a filter that is not kept gives
-    its bias everywhere. It is what ``conv2d`` computes with zeros elsewhere in the weight, except
-    that a zero times an infinity or NaN of the input is left out instead of spreading NaN.
+    with the sum over the retained columns of the filter's conv-group; a removed filter gives its
+    bias everywhere. It is what ``conv2d`` computes with zeros elsewhere in the weight, except
+    that a zero times an infinity or NaN of the input is omitted instead of spreading NaN.
 
     Args:
         x: ``(N, C, H, W)``, any strides; float32 or bfloat16 for the compiled kernel, any floating
             type for the others.
-        values: flat: the ``(kept rows, kept columns)`` blocks of the conv-groups, one behind the
-            other.
+        values: flat: the ``(retained rows, retained columns)`` blocks of the conv-groups, one
+            behind the other.
         bias: ``(out_channels,)`` or None.
-        rows: kept filters, ascending, int64; numbered over all conv-groups.
-        columns: kept columns, ascending, int64: ``(c * kernel_height + y) * kernel_width + x``
+        rows: retained filters, ascending, int64; numbered over all conv-groups.
+        columns: retained columns, ascending, int64: ``(c * kernel_height + y) * kernel_width + x``
             with ``c`` over all input channels.
-        out_channels: filters, kept or not.
+        out_channels: filters, retained or removed.
         kernel_size: height and width.
         stride: step between windows.
         padding: zeros at each side.
         dilation: step between kernel positions.
-        groups: conv-groups; each may keep other numbers of rows and columns.
+        groups: conv-groups; each may retain other numbers of rows and columns.
         relu: put zero in the place of what is negative in the output.
-        implementation: ``"auto"`` takes the operator that torch.compile and torch.export see (the
+        implementation: ``"auto"`` calls the operator that torch.compile and torch.export see (the
             compiled kernel on the CPU, Triton on CUDA, plain torch where there is none);
             ``"reference"``, ``"compiled"`` and ``"triton"`` name one. Gradients: "auto" (once) and
             "reference" (to any order).
@@ -156,5 +156,5 @@ def check_bias(bias: Tensor | None, out_channels: int) -> None:
     if bias is not None and bias.shape != (out_channels,):
         raise ValueError(
             f"column_sparse_conv2d: expected a `bias` of shape ({out_channels},), got "
-            f"{tuple(bias.shape)}. Give one number per filter, kept or not."
+            f"{tuple(bias.shape)}. Give one number per filter, retained or removed."
         )

@@ -1,4 +1,4 @@
-"""Sizes and steps of a column-sparse convolution, and how its kept parts are numbered."""
+"""Sizes and steps of a column-sparse convolution, and how its retained parts are numbered."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Geometry:
 
 
 def check_pattern(geometry: Geometry, values: Tensor, rows: Tensor, columns: Tensor) -> None:
-    """Reject kept rows and columns that do not ascend or do not fit the values.
+    """Reject retained rows and columns that do not ascend or do not fit the values.
 
     Raises:
         ValueError: naming what is wrong.
@@ -187,13 +187,13 @@ def positions_problem(channels: int) -> str:
     """Say what is expected of the positions of channels."""
     return (
         f"local_response_norm: expected `positions` as {channels} ascending int64 numbers from 0 "
-        "on, one per channel, got others. Give the old number of each channel that is left."
+        "on, one per channel, got others. Give the old number of each retained channel."
     )
 
 
 def count_problem(values: Tensor, needed: int | None = None) -> str:
     """Say how many values are expected."""
-    expected = "kept rows times kept columns, summed over the conv-groups,"
+    expected = "retained rows times retained columns, summed over the conv-groups,"
     return (
         f"column_sparse_conv2d: expected {expected if needed is None else needed} flat `values`, "
         f"got the shape {tuple(values.shape)}. Give one (rows, columns) block per conv-group, "

@@ -6,6 +6,7 @@ import math
 import os
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,8 +128,10 @@ def _launch(
     if tile.splits > 1:
         size = (tile.splits, g.out_channels, all_pixels)
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
+    flags = {"SPLITS": tile.splits, "WIDE": wide, "HAS_BIAS": bias is not None, "RELU": relu}
     tiles = g.groups * math.ceil(g.filters_per_group / tile.rows)
     row, column, _ = pattern.blocks[0]  # the kernel reads those of several conv-groups itself
+    sizes = (*x.shape[2:], *x.stride(), output.shape[3], num_pixels, all_pixels, g.out_channels)
     multiply_columns[tiles * math.ceil(all_pixels / tile.pixels), tile.splits](
         x,
         values,
@@ -137,50 +140,37 @@ def _launch(
         pattern.columns,
         pattern.bounds,
         parts,
-        x.shape[2],
-        x.shape[3],
-        *x.stride(),
-        output.shape[3],
-        num_pixels,
-        all_pixels,
-        g.out_channels,
+        *sizes,
         g.filters_per_group,
         row.stop - row.start,
         column.stop - column.start,
         *g.stride,
         *g.padding,
         *g.dilation,
-        KERNEL_WIDTH=g.kernel_size[1],
-        AREA=g.area,
-        GROUPS=g.groups,
-        ROWS=tile.rows,
-        PIXELS=tile.pixels,
-        DEPTH=tile.depth,
-        SPLITS=tile.splits,
-        PRECISION=_precision(x.dtype, tile),
-        PADDED=any(g.padding),
-        WIDE=wide,
-        WIDEN=_is_interpreted(),
-        HAS_BIAS=bias is not None,
-        RELU=relu,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **flags,
+        **_constants(x.dtype, g, tile),
     )
     if tile.splits > 1:
-        add_parts[(g.out_channels * math.ceil(all_pixels / PART_PIXELS),)](
-            parts,
-            bias,
-            pattern.order,
-            output,
-            num_pixels,
-            all_pixels,
-            g.out_channels,
-            PIXELS=PART_PIXELS,
-            SPLITS=tile.splits,
-            WIDE=wide,
-            HAS_BIAS=bias is not None,
-            RELU=relu,
-        )
+        order, grid = pattern.order, (g.out_channels * math.ceil(all_pixels / PART_PIXELS),)
+        numbers = (num_pixels, all_pixels, g.out_channels)
+        add_parts[grid](parts, bias, order, output, *numbers, PIXELS=PART_PIXELS, **flags)
+
+
+def _constants(dtype: torch.dtype, g: Geometry, tile: Tile) -> dict[str, Any]:
+    """Return what the multiplying kernel is compiled for, and how it is run."""
+    return {
+        "KERNEL_WIDTH": g.kernel_size[1],
+        "AREA": g.area,
+        "GROUPS": g.groups,
+        "ROWS": tile.rows,
+        "PIXELS": tile.pixels,
+        "DEPTH": tile.depth,
+        "PRECISION": _precision(dtype, tile),
+        "PADDED": any(g.padding),
+        "WIDEN": _is_interpreted(),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
 
 
 def _precision(dtype: torch.dtype, tile: Tile) -> str:

@@ -1,4 +1,4 @@
-"""The layer: a convolution that keeps only some filters and filter-shape columns."""
+"""The layer: a convolution that retains only some filters and filter-shape columns."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ class ColumnSparseConv2d(nn.Module):
     """Convolve as :class:`torch.nn.Conv2d` with zeros in the weight, without computing the zeros.
 
     Rows are filters, columns are filter shapes: one input position of the kernel over all filters
-    of a conv-group. The output has all filters; one that is not kept gives its bias. Values of the
-    kept rows x kept columns are one flat parameter, ``values``; which they are stands in the
-    buffers ``rows`` and ``columns``, so a state dict and the constructor arguments of the dense
-    layer rebuild it: loading a state dict with another pattern takes that pattern over.
+    of a conv-group. The output has all filters; a removed one gives its bias. Values of the
+    retained rows x retained columns are one flat parameter, ``values``; the buffers ``rows`` and
+    ``columns`` hold their numbers, so a state dict and the constructor arguments of the dense layer
+    rebuild it: a state dict with another pattern replaces the layer's pattern.
 
     Nothing is packed or cached, so weights may change at any time and in any way.
 
     Args:
         in_channels: channels of the input.
-        out_channels: filters, kept or not.
+        out_channels: filters, retained or removed.
         kernel_size: height and width.
         stride: step between windows.
         padding: zeros at each side.
         dilation: step between kernel positions.
         groups: conv-groups.
         bias: learn one number per filter.
-        rows: kept filters, ascending; None keeps all.
-        columns: kept columns, ascending, numbered ``(c * kernel_height + y) * kernel_width + x``
-            with ``c`` over all input channels; None keeps all.
+        rows: retained filters, ascending; None retains all.
+        columns: retained columns, ascending, numbered
+            ``(c * kernel_height + y) * kernel_width + x`` with ``c`` over all input channels; None
+            retains all.
         relu: put zero in the place of what is negative in the output, which costs nothing here.
         device: of the parameters and buffers.
         dtype: of the parameters.
@@ -95,7 +96,7 @@ class ColumnSparseConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw as :class:`torch.nn.Conv2d` would with as many inputs as are kept."""
+        """Draw as :class:`torch.nn.Conv2d` would with as many inputs as are retained."""
         for row, column, value in self.geometry.blocks(self.rows, self.columns):
             fan_in = max(column.stop - column.start, 1)
             bound = 1 / math.sqrt(fan_in)
@@ -113,13 +114,13 @@ class ColumnSparseConv2d(nn.Module):
 
         Args:
             conv: its weight is copied, not shared.
-            rows: kept filters; None keeps those that are not entirely zero.
-            columns: kept columns; None keeps those that are not zero in all filters of their
+            rows: retained filters; None retains those that are not entirely zero.
+            columns: retained columns; None retains those that are not zero in all filters of their
                 conv-group.
 
         Raises:
             ValueError: if the convolution pads otherwise than with as many zeros on both sides, or
-                an index leaves out something that is not zero.
+                something that is not zero is not in an index.
         """
         _check_padding_mode(conv)
         weight = conv.weight.detach().flatten(1)
@@ -142,15 +143,15 @@ class ColumnSparseConv2d(nn.Module):
         layer._copy(weight, conv.bias)
         if not torch.equal(layer.dense_weight().flatten(1), weight):
             raise ValueError(
-                "ColumnSparseConv2d.from_conv: expected only zeros outside the kept `rows` and "
-                "`columns`, got other weights there. Set them to zero first, or keep them."
+                "ColumnSparseConv2d.from_conv: expected only zeros outside the retained `rows` and "
+                "`columns`, got other weights there. Set them to zero first, or retain them."
             )
         layer.values.requires_grad_(conv.weight.requires_grad)
         return layer.train(conv.training)
 
     @torch.no_grad()
     def _copy(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take the kept values from a ``(filters, columns of a conv-group)`` weight."""
+        """Take the retained values from a ``(filters, columns of a conv-group)`` weight."""
         for row, column, value in self.geometry.blocks(self.rows, self.columns):
             inside = self.columns[column] % self.geometry.columns_per_group
             self.values[value] = weight[self.rows[row]][:, inside].flatten()
@@ -244,7 +245,7 @@ class ColumnSparseConv2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Return sizes and how much is kept."""
+        """Return sizes and how much is retained."""
         g = self.geometry
         parts = [f"{g.in_channels}, {g.out_channels}", f"kernel_size={g.kernel_size}"]
         parts.append(f"stride={g.stride}")
@@ -273,10 +274,10 @@ class ColumnSparseConv2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _index(kept: Index | None, name: str, bound: int) -> Tensor:
-    if kept is None:
+def _index(retained: Index | None, name: str, bound: int) -> Tensor:
+    if retained is None:
         return torch.arange(bound)
-    index = torch.as_tensor(kept, dtype=torch.int64).flatten().clone()
+    index = torch.as_tensor(retained, dtype=torch.int64).flatten().clone()
     inside = index.numel() == 0 or (int(index[0]) >= 0 and int(index[-1]) < bound)
     if not inside or not bool((index.diff() > 0).all()):
         raise ValueError(index_problem(name, bound))

@@ -148,6 +148,6 @@ column_sparse_conv2d = torch.ops.ssl_lightning.column_sparse_conv2d.default
 
 @register_flop_formula(torch.ops.ssl_lightning.column_sparse_conv2d)
 def _flops(x_shape: Any, values_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    """Count two operations per kept value and output pixel."""
+    """Count two operations per retained value and output pixel."""
     batch, _, height, width = out_shape
     return int(2 * batch * height * width * values_shape[0])

@@ -18,7 +18,7 @@ def convolve(
     geometry: Geometry,
     relu: bool = False,
 ) -> Tensor:
-    """Gather the kept columns of the lowered input, multiply by the kept rows, scatter the result.
+    """Gather the retained columns of the lowered input, multiply by the rows, scatter the result.
 
     Differentiable, to any order, in ``x``, ``values`` and ``bias``; see
     :func:`ssl_lightning.kernels.column_sparse_conv2d` for the arguments.
@@ -57,17 +57,17 @@ def gradients(
     grad_values = torch.empty_like(flat)
     for row, column, value in blocks:
         weight = flat[value].view(row.stop - row.start, column.stop - column.start)
-        kept = grad[:, rows[row]]
+        retained = grad[:, rows[row]]
         lowered = lower(input_, columns[column], geometry)
-        grad_values[value] = (kept @ lowered.mT).sum(0).flatten()
+        grad_values[value] = (retained @ lowered.mT).sum(0).flatten()
         index = _positions(columns[column], geometry, x.shape[2], x.shape[3]).flatten()
-        padded.flatten(1).index_add_(1, index, (weight.mT @ kept).flatten(1))
+        padded.flatten(1).index_add_(1, index, (weight.mT @ retained).flatten(1))
     grad_x = padded[:, :, top : top + height, left : left + width]
     return grad_x.to(x.dtype).contiguous(), grad_values.to(values.dtype)
 
 
 def lower(x: Tensor, columns: Tensor, geometry: Geometry) -> Tensor:
-    """Return the kept columns of the lowered input, ``(N, K, pixels)``.
+    """Return the retained columns of the lowered input, ``(N, K, pixels)``.
 
     Example:
         >>> x = torch.arange(9.0).view(1, 1, 3, 3)

@@ -119,7 +119,7 @@ def default_tile(problem: Problem, processors: int) -> Tile:
         programs *= problem.groups
         if programs >= processors:
             return tile
-    most = max(problem.columns // (4 * tile.depth), 1)  # steps left to each part
+    most = max(problem.columns // (4 * tile.depth), 1)  # steps of each part
     wanted = min(math.ceil(processors / max(programs, 1)), most)
     return dataclasses.replace(tile, splits=max(s for s in ALLOWED["splits"] if s <= wanted))
 

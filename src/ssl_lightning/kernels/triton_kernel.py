@@ -9,33 +9,64 @@ import triton.language as tl
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def pixels_of(pixel_tile: tl.tensor, PIXELS: tl.constexpr, WIDE: tl.constexpr) -> Any:
+    """Return the numbers of a tile's pixels, in 64 bits if there are so many."""
+    if WIDE:
+        pixel_tile = pixel_tile.to(tl.int64)
+    return pixel_tile * PIXELS + tl.arange(0, PIXELS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def block_of(bounds: tl.tensor, group: tl.tensor) -> Any:
+    """Return a conv-group's numbers of rows and columns, its first column and its first value."""
+    place = bounds + group * 4
+    return tl.load(place), tl.load(place + 1), tl.load(place + 2), tl.load(place + 3)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def part_of(num_columns: tl.tensor, DEPTH: tl.constexpr, SPLITS: tl.constexpr) -> Any:
+    """Return the first column that this program sums, and the one after its last."""
+    share = tl.cdiv(tl.cdiv(num_columns, DEPTH), SPLITS) * DEPTH
+    begin = tl.program_id(1) * share
+    return begin, tl.minimum(begin + share, num_columns)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def rectified(total: tl.tensor, RELU: tl.constexpr) -> Any:
+    """Return sums after ReLU, if there is one; NaN remains NaN."""
+    if RELU:
+        total = tl.where(total < 0, 0.0, total)
+    return total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def multiply_columns(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    order: Any,
-    columns: Any,
-    bounds: Any,
-    output: Any,
-    height: Any,
-    width: Any,
-    stride_n: Any,
-    stride_c: Any,
-    stride_h: Any,
-    stride_w: Any,
-    out_width: Any,
-    num_pixels: Any,
-    all_pixels: Any,
-    out_channels: Any,
-    filters_per_group: Any,
-    num_rows: Any,
-    num_columns: Any,
-    step_y: Any,
-    step_x: Any,
-    pad_y: Any,
-    pad_x: Any,
-    dilation_y: Any,
-    dilation_x: Any,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    order: tl.tensor,
+    columns: tl.tensor,
+    bounds: tl.tensor,
+    output: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    stride_n: tl.tensor,
+    stride_c: tl.tensor,
+    stride_h: tl.tensor,
+    stride_w: tl.tensor,
+    out_width: tl.tensor,
+    num_pixels: tl.tensor,
+    all_pixels: tl.tensor,
+    out_channels: tl.tensor,
+    filters_per_group: tl.tensor,
+    num_rows: tl.tensor,
+    num_columns: tl.tensor,
+    step_y: tl.tensor,
+    step_x: tl.tensor,
+    pad_y: tl.tensor,
+    pad_x: tl.tensor,
+    dilation_y: tl.tensor,
+    dilation_x: tl.tensor,
     KERNEL_WIDTH: tl.constexpr,
     AREA: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -62,24 +93,16 @@ def multiply_columns(
     group = tl.program_id(0) // tiles % GROUPS
     first_column, first_value = 0, 0
     if GROUPS > 1:
-        num_rows = tl.load(bounds + group * 4)
-        num_columns = tl.load(bounds + group * 4 + 1)
-        first_column = tl.load(bounds + group * 4 + 2)
-        first_value = tl.load(bounds + group * 4 + 3)
+        num_rows, num_columns, first_column, first_value = block_of(bounds, group)
     row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
-    if WIDE:
-        flat = pixel_tile.to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    else:
-        flat = pixel_tile * PIXELS + tl.arange(0, PIXELS)
+    flat = pixels_of(pixel_tile, PIXELS, WIDE)
     there = flat < all_pixels
     image, pixel = flat // num_pixels, flat % num_pixels
     top = pixel // out_width * step_y - pad_y
     left = pixel % out_width * step_x - pad_x
     corner = x + image.to(tl.int64) * stride_n + (top * stride_h + left * stride_w)
     total = tl.zeros((ROWS, PIXELS), dtype=tl.float32)
-    share = tl.cdiv(tl.cdiv(num_columns, DEPTH), SPLITS) * DEPTH
-    begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, num_columns)
+    begin, end = part_of(num_columns, DEPTH, SPLITS)
     if tl.program_id(0) % tiles * ROWS >= num_rows:
         end = begin  # only removed filters
     factors = weight + first_value + row.to(tl.int64) * num_columns
@@ -96,11 +119,8 @@ def multiply_columns(
             inside = inside & (y >= 0) & (y < height) & (x_ >= 0) & (x_ < width)
         offset = column // AREA * stride_c + down * stride_h + right * stride_w
         lowered = tl.load(corner[None, :] + offset[:, None], mask=inside, other=0.0)
-        factor = tl.load(
-            factors[:, None] + k[None, :],
-            mask=(row < num_rows)[:, None] & (k < end)[None, :],
-            other=0.0,
-        )
+        retained = (row < num_rows)[:, None] & (k < end)[None, :]
+        factor = tl.load(factors[:, None] + k[None, :], mask=retained, other=0.0)
         if WIDEN:  # the interpreter multiplies bfloat16 as integers
             factor, lowered = factor.to(tl.float32), lowered.to(tl.float32)
         total = tl.dot(factor, lowered, total, input_precision=PRECISION)
@@ -112,24 +132,21 @@ def multiply_columns(
     else:
         filters = tl.load(order + group * filters_per_group + row, mask=exists, other=0)
         if HAS_BIAS:
-            shift = tl.load(bias + filters, mask=exists, other=0.0).to(tl.float32)
-            total += shift[:, None]
-        if RELU:
-            total = tl.where(total < 0, 0.0, total)  # NaN stays
+            total += tl.load(bias + filters, mask=exists, other=0.0).to(tl.float32)[:, None]
         first = image.to(tl.int64) * out_channels * num_pixels + pixel
         target = output + first[None, :] + filters.to(tl.int64)[:, None] * num_pixels
-        tl.store(target, total.to(output.dtype.element_ty), mask=valid)
+        tl.store(target, rectified(total, RELU).to(output.dtype.element_ty), mask=valid)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def add_parts(
-    parts: Any,
-    bias: Any,
-    order: Any,
-    output: Any,
-    num_pixels: Any,
-    all_pixels: Any,
-    out_channels: Any,
+    parts: tl.tensor,
+    bias: tl.tensor,
+    order: tl.tensor,
+    output: tl.tensor,
+    num_pixels: tl.tensor,
+    all_pixels: tl.tensor,
+    out_channels: tl.tensor,
     PIXELS: tl.constexpr,
     SPLITS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -139,10 +156,7 @@ def add_parts(
     """Add the parts of one filter's sums over a tile of pixels, in order, then bias and ReLU."""
     line = tl.program_id(0) % out_channels
     pixel_tile = tl.program_id(0) // out_channels
-    if WIDE:
-        flat = pixel_tile.to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    else:
-        flat = pixel_tile * PIXELS + tl.arange(0, PIXELS)
+    flat = pixels_of(pixel_tile, PIXELS, WIDE)
     there = flat < all_pixels
     total = tl.zeros((PIXELS,), dtype=tl.float32)
     for part in tl.static_range(SPLITS):
@@ -151,8 +165,7 @@ def add_parts(
     filter_ = tl.load(order + line)
     if HAS_BIAS:
         total += tl.load(bias + filter_).to(tl.float32)
-    if RELU:
-        total = tl.where(total < 0, 0.0, total)  # NaN stays
     target = (flat // num_pixels).to(tl.int64) * out_channels + filter_
     target = target * num_pixels + flat % num_pixels
-    tl.store(output + target, total.to(output.dtype.element_ty), mask=there)
+    result = rectified(total, RELU).to(output.dtype.element_ty)
+    tl.store(output + target, result, mask=there)

@@ -4,9 +4,9 @@ The records (:class:`BenchmarkResult` and its parts) need no torch; what measure
 it is first asked for.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ssl_lightning import lazy
 from ssl_lightning.measure.record import (
     BenchmarkResult,
     Fastest,
@@ -34,17 +34,4 @@ __all__ = [
     "num_bytes",
     "num_parameters",
 ]
-
-_LAZY = {
-    "benchmark": "latency",
-    "interleave": "turns",
-    "count_macs": "macs",
-    "num_bytes": "macs",
-    "num_parameters": "macs",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy.attach(__name__)

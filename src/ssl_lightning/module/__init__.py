@@ -1,7 +1,14 @@
-"""SSLLightningModule: any backbone, trained with structured-sparsity penalties."""
+"""Training: a mixin for any LightningModule, and a task module of our own on top of it."""
 
-from ssl_lightning.module.backbone import averaged_copies
-from ssl_lightning.module.parts import refuse_sharding
+from ssl_lightning.module.hooks import averaged_copies, sparsity_of
+from ssl_lightning.module.mixin import StructuredSparsity
+from ssl_lightning.module.sparsity import Sparsity
 from ssl_lightning.module.training import SSLLightningModule
 
-__all__ = ["SSLLightningModule", "averaged_copies", "refuse_sharding"]
+__all__ = [
+    "SSLLightningModule",
+    "Sparsity",
+    "StructuredSparsity",
+    "averaged_copies",
+    "sparsity_of",
+]

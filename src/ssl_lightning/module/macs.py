@@ -12,7 +12,7 @@ from ssl_lightning.measure.left import MacsLeft
 from ssl_lightning.suggest import first_line
 
 if TYPE_CHECKING:
-    from ssl_lightning.module.training import SSLLightningModule
+    from ssl_lightning.module.sparsity import Sparsity
 
 
 class MacsShare:
@@ -27,28 +27,28 @@ class MacsShare:
         """Let copies and pickles of a module have a fresh one."""
         return MacsShare, ()
 
-    def share(self, module: SSLLightningModule) -> float | None:
+    def share(self, sparsity: Sparsity) -> float | None:
         """Return the multiply-adds left, in percent of the network's that training started with.
 
         None if the shape of its input is not known, or it cannot be captured.
         """
-        example = module.example_input()
+        example = sparsity.example_input()
         if example is None or self._failed:
             return None
         self._left = self._left or MacsLeft(example)
         try:
-            dense = self.dense(module)
-            return 100.0 * self._left(module.backbone) / dense if dense else None
+            dense = self.dense(sparsity)
+            return 100.0 * self._left(sparsity.network) / dense if dense else None
         except Exception as error:  # whatever the network's code raises; training goes on
             self._failed = True
             rank_zero_info(f"`macs/left` is not logged: {first_line(error)}.")
             return None
 
-    def dense(self, module: SSLLightningModule) -> int | None:
+    def dense(self, sparsity: Sparsity) -> int | None:
         """Return the multiply-adds of the network that training started with, if they are known."""
-        if module.origin is not None:
-            return module.origin.macs
-        if self._dense is None or self._dense[0] is not module.backbone:
-            example = module.example_input()
-            self._dense = module.backbone, count_macs(module.backbone, example)
+        if sparsity.origin is not None:
+            return sparsity.origin.macs
+        network = sparsity.network
+        if self._dense is None or self._dense[0] is not network:
+            self._dense = network, count_macs(network, sparsity.example_input())
         return self._dense[1]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,48 +25,6 @@ from ssl_lightning.zoo.loading import PREFIX, load_with_digest, load_with_recipe
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     """Return SGD with lr 0.01 and momentum 0.9, as in the paper."""
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a backbone was before it was compacted in training for the first time.
-
-    Attributes:
-        parameters: names of its parameters.
-        group_sizes: group set name -> number of elements in one of its groups.
-        groups: layer -> filters, channels, columns -> how many there were.
-        macs: multiply-adds of one example; None if its shape is not known.
-        singles: layer under an element-wise penalty -> how many weights it had.
-    """
-
-    parameters: list[str]
-    group_sizes: dict[str, int]
-    groups: dict[str, dict[str, int]]
-    macs: int | None = None
-    singles: dict[str, int] = field(default_factory=dict)
-
-
-def read_origin(data: Any) -> Origin | None:
-    """Return what a checkpoint holds of the backbone before it was compacted, or None.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    if not data:
-        return None
-    try:
-        names, sizes, groups = data["parameters"], data["group_sizes"], data["groups"]
-        return Origin(
-            [str(name) for name in names],
-            {str(name): int(size) for name, size in sizes.items()},
-            {str(n): {str(k): int(of) for k, of in kinds.items()} for n, kinds in groups.items()},
-            None if data.get("macs") is None else int(data["macs"]),
-            {str(name): int(of) for name, of in data.get("singles", {}).items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"`origin` is damaged: {type(error).__name__}: {shortened(str(error))}."
-        ) from error
 
 
 def make_backbone(backbone: str | nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
@@ -219,18 +175,6 @@ def count_classes(backbone: nn.Module) -> int:
     )
 
 
-def attached_first(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook of SSLLightningModule that attaches the penalties before it runs."""
-
-    @wraps(hook)
-    def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
-        module.attach_penalties()
-        return hook(module, *args, **kwargs)
-
-    wrapper.wrapped = True  # type: ignore[attr-defined]
-    return wrapper
-
-
 def clip_unscaled(
     plugin: Precision, optimizer: Optimizer, value: float | None, algorithm: str | None
 ) -> None:
@@ -272,20 +216,6 @@ def begin_next_epoch_(loop: Any) -> None:
     progress = loop.epoch_progress.total
     if loop.restarted_mid_epoch and progress.processed == progress.started:
         loop.reset_restart_stage()
-
-
-def check_labels(target: Tensor) -> None:
-    """Refuse targets that are no class numbers: cross-entropy would take them for probabilities.
-
-    Raises:
-        ValueError: if they are not integers of shape ``(N,)``.
-    """
-    if target.dim() != 1 or target.is_floating_point() or target.is_complex():
-        raise ValueError(
-            "SSLLightningModule classifies with one label per example: expected integer targets "
-            f"of shape (N,), got {target.dtype} of shape {tuple(target.shape)}. For another task, "
-            "override training_step and validation_step."
-        )
 
 
 def scheduler_settings(scheduler: Any, interval: str) -> dict[str, Any]:

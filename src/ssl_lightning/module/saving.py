@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import wraps
 from typing import Any
 
 import torch
@@ -35,6 +34,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "input_shape": (list, type(None)),
     "num_classes": (int, type(None)),
     "label_smoothing": (int, float),
+    "loss": (str, type(None)),
+    "metrics": (Mapping, type(None)),
+    "seed_batches": (bool,),
     "channels_last": (bool,),
     "compile": (bool,),
 }
@@ -259,13 +261,33 @@ def save_whole_files_(strategy: Strategy) -> None:
         writer = writer.checkpoint_io
 
 
-def whole_files_first(setup: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a module's ``setup`` that lets the trainer read and write whole files before."""
+def load_safely(
+    cls: type[Any], load: Callable[..., Any], places: tuple[Any, ...], given: Mapping[str, Any]
+) -> Any:
+    """Return the module of a checkpoint, made only of tensors, plain values and what is given.
 
-    @wraps(setup)
-    def wrapper(module: Any, *args: Any, **kwargs: Any) -> Any:
-        save_whole_files_(module.trainer.strategy)
-        return setup(module, *args, **kwargs)
+    Args:
+        cls: of the module.
+        load: Lightning's own ``load_from_checkpoint`` of that class.
+        places: its positional arguments: the checkpoint's path first.
+        given: settings of the module that replace those in the checkpoint.
 
-    wrapper.wrapped = True  # type: ignore[attr-defined]
-    return wrapper
+    Raises:
+        FileNotFoundError, ValueError: as :meth:`SSLLightningModule.load_from_checkpoint`.
+    """
+    where, content = str(places[0]), read_anywhere(places[0])
+    check_settings(content, given, where)
+    start = entry_start(content, given, where)
+    if start is not None:
+        given = {**given, "backbone": start.create(), "backbone_args": None}
+    try:
+        module = load(*places, weights_only=True, **given)
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"{where} does not fit {cls.__name__}: {shortened(str(error), 300)}"
+        ) from error
+    if start is not None:
+        stored = content["hyper_parameters"]
+        module.hparams.update({key: stored.get(key) for key in ("backbone", "backbone_args")})
+        module.started_from = start
+    return module

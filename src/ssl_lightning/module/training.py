@@ -1,41 +1,44 @@
-"""SSLLightningModule: any backbone, trained with structured-sparsity penalties."""
+"""SSLLightningModule: any backbone, trained for a task with structured-sparsity penalties."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from ssl_lightning.backbones import storable
-from ssl_lightning.groups import (
-    group_counts,
-)
-from ssl_lightning.module.backbone import CompactableModule
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.module.batches import inputs_of, split_batch
-from ssl_lightning.module.macs import MacsShare
+from ssl_lightning.module.hooks import logs_now, sparsity_of
+from ssl_lightning.module.mixin import StructuredSparsity
 from ssl_lightning.module.parts import (
     backbone_settings,
-    begin_next_epoch_,
-    check_labels,
     clip_unscaled,
     count_classes,
     default_optimizer,
     load_entry,
     make_backbone,
-    refuse_sharding,
-    refuse_spawning,
+    refuse_another_network,
     scheduler_settings,
     set_learning_rate_,
     split_parameters,
     start_from_,
+)
+from ssl_lightning.module.saving import load_safely
+from ssl_lightning.module.tasks import (
+    check_classes,
+    describe_values,
+    make_metrics,
+    task_settings,
 )
 from ssl_lightning.penalties import parse_penalty
 from ssl_lightning.zoo.loading import PREFIX
@@ -44,24 +47,21 @@ BARS = (TQDMProgressBar, RichProgressBar)
 """Progress bars that may be asked twice to show an epoch's figures."""
 
 
-class SSLLightningModule(CompactableModule):
-    """Train a classifier with structured-sparsity penalties.
+class SSLLightningModule(StructuredSparsity):
+    """Train a backbone for a task with structured-sparsity penalties; by default a classifier.
 
-    Works with gradient accumulation, clipping, mixed precision, several parameter groups, manual
-    optimization and subclasses' own ``configure_optimizers``: penalties and locks hang on the
-    optimizers of the run, whoever made them (:meth:`ssl_lightning.penalties.Regularizer.attach`).
-    Random numbers of a training step depend on the seed,
-    the epoch and the batch only, so that a resumed run continues as if it had never stopped.
+    A task module on top of :class:`StructuredSparsity`, which see for what is logged of sparsity:
+    it makes the backbone and the optimizer, and computes loss and metrics. Works with gradient
+    accumulation, clipping, mixed precision, several parameter groups, manual optimization and
+    subclasses' own ``configure_optimizers``.
 
-    Logs ``train/loss`` (task loss), ``train/error``, ``val/loss``, ``val/error``, ``test/error``
-    (percent), per kind ``penalty/<kind>``, ``strength/<kind>`` and ``groups/<kind>`` (left), and
-    ``macs/left``: the multiply-adds that compaction would leave now, in percent of the network's
-    that training started with.
+    Logs ``train/loss``, ``val/loss``, ``test/loss``, and for each metric ``train/<name>``,
+    ``val/<name>``, ``test/<name>``. A classifier has the metric ``error``, in percent.
 
     Args:
         backbone: name for :func:`~ssl_lightning.create_backbone`; ``zoo:<name>`` for an entry of
-            the zoo with its weights; or any module that maps a batch to logits
-            ``(N, num_classes)``.
+            the zoo with its weights; or any module that maps a batch to what the loss
+            takes, logits ``(N, num_classes)`` by default.
         backbone_args: arguments for the named backbone; of an entry ``pretrained: false`` for the
             small network with fresh weights, and ``root``.
         penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
@@ -71,11 +71,17 @@ class SSLLightningModule(CompactableModule):
         lr_interval: step the scheduler per ``"epoch"`` or per ``"step"``.
         parameter_groups: mappings with a glob ``parameters`` on parameter names and the optimizer
             settings for them; the first that matches counts, the rest get the defaults.
-        input_shape: ``(C, H, W)`` of one example; needed for backbones that do not tell it.
-        num_classes: number of classes; needed for backbones that do not tell it.
-        label_smoothing: of the training loss.
+        input_shape: ``(C, H, W)`` of one example; needed for backbones without that attribute.
+        num_classes: number of classes; needed for classifiers without that attribute.
+        label_smoothing: of the classifier's training loss.
         channels_last: keep weights and images in channels-last layout, which is faster on CPUs.
         compile: run the backbone through ``torch.compile``.
+        loss: maps the backbone's output and the target to a scalar, such as
+            ``torch.nn.BCEWithLogitsLoss()``. By default cross-entropy of a classifier with one
+            label per example.
+        metrics: name -> torchmetrics metric of output and target.
+        seed_batches: whether torch's random generators are seeded at each training batch, so that
+            a resumed run is the same as a whole one (see :class:`StructuredSparsity`).
         init_from: a checkpoint that ``fit`` wrote, such as
             ``runs/dense/checkpoints/last.ckpt``, or ``zoo:<name>``: its weights, and nothing else
             of that run, are taken when training starts. Checkpoints hold the file's hash; a run
@@ -107,89 +113,109 @@ class SSLLightningModule(CompactableModule):
         input_shape: list[int] | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        loss: nn.Module | None = None,
+        metrics: dict[str, Metric] | None = None,
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 - the field's name for it
+        seed_batches: bool = True,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.penalties = [parse_penalty(given) for given in penalties or []]
         self.save_hyperparameters(
             {
                 **backbone_settings(backbone),
                 "backbone_args": storable(backbone, backbone_args or {}),
-                "penalties": [p.to_dict() for p in self.penalties],
+                "penalties": [parse_penalty(p).to_dict() for p in penalties or []],
                 "lr_interval": lr_interval,
                 "parameter_groups": parameter_groups,
                 "input_shape": None if input_shape is None else list(input_shape),
                 "num_classes": num_classes,
                 "label_smoothing": label_smoothing,
+                **task_settings(loss, metrics),
                 "channels_last": channels_last,
                 "compile": compile,
+                "seed_batches": seed_batches,
             }
         )
-        self.backbone_arguments = dict(backbone_args or {})
-        if isinstance(backbone, str) and backbone.startswith(PREFIX):
-            self.backbone, self.started_from = load_entry(backbone, self.backbone_arguments)
-        else:
-            if num_classes is not None and isinstance(backbone, str):
-                self.backbone_arguments.setdefault("num_classes", num_classes)
-            self.backbone = make_backbone(backbone, self.backbone_arguments)
+        self.started_from: Recipe | None = None
+        self.backbone = self._make_backbone(backbone, dict(backbone_args or {}), num_classes)
         self.init_from = init_from
+        self.initialised_from: dict[str, str] | None = None
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.parameter_groups = parameter_groups or []
         self.input_shape = input_shape or getattr(self.backbone, "input_shape", None)
-        self.num_classes = num_classes or count_classes(self.backbone)
+        self.classifies = loss is None
+        self.loss = loss
         self.label_smoothing = label_smoothing
+        self.num_classes = num_classes or (count_classes(self.backbone) if loss is None else None)
+        self.metrics = make_metrics(metrics, self.num_classes if loss is None else None)
         self.layout = torch.channels_last if channels_last else torch.preserve_format
-        if channels_last:
-            self.backbone.to(memory_format=torch.channels_last)
-        if compile:
-            self.backbone.compile()
-        self.macs = MacsShare()
+        self.prepare_network(self.backbone)
         self._batches_checked: set[str] = set()
         self._found_rates: list[tuple[dict[str, Any], float]] = []
-        accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
-        self.accuracy = MetricCollection(
-            {stage: accuracy.clone() for stage in ("fit", "val", "test")}, compute_groups=False
-        )
+        self.sparsify("backbone", penalties or [], seed_batches=seed_batches)
+        sparsity_of(self).example = self._example
 
     # --- the network ----------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(N, num_classes)`` for images ``(N, C, H, W)``."""
-        logits: Tensor = self.backbone(x.to(memory_format=self.layout) if x.dim() == 4 else x)
-        return logits
+    def _make_backbone(
+        self, backbone: str | nn.Module, arguments: dict[str, Any], num_classes: int | None
+    ) -> nn.Module:
+        self.backbone_arguments = arguments
+        if isinstance(backbone, str) and backbone.startswith(PREFIX):
+            network, self.started_from = load_entry(backbone, arguments)
+            return network
+        if num_classes is not None and isinstance(backbone, str):
+            arguments.setdefault("num_classes", num_classes)
+        return make_backbone(backbone, arguments)
+
+    def _example(self) -> Tensor | None:
+        return None if self.input_shape is None else torch.zeros(1, *self.input_shape)
+
+    def prepare_network(self, network: nn.Module) -> None:
+        """Give a network the memory format and the compilation that were asked for."""
+        if self.layout == torch.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if self.hparams["compile"]:
+            network.compile()
+
+    def network_recipe(self) -> Recipe:
+        """Return how the backbone that training started from is made again."""
+        if self.started_from is not None:
+            return self.started_from
+        if "backbone" not in self.hparams:  # the reader gives the network or its class
+            return Recipe(self.hparams["backbone_class"], self.hparams["backbone_init_args"])
+        name = self.hparams["backbone"]
+        return Recipe(name, storable(name, self.backbone_arguments))
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the backbone's output, logits ``(N, num_classes)`` for images ``(N, C, H, W)``."""
+        return self.backbone(x.to(memory_format=self.layout) if x.dim() == 4 else x)
 
     # --- steps ----------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the task loss; the penalties act through their gradients and proximal steps."""
-        x, target = self.split_batch(batch)
-        logits = self(x)
-        self._check_classes("train", logits, target)
-        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        loss, _ = self._measure("fit", batch)
         self._check_finite(loss, batch_idx)
-        self.accuracy["fit"].update(logits.detach(), target)
-        if self._logs_now():
+        if logs_now(self.trainer):
             self.log("train/loss", loss.detach(), prog_bar=True)
-            if self.penalties:
-                self._log_penalties()
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Accumulate the validation loss and error."""
+        """Accumulate the validation loss and metrics."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Accumulate the test loss and error."""
+        """Accumulate the test loss and metrics."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return class probabilities ``(N, num_classes)``."""
-        logits: Tensor = self(inputs_of(batch))
-        return logits.softmax(1)
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return a classifier's probabilities ``(N, num_classes)``; else the backbone's output."""
+        output = self(inputs_of(batch))
+        return output.softmax(1) if self.classifies else output
 
     def split_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of a batch; override it for batches of another form.
@@ -200,40 +226,51 @@ class SSLLightningModule(CompactableModule):
         """
         return split_batch(batch)
 
-    def _evaluate(self, stage: str, batch: Any) -> None:
+    def _measure(self, stage: str, batch: Any) -> tuple[Tensor, int]:
+        """Return the loss of a batch and its size, after updating the metrics of the stage."""
         x, target = self.split_batch(batch)
-        logits = self(x)
-        self._check_classes(stage, logits, target)
-        self.accuracy[stage].update(logits, target)
-        loss = F.cross_entropy(logits, target)
-        self.log(f"{stage}/loss", loss, batch_size=len(target), sync_dist=True)
+        output = self(x)
+        first = stage not in self._batches_checked
+        self._batches_checked.add(stage)
+        if self.classifies and first:
+            data = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+            check_classes(output, target, data)
+        try:
+            loss = self._loss(stage, output, target)
+            metrics: Any = self.metrics[stage]
+            metrics.update(output.detach() if isinstance(output, Tensor) else output, target)
+        except (ValueError, RuntimeError, TypeError) as error:
+            if not first or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"Loss or metrics do not fit the first batch, which has "
+                f"{describe_values(output, target)}: {error}"
+            ) from error
+        return loss, len(target)
 
-    def _logs_now(self) -> bool:
-        """Whether this is one of the steps at which the trainer's loggers write."""
-        every = getattr(self.trainer, "log_every_n_steps", 0)
-        return every > 0 and self.trainer.global_step % every == 0
+    def _loss(self, stage: str, output: Any, target: Tensor) -> Tensor:
+        if self.loss is not None:
+            loss: Tensor = self.loss(output, target)
+            return loss
+        smoothing = self.label_smoothing if stage == "fit" else 0.0
+        return F.cross_entropy(output, target, label_smoothing=smoothing)
 
-    def _log_error(self, stage: str, name: str) -> None:
-        """Log the error in percent, if any prediction was counted."""
-        if not self.accuracy[stage].update_called:
-            return
-        error = 100.0 * (1.0 - self.accuracy[stage].compute())
-        self.accuracy[stage].reset()
-        self.log(name, error, prog_bar=True)
+    def _evaluate(self, stage: str, batch: Any) -> None:
+        loss, size = self._measure(stage, batch)
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
 
-    def _log_penalties(self) -> None:
-        values = self.regularizer.values(self.epoch)
-        self.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
-        strengths = {
-            f"strength/{p.kind}": p.strength * factor
-            for p, factor in zip(self.penalties, self.regularizer.factors(self.epoch), strict=True)
-        }
-        self.log_dict(strengths)
+    def _log_metrics(self, stage: str, name: str) -> None:
+        """Log the metrics of a stage, if any prediction was counted, and begin anew."""
+        metrics: Any = self.metrics[stage]
+        if any(metric.update_called for metric in metrics.values()):
+            for metric, value in metrics.compute().items():
+                self.log(f"{name}/{metric}", value, prog_bar=True)
+            metrics.reset()
 
     # --- checks ---------------------------------------------------------------------------------
 
     def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
-        if loss.device.type != "cpu" and not self._logs_now():
+        if loss.device.type != "cpu" and not logs_now(self.trainer):
             return  # asking would wait for the device
         if not bool(torch.isfinite(loss)):
             rates = sorted({g["lr"] for o in self.trainer.optimizers for g in o.param_groups})
@@ -244,34 +281,17 @@ class SSLLightningModule(CompactableModule):
                 "that batch."
             )
 
-    def _check_classes(self, stage: str, logits: Tensor, target: Tensor) -> None:
-        """Compare labels and logits with the number of classes, once per stage."""
-        if stage in self._batches_checked:
-            return
-        self._batches_checked.add(stage)
-        check_labels(target)
-        data = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        most = max(int(target.max()) + 1, data or 0)
-        if logits.dim() != 2 or logits.shape[1] < most or (data and logits.shape[1] != data):
-            raise ValueError(
-                f"The backbone returns an output of shape {tuple(logits.shape)}, but the data "
-                f"has {most} classes. Set `backbone_args: {{num_classes: {most}}}` (or correct "
-                "the data module)."
-            )
-
     # --- optimization ---------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Bind the penalties before training starts, so that mistakes show early."""
+        """Learn the shape of one example from the data, before the penalties are bound."""
         if stage == "fit":
-            refuse_sharding(self.trainer.strategy)
-            refuse_spawning(self.trainer.strategy)
             self._learn_input_shape(getattr(self.trainer, "datamodule", None))
-            assert self.regularizer is not None
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and scheduler."""
-        names = () if self.origin is None else self.origin.parameters
+        origin = sparsity_of(self).origin
+        names = () if origin is None else origin.parameters
         parameters = split_parameters(self.backbone, self.parameter_groups, names)
         optimizer = self.make_optimizer(parameters)
         if self.make_lr_scheduler is None:
@@ -325,59 +345,86 @@ class SSLLightningModule(CompactableModule):
     # --- hooks ----------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Take the weights to start from; fix the seed of every step's random numbers."""
+        """Take the weights to start from."""
         if not self.backbone.training:  # as a network that was loaded; frozen parts keep their mode
             self.backbone.train()
         if self.init_from is not None and self.initialised_from is None:  # else it is resumed
             self.initialised_from = start_from_(self.backbone, self.init_from)
-        if not getattr(self.trainer, "fast_dev_run", False):
-            self.regularizer.check_active(self.trainer.max_epochs)
-        if self.run_seed is None:
-            self.run_seed = torch.initial_seed()
         self._batches_checked.clear()
 
     def on_train_start(self) -> None:
         """Begin to count: what a search for the learning rate or batch size did is forgotten."""
-        for metric in self.accuracy.values():
-            metric.reset()
-        begin_next_epoch_(self.trainer.fit_loop)
+        stages: Any = self.metrics.values()
+        for metrics in stages:
+            metrics.reset()
         for group, rate in self._found_rates:
             group["lr"] = rate
         self._found_rates = []
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make this step's random numbers (dropout) a function of seed, epoch, batch and rank."""
-        place = (self.run_seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(hash(place) & 0x7FFF_FFFF_FFFF_FFFF)
-
     def on_train_epoch_end(self) -> None:
-        """Log the training error, and the groups and multiply-adds that are left."""
-        self._log_error("fit", "train/error")
-        left: dict[str, float] = {f"groups/{p.kind}": 0.0 for p in self.penalties}
-        counts = group_counts(self.regularizer.group_sets, dict(self.backbone.named_parameters()))
-        for group_set in self.regularizer.group_sets:
-            key = f"groups/{group_set.kind}"
-            left[key] = left.get(key, 0.0) + counts[group_set.name][0]
-        self.log_dict(left)
-        share = self.macs.share(self)
-        if share is not None:
-            self.log("macs/left", share, prog_bar=True)
+        """Log the training metrics."""
+        self._log_metrics("fit", "train")
         bar: Any = self.trainer.progress_bar_callback
         if type(bar) in BARS:  # callbacks have their turn before modules: it shows the epoch before
             bar.on_train_epoch_end(self.trainer, self)
 
-    def on_validation_epoch_start(self) -> None:
-        """Averaged weights, swapped in for validation, keep locked groups at zero too."""
-        self.enforce_locks_()
-
     def on_validation_epoch_end(self) -> None:
-        """Log the validation error."""
-        self._log_error("val", "val/error")
+        """Log the validation metrics."""
+        self._log_metrics("val", "val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the test error."""
-        self._log_error("test", "test/error")
+        """Log the test metrics."""
+        self._log_metrics("test", "test")
 
-    def on_train_end(self) -> None:
-        """Averaged weights, copied in at the end, keep locked groups at zero too."""
-        self.enforce_locks_()
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805 - it is a classmethod
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the module of a checkpoint; nothing is imported or opened because a file says so.
+
+        Args:
+            checkpoint_path: file that training wrote.
+            map_location: of its tensors.
+            hparams_file: YAML of settings that replace those in the checkpoint.
+            strict: whether the tensors must be exactly those of the module.
+            weights_only: ``False`` unpickles whatever the file holds, and so runs its code.
+            kwargs: settings of the module that replace those in the checkpoint; ``loss`` and
+                ``metrics``, if it was trained with such, must be given.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, holds anything but tensors and plain values, or does not
+                fit the module.
+        """
+        places = (checkpoint_path, map_location, hparams_file, strict)
+        load = super().load_from_checkpoint
+        if weights_only is False:
+            return load(*places, weights_only=False, **kwargs)
+        module: Self = load_safely(cls, load, places, kwargs)
+        return module
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store where the weights came from, and the name of the data."""
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint["ssl_lightning"] |= {
+            "initialised_from": self.initialised_from,
+            "data": type(data).__name__ if data is not None else None,
+        }
+        if self.started_from is not None:  # so that the checkpoint can be read without the zoo
+            checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore where the weights came from."""
+        self.initialised_from = checkpoint.get("ssl_lightning", {}).get("initialised_from")
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of the user's own network for a module that made one by name."""
+        refuse_another_network(checkpoint.get("hyper_parameters", {}), self.hparams)

@@ -135,6 +135,13 @@ def register_penalty_function(name: str, cls: type[PenaltyFunction]) -> None:
     Raises:
         ValueError: if the name means something else, the class is no frozen dataclass, or one of
             its arguments is called as one of :class:`Penalty`.
+
+    Example:
+        >>> from ssl_lightning import MCP
+        >>> register_penalty_function("minimax", MCP)
+        >>> parse_penalty({"kind": "filter", "strength": 1e-3, "function": "minimax"}).function
+        MCP(gamma=3.0)
+        >>> _ = FUNCTIONS.pop("minimax")
     """
     where = "register_penalty_function"
     check_class(where, cls, PenaltyFunction)

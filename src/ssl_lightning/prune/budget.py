@@ -27,7 +27,7 @@ def within_budget(
     budget: float,
     rule: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Return the groups to zero so that a share of the MACs is left, and MACs before and after.
+    """Return the groups to zero so that a share of the MACs is retained, and MACs before and after.
 
     ``rule`` turns the first so many of ``order`` into the groups that are really zeroed for them.
 
@@ -47,7 +47,7 @@ def within_budget(
         lowest = macs_after(len(order)) / dense
         raise ValueError(
             f"prune_: macs={budget} cannot be reached within {TOLERANCE}. These groups come to "
-            f"{after / dense:.3f}, and with one group of each set left to {lowest:.3f}. Give a "
+            f"{after / dense:.3f}, and with one group of each set retained {lowest:.3f}. Give a "
             "share that they reach, or other groups."
         )
     return rule(order[:count]), (dense, after)

@@ -37,8 +37,8 @@ def random_scores(group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
         >>> random_scores(rows, {"w": torch.tensor([[3.0, -4.0], [0.0, 0.0]])}) > 0
         tensor([ True, False])
     """
-    left = nonzero_groups(group_set, tensors).cpu()
-    return (1.0 - torch.rand(group_set.num_groups)) * left
+    nonzero = nonzero_groups(group_set, tensors).cpu()
+    return (1.0 - torch.rand(group_set.num_groups)) * nonzero
 
 
 IMPORTANCES: dict[str, Callable[..., Tensor]] = {
@@ -48,5 +48,5 @@ IMPORTANCES: dict[str, Callable[..., Tensor]] = {
 }
 """Name -> norm of a group; for ranking it is divided by the mean norm of its set.
 
-``random`` is a control: it keeps any groups that are not zero.
+``random`` is a control: it retains any groups that are not zero.
 """

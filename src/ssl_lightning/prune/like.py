@@ -33,11 +33,11 @@ def prune_like_(
     groups: Sequence[Selector | Mapping[str, Any]] = ({"kind": "coupled"},),
     importance: str = "l2",
 ) -> Masks:
-    """Zero the least important groups of each set, until as many are left as in another network.
+    """Zero the least important groups of each set, down to the numbers of another network.
 
     A control for trained sparsity: the same numbers of groups, chosen by a simple rule. Selectors
     are worked off one after the other; before each, what nothing reads any more is zeroed too, so
-    that columns, say, are chosen among those of the channels that are left.
+    that columns, say, are chosen among those of the retained channels.
 
     Args:
         model: to prune in place.
@@ -75,11 +75,11 @@ def prune_like_(
     for selector in groups:
         clear_dead_(model, example_input)
         group_sets = resolve_groups(model, [selector], example_input)
-        left = group_counts(group_sets, named_tensors(like))
+        counts = group_counts(group_sets, named_tensors(like))
         for group_set in group_sets:
-            keep = score(group_set, parameters).topk(left[group_set.name][0]).indices.cpu()
+            retained = score(group_set, parameters).topk(counts[group_set.name][0]).indices.cpu()
             mask = torch.ones(group_set.num_groups, dtype=torch.bool)
-            mask[keep] = False
+            mask[retained] = False
             zero_groups_(group_set, mask, parameters)
             masks.append((group_set, mask))
     return masks

@@ -59,8 +59,8 @@ class PruneReport:
             (name, f"{n}/{of}") for name, (n, of) in (*self.zeroed.items(), ("all", self.total))
         ]
         rows.insert(0, ("groups", "zeroed"))
-        left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [f"{name:<{left}}  {count:>{right}}" for name, count in rows]
+        wide, narrow = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines = [f"{name:<{wide}}  {count:>{narrow}}" for name, count in rows]
         if self.macs is not None:
             before, after = self.macs
             lines.append(f"MACs {before:,} -> {after:,} ({100 * after / max(before, 1):.1f} %)")
@@ -91,12 +91,11 @@ def prune_(
     Groups of all sets are ranked together by their norm :math:`\|w_g\|_2` (``"l2"``) or
     :math:`\|w_g\|_1` (``"l1"``) in units of the mean norm of their set: layers differ in the scale
     of their weights, which says nothing about what they are needed for. The most important group
-    of each set stays, whatever its rank, so that the network is never cut (depth groups have a
-    shortcut instead). Of coupled groups, what is zeroed is what :func:`make_plan` and
-    :func:`compact` then remove, unless the model's code fixes sizes; other kinds of groups may
-    leave zeros that stay.
+    of each set is retained, whatever its rank, so that the network is never cut (depth groups have
+    a shortcut instead). Zeroed coupled groups are what :func:`make_plan` and :func:`compact` then
+    remove, unless the model's code fixes sizes; of other kinds some zeros may remain.
 
-    Exactly one of ``fraction``, ``macs`` and ``threshold`` says how many go.
+    Exactly one of ``fraction``, ``macs`` and ``threshold`` says how many groups are zeroed.
 
     Args:
         model: any module that ``torch.export`` captures.
@@ -105,14 +104,14 @@ def prune_(
         kind: kind of the groups in all layers, if ``groups`` is not given.
         fraction: of all groups, to be zero: at least 0 and less than 1. Groups that are zero
             already count.
-        macs: fraction of the multiply-adds that should be left in the compact network, above 0 and
+        macs: fraction of the multiply-adds that the compact network should retain, above 0 and
             at most 1; reached within 0.02. Plans and compacts several copies, which takes a while.
         threshold: largest norm (not divided by the group size) to zero.
         importance: ``"l2"``, ``"l1"``, or ``"random"`` (not with ``threshold``), which draws from
             torch's generator.
-        multiple: leave a multiple of so many groups in every set that loses any (and has as many),
-            the nearest to what would be left otherwise. Vector units compute 8 or 16 channels at a
-            time: 33 cost as much as 48.
+        multiple: retain a multiple of so many groups in every set that loses any (and has as many),
+            the nearest to the number otherwise. Vector units compute 8 or 16 channels at a time: 33
+            cost as much as 48.
 
     Raises:
         ValueError: if not exactly one of the three is given, it is out of range or cannot be
@@ -141,7 +140,7 @@ def prune_(
     check_finite(model)
     around = Surroundings(model, example_input, strict=True)
     group_sets = resolve(model, around, groups, kind)
-    retained = around.retained | ({} if kind == HEAD or groups else heads_left(around))
+    retained = around.retained | ({} if kind == HEAD or groups else whole_heads(around))
     if not group_sets:
         return nothing_to_prune(model, example_input, kind, macs, retained)
     parameters = named_tensors(model)
@@ -164,11 +163,13 @@ def prune_(
     return PruneReport(zeroed, counted, retained)
 
 
-def heads_left(around: Surroundings) -> dict[str, str]:
-    """Return layer -> a sentence, for the layers of which only whole attention heads can go."""
+def whole_heads(around: Surroundings) -> dict[str, str]:
+    """Return layer -> a sentence, for layers of which only whole heads can be removed."""
     families = [family for family in around.families() if family.heads]
     names = {name: None for family in families for name, _ in family.writers}
-    return dict.fromkeys(names, "only whole attention heads can go; give kind='head' for them")
+    return dict.fromkeys(
+        names, "only whole attention heads can be removed; give kind='head' for them"
+    )
 
 
 def nothing_to_prune(
@@ -209,7 +210,7 @@ def check_goal(**goals: float | None) -> None:
     ((name, value),) = given.items()
     ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
         "fraction": ("0 <= fraction < 1, the share of groups to zero", lambda v: 0 <= v < 1),
-        "macs": ("0 < macs <= 1, the share of MACs to leave", lambda v: 0 < v <= 1),
+        "macs": ("0 < macs <= 1, the share of MACs to retain", lambda v: 0 < v <= 1),
         "threshold": ("a finite threshold >= 0", lambda v: 0 <= v < math.inf),
     }
     expected, holds = ranges[name]
@@ -250,9 +251,9 @@ def resolve(
 
 
 def ranking(group_sets: Sequence[GroupSet], scores: Sequence[Tensor]) -> Tensor:
-    """Return the numbers of all groups that may go, least important first.
+    """Return the numbers of all groups that may be zeroed, least important first.
 
-    Groups are numbered through over all sets. The last one of each set, by importance, may not go.
+    Groups are numbered through over all sets. The most important one of each set may not be zeroed.
 
     Example:
         >>> from ssl_lightning.groups import Member
@@ -274,7 +275,7 @@ def number_of(fraction: float, order: Tensor, group_sets: Sequence[GroupSet]) ->
     """Return how many groups a fraction of all of them is.
 
     Raises:
-        ValueError: if so many cannot go.
+        ValueError: if so many cannot be zeroed.
     """
     total = sum(s.num_groups for s in group_sets)
     count = round(fraction * total)
@@ -282,7 +283,7 @@ def number_of(fraction: float, order: Tensor, group_sets: Sequence[GroupSet]) ->
         highest = math.floor(100 * len(order) / total) / 100
         raise ValueError(
             f"prune_: fraction={fraction} would zero {count} of {total} groups, but one of each of "
-            f"the {len(group_sets)} sets stays. Give at most {highest}."
+            f"the {len(group_sets)} sets is retained. Give at most {highest}."
         )
     return count
 
@@ -290,13 +291,13 @@ def number_of(fraction: float, order: Tensor, group_sets: Sequence[GroupSet]) ->
 def in_multiples(
     group_sets: Sequence[GroupSet], order: Tensor, chosen: Tensor, multiple: int
 ) -> Tensor:
-    """Return the groups to zero instead of ``chosen``, so that multiples are left.
+    """Return the groups to zero instead of ``chosen``, so that multiples are retained.
 
     Args:
         group_sets: the groups, numbered through over all sets.
-        order: numbers of all groups that may go, least important first.
+        order: numbers of all groups that may be zeroed, least important first.
         chosen: some of them.
-        multiple: of which a multiple is left in every set that loses any and has as many.
+        multiple: of which a multiple is retained in every set that loses any and has as many.
 
     Example:
         >>> from ssl_lightning.groups import Member
@@ -307,13 +308,13 @@ def in_multiples(
     """
     sizes = torch.tensor([s.num_groups for s in group_sets])
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)
-    gone = owner[chosen].bincount(minlength=len(sizes))
+    zeroed = owner[chosen].bincount(minlength=len(sizes))
     result = []
-    for number, (size, lost) in enumerate(zip(sizes.tolist(), gone.tolist(), strict=True)):
+    for number, (size, lost) in enumerate(zip(sizes.tolist(), zeroed.tolist(), strict=True)):
         mine = order[owner[order] == number]
         if multiple == 1 or not lost or size < multiple:
             result.append(chosen[owner[chosen] == number])
             continue
-        kept = max(1, round((size - lost) / multiple)) * multiple
-        result.append(mine[: max(0, size - kept)])
+        retained = max(1, round((size - lost) / multiple)) * multiple
+        result.append(mine[: max(0, size - retained)])
     return torch.cat(result)

@@ -112,7 +112,7 @@ TARGET INLINE void tile(const Block *b, int64_t row, int64_t pixel, const int ro
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             const int64_t left = b->pixels - pixel - v * LANES;
-            /* of NaN and a number, the second comes out: NaN stays */
+            /* of NaN and a number, the second comes out: NaN remains */
             const __m512 value = _mm512_max_ps(floor, _mm512_add_ps(sum[r][v], shift));
             const uint32_t mask = left >= LANES ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
             _mm256_mask_storeu_epi16(to + v * LANES, (__mmask16)mask,

@@ -8,7 +8,7 @@
 
 enum {
     DONE, NO_MEMORY, BAD_POSITIONS,
-    BLOCK = 256,         /* pixels whose channels of one window stay in L1 */
+    BLOCK = 256,         /* pixels whose channels of one window fit in L1 */
     SMALL = 32 * 1024    /* elements that are not worth waking a thread */
 };
 
@@ -57,7 +57,7 @@ static void normalise_blocks(void *argument) {
 }
 
 /* Normalise every image of `x`. `position`: of each channel among those that windows count, NULL if
- * none is left out. Returns 0 or BAD_POSITIONS. */
+ * none is missing. Returns 0 or BAD_POSITIONS. */
 int ssl_response_norm(const ResponseNorm *p, const int64_t *position, const void *x, void *y) {
     Job job = {.norm = p, .position = position, .x = x, .y = y,
                .kernels = ssl_kernels(p->level, 0)};

@@ -1,7 +1,7 @@
 /* Column-sparse 2-D convolution on the CPU: lowering fused with the multiplication.
  *
- * A tile of output pixels is lowered, kept columns only, into a panel that stays in L2 and is
- * multiplied at once by the kept rows; the lowered matrix as a whole never exists. The interface is
+ * A tile of output pixels is lowered, retained columns only, into a panel that fits L2 and is
+ * multiplied at once by the retained rows; the whole lowered matrix never exists. The interface is
  * plain C, so the library works with any version of torch. */
 #include "column_sparse.h"
 
@@ -23,7 +23,7 @@ typedef struct {
     const Kernels *kernels;
     const Layout *layout;
     const char *x, *bias;
-    const void *weight; /* kept values, float even for bfloat16 if the kernels multiply floats */
+    const void *weight; /* retained values; float for bfloat16 too if kernels multiply floats */
     const int64_t *rows;
     char *y, *images;   /* `images`: shared by all threads, NULL if each pads its own */
     const uint8_t *is_kept;
@@ -60,7 +60,7 @@ static int ascends(const int64_t *index, int64_t count, int64_t bound) {
     return 1;
 }
 
-/* Split the kept rows and columns (ascending) among the conv-groups. */
+/* Split the retained rows and columns (ascending) among the conv-groups. */
 static void find_groups(const Problem *p, const int64_t *rows, const int64_t *columns,
                         Group *group) {
     const int64_t filters = p->out_channels / p->groups;
@@ -97,7 +97,7 @@ static void read_directly(const Problem *p, const int64_t *columns, Layout *l) {
     l->used_channels = l->phases = l->image = 0;
 }
 
-/* Find which channels and phases are used, and where each kept column lies. */
+/* Find which channels and phases are used, and where each retained column lies. */
 static int make_layout(const Problem *p, const Kernels *kernels, const int64_t *rows,
                        const int64_t *columns, Layout *l) {
     const int64_t area = p->kernel_h * p->kernel_w, steps = p->step_y * p->step_x;
@@ -194,7 +194,7 @@ COPY_LINE(copy_line_bfloat16, uint16_t, pick_bfloat16)
 
 /* Copy one channel into its only plane by whole vectors; return how many lines of it are done.
  *
- * The last lines are left over where a vector would reach behind the input or behind the plane,
+ * The last lines are not copied where a vector would reach behind the input or behind the plane,
  * whose neighbour another thread may be filling. */
 static int64_t fill_plane(const Job *job, int64_t channel, char *to) {
     const Problem *p = job->p;
@@ -249,7 +249,7 @@ static void fill_planes(const Job *job, int64_t n, int64_t slot, char *image) {
     }
 }
 
-/* Give dropped filters what is left of them: their bias, or zero where ReLU makes it so. */
+/* Give removed filters their output: the bias, or zero where ReLU makes it so. */
 static void fill_dropped(const Job *job, int64_t n, int64_t filter) {
     const Problem *p = job->p;
     const int64_t pixels = job->layout->pixels;
@@ -307,7 +307,7 @@ static void dropped_filters(const Job *job, int64_t n) {
         if (!job->is_kept[filter]) fill_dropped(job, n, filter);
 }
 
-/* Whole images per thread: each pads its own, so that it stays in that core's cache. */
+/* Whole images per thread: each pads its own, so that the image is in that core's cache. */
 static void work_on_images(void *argument) {
     Job *job = argument;
     const Layout *l = job->layout;
@@ -369,7 +369,7 @@ static void choose_panels(Job *job, int shared) {
 
 static int is_shared(const Problem *p) { return p->threads > 1 && p->batch < 4 * p->threads; }
 
-/* Multiply kept rows by kept columns. `values` are the (rows, columns) blocks of the conv-groups,
+/* Multiply retained rows by columns. `values` are the (rows, columns) blocks of the conv-groups,
  * one behind the other; `rows` and `columns` are ascending and number all filters and, group by
  * group, all columns. `y` is (batch, out_channels, out_h, out_w). Returns 0 or an error below. */
 int ssl_column_sparse_conv2d(const Problem *p, const void *x, const void *values, const void *bias,

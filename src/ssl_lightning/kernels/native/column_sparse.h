@@ -21,17 +21,17 @@ typedef struct {
     int64_t stride_n, stride_c, stride_h, stride_w; /* of the input, in elements */
     int64_t out_channels, groups;
     int64_t kernel_h, kernel_w, step_y, step_x, pad_y, pad_x, dilation_y, dilation_x;
-    int64_t num_rows, num_columns, num_values; /* kept, over all conv-groups */
+    int64_t num_rows, num_columns, num_values; /* retained, over all conv-groups */
     int64_t relu, is_bfloat16, threads, level;
 } Problem;
 
-/* The kept part of one conv-group. */
+/* The retained part of one conv-group. */
 typedef struct {
     int64_t row, rows, column, columns; /* first and number of */
     int64_t value;                      /* first element of the (rows, columns) block */
 } Group;
 
-/* Where the kept columns of the padded input lie.
+/* Where the retained columns of the padded input lie.
  *
  * An image is copied once into planes, one per used channel and residue of the position modulo the
  * stride, padding included. There each column of the lowered matrix is a window of whole lines:
@@ -47,19 +47,19 @@ typedef struct {
     int64_t used_channels;
     int64_t *channel;     /* used channel -> channel of the input */
     int64_t *phase;       /* used phase -> residue_y * step_x + residue_x */
-    int64_t *place;       /* kept column -> position in the kernel */
-    int64_t *offset;      /* kept column -> first element of its window in the image */
+    int64_t *place;       /* retained column -> position in the kernel */
+    int64_t *offset;      /* retained column -> first element of its window in the image */
     Group *group;
 } Layout;
 
-/* A block of output: kept rows of one conv-group x pixels. */
+/* A block of output: retained rows of one conv-group x pixels. */
 typedef struct {
     const void *weight; /* (rows, depth), row-major */
     int64_t rows, depth;
     const void *panel; /* (depth, width) or pairs of depth for bfloat16 */
     int64_t width;     /* of the panel: a multiple of the vector length */
     int64_t pixels;    /* of them valid */
-    const int64_t *row; /* kept row -> filter */
+    const int64_t *row; /* retained row -> filter */
     const void *bias;   /* of all filters, or NULL */
     void *output;       /* first pixel of filter 0 */
     int64_t filter_stride;
@@ -108,7 +108,7 @@ INLINE float from_bfloat16(uint16_t value) {
     return both.number;
 }
 
-/* Round to nearest, ties to even; NaN stays NaN. */
+/* Round to nearest, ties to even; NaN remains NaN. */
 INLINE uint16_t to_bfloat16(float value) {
     union { float number; uint32_t bits; } both = {value};
     if (value != value) return 0x7fc0;

@@ -61,7 +61,7 @@ PACK(NAME(pack), float, NAME(copy))
 PACK(NAME(pack_bfloat16), uint16_t, NAME(widen))
 #undef PACK
 
-/* Put zero in the place of what is less than `floor`; NaN stays. */
+/* Put zero in the place of what is less than `floor`; NaN remains NaN. */
 TARGET INLINE NAME(vector) NAME(above)(NAME(vector) value, float floor) {
     typedef int32_t mask __attribute__((vector_size(4 * LANES)));
     return (NAME(vector))((mask)value & ~(value < floor));
@@ -142,7 +142,7 @@ static void (*const NAME(tiles)[TILE_ROWS][TILE_VECTORS])(const Block *, int64_t
 #undef TILES
 #undef ENTRY
 
-/* All tiles of a block: the panel stays in L2, the weights of a few rows in L1. */
+/* All tiles of a block: the panel fits L2, the weights of a few rows in L1. */
 static void NAME(multiply)(const Block *b) {
     for (int64_t row = 0; row < b->rows; row += TILE_ROWS) {
         const int64_t rows = b->rows - row < TILE_ROWS ? b->rows - row : TILE_ROWS;

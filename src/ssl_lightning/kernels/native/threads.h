@@ -1,4 +1,4 @@
-/* A few threads that sleep until there is work, and scratch memory that each keeps. */
+/* A few threads that sleep until there is work, and scratch memory that each owns. */
 #ifndef SSL_THREADS_H
 #define SSL_THREADS_H
 
@@ -8,7 +8,7 @@
  * `work` must take its share from a common counter: it may run on fewer threads than asked for. */
 void ssl_parallel(void (*work)(void *), void *argument, int threads);
 
-/* Memory of the calling thread, aligned to 64 bytes, NULL if there is none. It is kept for the
+/* Memory of the calling thread, aligned to 64 bytes, NULL if there is none. It is held for the
  * next call, which may overwrite it. */
 void *ssl_scratch(int slot, size_t bytes);
 

@@ -1,0 +1,90 @@
+"""What a network was before it was compacted in training: described, and made again."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_lightning.graph.copies import CopyTensors, not_copyable
+from ssl_lightning.suggest import shortened
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a network was before it was compacted in training for the first time.
+
+    Attributes:
+        parameters: names of its parameters.
+        group_sizes: group set name -> number of elements in one of its groups.
+        groups: layer -> filters, channels, columns -> how many there were.
+        macs: multiply-adds of one example; None if its shape is not known.
+        singles: layer under an element-wise penalty -> how many weights it had.
+    """
+
+    parameters: list[str]
+    group_sizes: dict[str, int]
+    groups: dict[str, dict[str, int]]
+    macs: int | None = None
+    singles: dict[str, int] = field(default_factory=dict)
+
+
+def read_origin(data: Any) -> Origin | None:
+    """Return what a checkpoint holds of the network before it was compacted, or None.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if not data:
+        return None
+    try:
+        names, sizes, groups = data["parameters"], data["group_sizes"], data["groups"]
+        return Origin(
+            [str(name) for name in names],
+            {str(name): int(size) for name, size in sizes.items()},
+            {str(n): {str(k): int(of) for k, of in kinds.items()} for n, kinds in groups.items()},
+            None if data.get("macs") is None else int(data["macs"]),
+            {str(name): int(of) for name, of in data.get("singles", {}).items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`origin` is damaged: {type(error).__name__}: {shortened(str(error))}."
+        ) from error
+
+
+def maker(network: nn.Module) -> Callable[[], nn.Module]:
+    """Return a function that makes networks of the present layers, whose parameters are NaN.
+
+    Nothing of the parameters is held meanwhile, only their shapes. NaN, so that a parameter which
+    is never loaded shows.
+
+    Example:
+        >>> make = maker(nn.Linear(2, 3))
+        >>> make().weight.shape, bool(make().weight.isnan().all())
+        (torch.Size([3, 2]), True)
+    """
+    shapes = with_parameters(network, partial(torch.empty_like, device="meta"))
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    return partial(with_parameters, shapes, partial(filled, device=device))
+
+
+def filled(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the same shape, type and strides: NaN, or 0 where its type has no NaN."""
+    value = math.nan if like.is_floating_point() else 0
+    return torch.full_like(like, value, device=device)
+
+
+def with_parameters(network: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """Return a copy of a network in which other tensors take the places of the parameters."""
+    memo: dict[int, Any] = {id(shared): shared for shared in not_copyable(network)}
+    for parameter in network.parameters():
+        tensor = make(parameter.detach())
+        memo[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+    with CopyTensors(memo, None):
+        return copy.deepcopy(network, memo)

@@ -1,0 +1,43 @@
+"""The names of ``import ssl_lightning``: which there are, and that each shows how it is used."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+
+import pytest
+
+import ssl_lightning
+
+PUBLIC = """
+ArrayDataModule BACKBONES BenchmarkResult CIFAR10DataModule ColumnSparseConv2d CompactDuringFit
+Constant Cosine DepthCollapse ExportResult FashionMNISTDataModule FilterPictures GroupKind
+GroupLasso GroupLocks GroupSet ImageDataModule ImageFolderDataModule ImageNetDataModule
+ImagenetteDataModule Inputs LabelledImages MCP MNISTDataModule Penalty PenaltyFunction Plan
+PruneLike PruneReport Ramp Regularizer SSLLightningModule SCAD SaveCompact Schedule Selector
+Sparsify SparsityMonitor StageLR StructuredSparsity SyntheticDataModule ThresholdPruning Window
+apply_plan benchmark choose_layers column_sparse_conv2d compact count_macs create_backbone
+expand export_model for_inference group_lasso group_lasso_subgradient group_norms kept_groups
+list_backbones load_backbone load_compact make_plan prox_group_lasso prune_ prune_like_
+register_kind register_penalty_function register_schedule resolve_groups save_compact zoo
+""".split()
+
+NO_EXAMPLE = {
+    "BACKBONES",  # a dictionary
+    "zoo",  # a package
+}
+
+
+def test_the_public_names_are_these():
+    assert sorted(ssl_lightning.__all__) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - NO_EXAMPLE))
+def test_every_public_name_has_a_docstring_with_an_example(name):
+    """The doctests of src run all examples; here it is enough that there is one."""
+    found = getattr(ssl_lightning, name)
+    assert found.__module__.startswith("ssl_lightning.")
+    text = vars(found).get("__doc__") if inspect.isclass(found) else found.__doc__
+    examples = doctest.DocTestParser().get_examples(text or "")
+    assert [e for e in examples if not e.options.get(doctest.SKIP)], f"{name}: no example"
+    assert text.splitlines()[0].rstrip().endswith(".")
