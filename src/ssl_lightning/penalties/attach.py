@@ -7,6 +7,7 @@ locks follow each step that was really made.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -241,8 +242,13 @@ def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Par
 
 
 def steppers(optimizer: Optimizer) -> list[type]:
-    """Return the classes of an optimizer that define a step, the first one first."""
-    return [cls for cls in type(optimizer).__mro__ if "step" in vars(cls)]
+    """Return the classes of an optimizer that define a step of their own, the most derived first.
+
+    Torch may wrap an inherited step for hooks in the subclass, which defines none by that.
+    """
+    classes = [cls for cls in type(optimizer).__mro__ if "step" in vars(cls)]
+    owners = {inspect.unwrap(vars(cls)["step"]): cls for cls in classes}
+    return list(owners.values())
 
 
 def why_no_locks(optimizer: Optimizer) -> str:
