@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 from functools import partial
 from typing import Any
 
 import pytest
+import timm.optim
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -255,12 +258,101 @@ def test_a_term_that_no_optimizer_holds_is_said() -> None:
 def test_locks_are_refused_where_weights_are_swapped() -> None:
     net, locks = make_toy(), GroupLocks()
     regularizer, optimizer = Regularizer(net, [SUBGRADIENT]), Swapping(net.parameters(), lr=0.1)
-    regularizer.attach(optimizer, locks=locks)
-    backward(net)
-    optimizer.step()
-    locks.lock(regularizer.group_sets[0], torch.ones(regularizer.group_sets[0].num_groups) > 0)
+    attachment = regularizer.attach(optimizer, locks=locks)
+    every = torch.ones(regularizer.group_sets[0].num_groups) > 0
     with pytest.raises(ValueError, match="Swapping swaps the weights"):
-        optimizer.step()
+        locks.lock(regularizer.group_sets[0], every)
+    assert not locks
+    attachment.detach()
+    assert locks.lock(regularizer.group_sets[0], every) == len(every)
+    with pytest.raises(ValueError, match="Swapping swaps the weights"):
+        regularizer.attach(optimizer, locks=locks)
+    again = GroupLocks()
+    regularizer.attach(optimizer, locks=again)
+    attachment = regularizer.attach(optimizer, locks=again)
+    with pytest.raises(ValueError, match="Swapping swaps the weights"):
+        again.load_state_dict(locks.state_dict())
+    assert not again
+    assert copy.deepcopy(again).lock(regularizer.group_sets[0], every)
+    attachment.detach()
+    regularizer.attach(MAKE(net.parameters()), locks=again)
+    assert again.lock(regularizer.group_sets[0], every)
+
+
+@pytest.mark.parametrize("name", ["lion", "adamp", "lamb", "nadamw", "madgrad", "swapping"])
+def test_optimizers_of_others_get_subgradients_and_refuse_proximal_maps(name: str) -> None:
+    one, two, first, second = pair([SUBGRADIENT])
+
+    def make(net: nn.Module) -> Any:
+        if name == "swapping":
+            return Swapping(net.parameters(), lr=0.05)
+        return timm.optim.create_optimizer_v2(net, name, lr=0.01)
+
+    attached, by_hand = make(one), make(two)
+    first.attach(attached)
+    for _ in range(3):
+        backward(one)
+        attached.step()
+        backward(two)
+        second.add_subgradient_()
+        by_hand.step()
+    assert same(one, two)
+    with pytest.raises(ValueError, match="No proximal step is known"):
+        Regularizer(one, [ROWS], INPUT).attach(attached)
+
+
+def test_lookahead_is_refused_as_a_whole_and_in_parts() -> None:
+    net = make_toy()
+    inner = MAKE(net.parameters())
+    outer = timm.optim.Lookahead(inner)
+    with pytest.raises(ValueError, match="whose step calls hooks, got Lookahead"):
+        Regularizer(net, [ROWS], INPUT).attach(outer)
+    with pytest.raises(ValueError, match="Lookahead moves the weights of this SGD"):
+        Regularizer(net, [ROWS], INPUT).attach(inner)
+
+
+@pytest.mark.parametrize("penalties", [MIXED, [ROWS]])
+def test_accumulated_gradients_are_penalised_once(penalties: list[Any]) -> None:
+    one, two, first, second = pair(penalties)
+    attached, by_hand = MAKE(one.parameters()), MAKE(two.parameters())
+    first.attach(attached)
+    x, y = next(iter(toy_loader()))
+    for _ in range(2):
+        for net, optimizer in ((one, attached), (two, by_hand)):
+            optimizer.zero_grad()
+            for part in (slice(0, 4), slice(4, 8)):
+                F.cross_entropy(net(x[part]), y[part]).backward()
+        attached.step()
+        second.add_subgradient_()
+        by_hand.step()
+        second.proximal_step_(by_hand)
+    assert same(one, two)
+
+
+PLAIN_LOOP = """
+import sys, torch
+from ssl_lightning import Regularizer, create_backbone
+
+net = create_backbone("lenet")
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+epoch = 0.0
+penalties = [{"kind": "coupled", "strength": 1e-3, "function": "mcp"}]
+regularizer = Regularizer(net, penalties, torch.zeros(1, 1, 28, 28))
+regularizer.attach(optimizer, epoch=lambda: epoch)
+for _ in range(2):
+    optimizer.zero_grad()
+    net(torch.randn(4, 1, 28, 28)).square().sum().backward()
+    optimizer.step()
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"lightning", "pytorch_lightning", "torchmetrics", "jsonargparse"}))
+"""
+
+
+def test_a_plain_loop_imports_no_lightning() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PLAIN_LOOP], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
 
 
 def test_a_closure_that_is_not_called_is_refused() -> None:
@@ -429,11 +521,14 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def after_step(name: str, mode: str, guarded: bool) -> nn.Module:
+def after_step(
+    name: str, mode: str, guarded: bool, function: str = "group_lasso", kinds: Any = KINDS
+) -> nn.Module:
     torch.manual_seed(0)
     net, locks = make_toy(), GroupLocks()
     optimizer = OPTIMIZERS[name](net.parameters())
-    regularizer = Regularizer(net, [{**kind, "mode": mode} for kind in KINDS], INPUT)
+    given = [{**kind, "mode": mode, "function": function} for kind in kinds]
+    regularizer = Regularizer(net, given, INPUT)
     locks.lock(regularizer.group_sets[0], torch.arange(regularizer.group_sets[0].num_groups) == 1)
     for step in range(3):
         backward(net)
@@ -460,6 +555,21 @@ def test_a_step_reads_nothing_on_the_host(
     for key, parameter in found.named_parameters():
         if key != "conv1.bias":  # in front of a batch norm: its gradient is rounding error
             torch.testing.assert_close(parameter, others[key], rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["proximal", "subgradient"])
+@pytest.mark.parametrize("function", ["mcp", "scad"])
+@pytest.mark.parametrize("name", ["sgd", "sgd tensor lr", "adam"])
+def test_other_functions_read_nothing_on_the_host(
+    name: str, function: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [L1] if name == "adam" else KINDS
+    expected = after_step(name, mode, False, function, kinds)
+    monkeypatch.setattr(steps, "HOST_DEVICES", frozenset())
+    found = after_step(name, mode, True, function, kinds)
+    for key, parameter in expected.named_parameters():
+        if key != "conv1.bias":  # in front of a batch norm: its gradient is rounding error
+            torch.testing.assert_close(found.get_parameter(key), parameter, rtol=2e-4, atol=2e-6)
 
 
 def test_the_guard_notices_reads() -> None:
@@ -507,7 +617,7 @@ def test_coupled_leaves_heads_and_hidden_neurons_to_their_own_kinds(caplog: Any)
     assert {s.kind for s in regularizer.group_sets} == {"coupled", "head", "ffn"}
     assert len(regularizer.left_out) == 2
     assert set(regularizer.left_out).isdisjoint(t.name for t in regularizer.terms)
-    assert "left to more specific penalties" in caplog.text
+    assert "belong to more specific penalties" in caplog.text
 
 
 def test_coupled_that_would_repeat_all_its_groups_is_refused() -> None:

@@ -299,7 +299,7 @@ def test_penalties_keep_their_strength_and_groups(trainer):
     module, _ = fit(trainer, penalties=penalties, before=zero_what_is_not_read, after=look)
     assert seen[0][0] == seen[1][0]
     torch.testing.assert_close(seen[0][1], seen[1][1])
-    assert [s.num_groups for s in module.sparsity.regularizer.group_sets] == [3, 48, 3]
+    assert [s.num_groups for s in module.sparsity.regularizer.group_sets] == [3, 480, 48, 3]
     module.sparsity.regularizer.check_active(3)
 
 

@@ -13,22 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ssl_lightning.groups import (
-    KIND_AXES,
     KINDS,
     GroupSet,
     Member,
     Selector,
     group_counts,
     group_norms,
-    index_dims,
     kept_groups,
     nonzero_groups,
     resolve_each,
     resolve_groups,
-    weight_axes,
     zero_groups_,
 )
-from ssl_lightning.groups.kinds import has_kind
 from ssl_lightning.groups.sets import CHUNK
 from test_attention import Block as Transformer
 from test_attention import X as TOKENS
@@ -46,7 +42,12 @@ LAYERS = {
     "transposed_grouped": lambda: nn.ConvTranspose2d(4, 6, 3, groups=2),
     "transposed1d": lambda: nn.ConvTranspose1d(2, 3, 2),
 }
-ABLE = [(layer, kind) for layer in LAYERS for kind in KIND_AXES if has_kind(LAYERS[layer](), kind)]
+ABLE = [
+    (layer, name)
+    for layer in LAYERS
+    for name, kind in KINDS.items()
+    if kind.view(LAYERS[layer]()) is not None
+]
 
 
 def group_numbers(module: Any, kind: str) -> np.ndarray:
@@ -73,13 +74,16 @@ def group_numbers(module: Any, kind: str) -> np.ndarray:
             "shape": channel_in * math.prod(shape[2:]) + pixel,
             "kernel": first * shape[1] + second,
             "depth": 0,
+            "element": np.ravel_multi_index(place, shape),
+            "l1": np.ravel_multi_index(place, shape),
         }[kind]
     return numbers
 
 
 def weight_set(module: nn.Module, kind: str) -> GroupSet:
-    shape, axes = weight_axes(module)
-    return GroupSet("layer", kind, (Member("w", shape, index_dims(axes, kind)),))
+    view = KINDS[kind].view(module)
+    assert view is not None
+    return GroupSet("layer", kind, (Member("w", *view),))
 
 
 def norms_by_loop(weight: Tensor, numbers: np.ndarray) -> Tensor:
@@ -187,8 +191,8 @@ def test_scale_of_every_layer_and_kind() -> None:
 def test_norms_of_half_precision_are_float32(dtype: torch.dtype) -> None:
     weight = torch.full((2, 3, 3, 3), 200.0, dtype=dtype)  # squares overflow float16
     for kind in ("filter", "channel", "depth"):
-        member = Member("w", (2, 3, 3, 3), index_dims(("out", "in", "space", "space"), kind))
-        norms = group_norms(GroupSet("", kind, (member,)), {"w": weight})
+        group_set = weight_set(nn.Conv2d(3, 2, 3), kind)
+        norms, (member,) = group_norms(group_set, {"w": weight}), group_set.members
         assert norms.dtype == torch.float32
         torch.testing.assert_close(norms, torch.full_like(norms, 200.0 * member_root(member)))
 

@@ -12,21 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_lightning.groups import KIND_AXES, KINDS, index_dims, weight_axes
-from ssl_lightning.groups.kinds import has_kind
+from ssl_lightning.groups import KINDS, GroupSet, Member
 from ssl_lightning.penalties import (
-    L1,
-    PENALTIES,
     GroupLasso,
+    Penalty,
     group_lasso,
     group_lasso_subgradient,
     parse_penalty,
-    penalty_name,
-    penalty_to_dict,
     prox_group_lasso,
-    prox_group_lasso_metric,
-    prox_l1,
 )
+from ssl_lightning.penalties.functional import prox_group_lasso_metric, shrink_elements_
 
 CASES = {
     "matrix_rows": ((4, 3), (0,)),
@@ -242,16 +237,22 @@ def test_prox_is_nonexpansive_and_moreau_holds(
     assert float(((ma - mb) / root).norm()) <= float(((a - b) / root).norm()) * (1 + 1e-9) + 1e-12
 
 
-def test_prox_l1() -> None:
+def soft(weight: Tensor, threshold: Any) -> Tensor:
+    found = weight.clone()
+    shrink_elements_(GroupLasso(), found, threshold, 1.0)
+    return found
+
+
+def test_elements_are_soft_thresholded() -> None:
     w = random((5, 7))
     for threshold in (0.0, 0.5, 10.0):
         expected = [math.copysign(max(abs(x) - threshold, 0), x) for x in w.flatten().tolist()]
-        torch.testing.assert_close(prox_l1(w, threshold).flatten(), torch.tensor(expected).double())
+        torch.testing.assert_close(soft(w, threshold).flatten(), torch.tensor(expected).double())
     thresholds = random((5, 7), 1).abs()
-    found = prox_l1(w, thresholds)
+    found = soft(w, thresholds)
     torch.testing.assert_close(found, w.sign() * (w.abs() - thresholds).clamp_min(0))
     assert bool((found[w.abs() <= thresholds] == 0).all())
-    assert prox_l1(w.bfloat16(), thresholds.float()).dtype == torch.bfloat16
+    assert soft(w.bfloat16(), thresholds.float()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -272,7 +273,6 @@ def test_negative_thresholds(bad: float) -> None:
     for call in (
         lambda: prox_group_lasso(w, (0,), bad),
         lambda: prox_group_lasso_metric(w, (0,), w, bad),
-        lambda: prox_l1(w, bad),
     ):
         with pytest.raises(ValueError, match="expected a number >= 0"):
             call()
@@ -306,7 +306,7 @@ def test_nested_groups_stepped_from_small_to_large_are_exact() -> None:
 # --- penalties as data -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", PENALTIES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_penalty_round_trips(kind: str) -> None:
     given: dict[str, Any] = {
         "kind": kind,
@@ -316,16 +316,12 @@ def test_every_penalty_round_trips(kind: str) -> None:
         "schedule": {"kind": "ramp", "end": 4},
     }
     penalty = parse_penalty(given)
-    assert penalty_name(penalty) == kind
-    stored = penalty_to_dict(penalty)
+    assert penalty.kind == kind
+    stored = penalty.to_dict()
     assert parse_penalty(stored) == penalty
     assert {**given, "schedule": stored["schedule"]}.items() <= stored.items()
     assert stored["schedule"]["end"] == 4
     assert parse_penalty(penalty) is penalty
-
-
-def test_every_kind_of_group_has_a_penalty() -> None:
-    assert set(PENALTIES) == {*KINDS, "l1"}
 
 
 @pytest.mark.parametrize(
@@ -337,7 +333,7 @@ def test_every_kind_of_group_has_a_penalty() -> None:
         ("filter", "expected mappings"),
         ({"kind": "filter"}, "has no strength"),
         ({"kind": "filter", "strengh": 1}, "no argument 'strengh'. Did you mean strength"),
-        ({"kind": "l1", "strength": 1, "scaling": "none"}, "no argument 'scaling'"),
+        ({"kind": "filter", "strength": 1, "gamma": 3}, "no argument 'gamma'"),
         ({"kind": "filter", "strength": -1}, "expected a finite strength >= 0, got -1"),
         ({"kind": "filter", "strength": math.nan}, "expected a finite strength >= 0, got nan"),
         ({"kind": "filter", "strength": math.inf}, "expected a finite strength"),
@@ -355,16 +351,21 @@ def test_errors(given: Any, message: str) -> None:
         parse_penalty(given)
 
 
-@pytest.mark.parametrize("kind", [k for k in KIND_AXES if has_kind(nn.Conv2d(1, 1, 1), k)])
-def test_scaling_of_strength(kind: str) -> None:
-    from ssl_lightning.groups import GroupSet, Member
+SIZES = {"filter": 36, "channel": 54, "shape": 6, "kernel": 9, "depth": 216, "l1": 1, "element": 1}
 
-    shape, axes = weight_axes(nn.Conv2d(4, 6, 3))
-    group_set = GroupSet("", kind, (Member("w", shape, index_dims(axes, kind)),))
-    size = {"filter": 36, "channel": 54, "shape": 6, "kernel": 9, "depth": 216}[kind]
-    assert GroupLasso(2.0, kind=kind).group_strength(group_set) == pytest.approx(2 * size**0.5)
-    assert GroupLasso(2.0, kind=kind, scaling="none").group_strength(group_set) == 2.0
-    assert L1(2.0) == parse_penalty({"kind": "l1", "strength": 2.0})
+
+def test_every_kind_of_a_convolution_is_scaled() -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    assert {name for name, kind in KINDS.items() if kind.view(conv) is not None} == set(SIZES)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_scaling_of_strength(kind: str) -> None:
+    view = KINDS[kind].view(nn.Conv2d(4, 6, 3))
+    assert view is not None
+    group_set, size = GroupSet("", kind, (Member("w", *view),)), SIZES[kind]
+    assert Penalty(2.0, kind=kind).group_strength(group_set) == pytest.approx(2 * size**0.5)
+    assert Penalty(2.0, kind=kind, scaling="none").group_strength(group_set) == 2.0
 
 
 @settings(deadline=None, max_examples=200)

@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "ssl_lightning"
 ROOMS = [
     "lazy",
     "suggest",
+    "registry",
     "files",
     "kernels",
     "backbones",
@@ -42,7 +43,7 @@ ROOMS = [
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
 LIGHTNING = {"data", "module", "callbacks", "publishing", "cli"}
-TORCHLESS = {"lazy", "suggest", "files", "report"}
+TORCHLESS = {"lazy", "suggest", "registry", "files", "report"}
 
 
 def room_of(path: Path) -> str:

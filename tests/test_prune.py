@@ -27,7 +27,8 @@ from ssl_lightning.groups import (
 )
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.measure import count_macs
-from ssl_lightning.penalties import Regularizer, prox_group_lasso_metric
+from ssl_lightning.penalties import Regularizer
+from ssl_lightning.penalties.functional import prox_group_lasso_metric
 from ssl_lightning.prune import PruneReport, prune_, search
 from ssl_lightning.steps import step_sizes
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from ssl_lightning.groups import group_norms
-from ssl_lightning.penalties import L1, GroupLasso, Regularizer, prox_group_lasso, prox_l1
+from ssl_lightning.penalties import Penalty, Regularizer, prox_group_lasso
 from ssl_lightning.penalties.regularizer import disjoint_stages
 
 
@@ -87,9 +87,7 @@ def test_values_by_loop() -> None:
 
 def test_proximal_step_over_several_members() -> None:
     model = net()
-    regularizer = Regularizer(
-        model, [GroupLasso(1.0, "conv1", kind="filter", scaling="none")], INPUT
-    )
+    regularizer = Regularizer(model, [Penalty(1.0, "conv1", kind="filter", scaling="none")], INPUT)
     before = copies(model)
     names = ["conv1.weight", "conv1.bias", "bn1.weight", "bn1.bias"]
     together = torch.cat([before[name].view(4, -1) for name in names], 1)
@@ -115,7 +113,7 @@ def test_one_step_of_crossing_and_nesting_kinds_goes_from_small_to_large() -> No
     ]
     regularizer = Regularizer(model, penalties, INPUT)
     regularizer.proximal_step_(sgd(model, lr=0.1))
-    expected = prox_l1(weight, 0.03)
+    expected = weight.sign() * (weight.abs() - 0.03).clamp_min(0.0)
     for dims, size, strength in (
         ((1, 2, 3), 4, 0.06),
         ((0, 1), 9, 0.07),
@@ -207,12 +205,7 @@ def test_subgradient_is_that_of_the_value() -> None:
     total = torch.zeros(())
     for term in regularizer.terms:
         if term.penalty.mode == "subgradient":
-            value = (
-                group_norms(term.group_set, parameters).sum()
-                if term.group_set
-                else parameters[term.parameter or ""].abs().sum()
-            )
-            total = total + term.strength * value
+            total = total + term.strength * group_norms(term.group_set, parameters).sum()
     total.backward()
     expected = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
     for name, parameter in parameters.items():
@@ -358,8 +351,50 @@ def test_errors(penalties: list[Any], message: str) -> None:
         Regularizer(net(), penalties, INPUT)
 
 
-def test_needs_proximal_step() -> None:
-    assert Regularizer(net(), [L1(1.0)]).needs_proximal_step()
-    assert not Regularizer(net(), [L1(1.0, mode="subgradient")]).needs_proximal_step()
-    assert not Regularizer(net(), []).needs_proximal_step()
+def test_scales_act_from_the_next_step_on_and_are_stored() -> None:
+    penalties = [{"kind": "channel", "strength": 1.0}, {"kind": "l1", "strength": 0.5}]
+    model = net()
+    regularizer = Regularizer(model, penalties)
+    strengths, values = regularizer.strengths(), regularizer.values()
+    assert regularizer.scales == (1.0, 1.0)
+    assert regularizer.state_dict() == {"scales": [1.0, 1.0]}
+    regularizer.scales = [0.5, 0]
+    for name, strength in regularizer.strengths().items():
+        factor = 0.0 if name.endswith("l1") else 0.5
+        assert strength == pytest.approx(factor * strengths[name])
+    found = regularizer.values()
+    assert float(found["channel"]) == pytest.approx(0.5 * float(values["channel"]))
+    assert float(found["l1"]) == 0.0
+    before = copies(model)
+    regularizer.proximal_step_(sgd(model, lr=0.1))
+    other = net()
+    halved = [{"kind": "channel", "strength": 0.5}]
+    Regularizer(other, halved).proximal_step_(sgd(other, lr=0.1))
+    assert not torch.equal(model.conv1.weight, before["conv1.weight"])
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    again = Regularizer(net(), penalties)
+    again.load_state_dict(regularizer.state_dict())
+    assert again.scales == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [[1.0], [1.0, -1.0], [1.0, math.nan], [math.inf, 1.0], [True, 1.0], ["1", 1.0], 1.0, None],
+)
+def test_bad_scales_change_nothing(bad: Any) -> None:
+    regularizer = Regularizer(net(), [{"kind": "channel", "strength": 1.0}] * 2)
+    regularizer.scales = [2.0, 3.0]
+    with pytest.raises(ValueError, match="expected 2 finite numbers >= 0, one per penalty"):
+        regularizer.scales = bad
+    with pytest.raises(ValueError, match="expected 2 finite numbers"):
+        regularizer.load_state_dict({"scales": bad})
+    with pytest.raises(ValueError, match="expected a mapping with `scales`"):
+        regularizer.load_state_dict(bad)
+    assert regularizer.scales == (2.0, 3.0)
+
+
+def test_modes() -> None:
+    assert Regularizer(net(), [Penalty(1.0, kind="l1")]).has_mode("proximal")
+    assert not Regularizer(net(), [Penalty(1.0, kind="l1")]).has_mode("subgradient")
     Regularizer(net(), []).proximal_step_(sgd(net()))

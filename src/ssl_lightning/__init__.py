@@ -54,10 +54,12 @@ if TYPE_CHECKING:
     from ssl_lightning.export import ExportResult, export_model
     from ssl_lightning.graph import Inputs, Rule, register_rule, register_shrinker
     from ssl_lightning.groups import (
+        GroupKind,
         GroupSet,
         Selector,
         group_norms,
         kept_groups,
+        register_kind,
         resolve_groups,
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
@@ -71,22 +73,33 @@ if TYPE_CHECKING:
     )
     from ssl_lightning.module import SSLLightningModule, StructuredSparsity
     from ssl_lightning.penalties import (
-        L1,
+        MCP,
+        SCAD,
         GroupLasso,
         Penalty,
+        PenaltyFunction,
         Regularizer,
         group_lasso,
         group_lasso_subgradient,
         prox_group_lasso,
-        prox_l1,
+        register_penalty_function,
     )
     from ssl_lightning.prune import PruneReport, prune_, prune_like_
-    from ssl_lightning.schedules import Constant, Cosine, Ramp, Schedule, StageLR, Window
+    from ssl_lightning.schedules import (
+        Constant,
+        Cosine,
+        Ramp,
+        Schedule,
+        StageLR,
+        Window,
+        register_schedule,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "BACKBONES",
-    "L1",
+    "MCP",
+    "SCAD",
     "ArrayDataModule",
     "BenchmarkResult",
     "CIFAR10DataModule",
@@ -99,6 +112,7 @@ __all__ = [
     "ExportResult",
     "FashionMNISTDataModule",
     "FilterPictures",
+    "GroupKind",
     "GroupLasso",
     "GroupLocks",
     "GroupSet",
@@ -110,6 +124,7 @@ __all__ = [
     "LabelledImages",
     "MNISTDataModule",
     "Penalty",
+    "PenaltyFunction",
     "Plan",
     "PruneLike",
     "PruneReport",
@@ -146,13 +161,15 @@ __all__ = [
     "load_compact",
     "make_plan",
     "prox_group_lasso",
-    "prox_l1",
     "prune_",
     "prune_like_",
     "publishing",
     "register_backbone",
     "register_engine",
+    "register_kind",
+    "register_penalty_function",
     "register_rule",
+    "register_schedule",
     "register_shrinker",
     "resolve_groups",
     "save_compact",

@@ -13,7 +13,7 @@ from ssl_lightning.suggest import shortened
 
 
 class GroupLocks:
-    """Which groups of which sets must stay zero.
+    """Which groups of which sets must remain zero.
 
     Keeping a group at zero means writing zero after everything that may have moved it: the
     optimizer's step (momentum, weight decay), averaging of weights, loading a checkpoint.
@@ -34,6 +34,7 @@ class GroupLocks:
         self._locked: dict[str, tuple[GroupSet, Tensor]] = {}
         self._elements: dict[str, Tensor] = {}
         self._copies: dict[tuple[str, torch.device], Tensor] = {}
+        self._refusals: list[tuple[Any, str]] = []
 
     def __len__(self) -> int:
         return sum(int(mask.sum()) for _, mask in self._locked.values())
@@ -41,6 +42,27 @@ class GroupLocks:
     def __bool__(self) -> bool:
         """Whether anything is locked (single elements count too, unlike in ``len``)."""
         return bool(self._locked) or bool(self._elements)
+
+    def refuse(self, by: Any, reason: str) -> None:
+        """Let no group be locked from now on, for a reason that errors say; "" ends it.
+
+        Args:
+            by: whoever says so (an attachment, of which copies are None: then it ends).
+            reason: a sentence.
+
+        Raises:
+            ValueError: the reason, if anything is locked already.
+        """
+        self._refusals = [(who, why) for who, why in self._refusals if who not in (None, by)]
+        if reason and self:
+            raise ValueError(reason)
+        if reason:
+            self._refusals.append((by, reason))
+
+    def _check(self, anything: bool) -> None:
+        for who, reason in self._refusals if anything else ():
+            if who is not None:
+                raise ValueError(reason)
 
     def lock(self, group_set: GroupSet, mask: Tensor) -> int:
         """Lock groups, in addition to those that are locked already.
@@ -51,10 +73,14 @@ class GroupLocks:
 
         Returns:
             How many of them were not locked before.
+
+        Raises:
+            ValueError: if locked groups would not remain zero under the optimizer of the run.
         """
         mask = mask.detach().cpu()
         before = self.mask(group_set)
         if bool(mask.any()):
+            self._check(True)
             self._locked[group_set.name] = (group_set, before | mask)
             self._copies.clear()
         return int((mask & ~before).sum())
@@ -112,10 +138,10 @@ class GroupLocks:
         return {name: tensor == 0 for name, tensor in ones.items() if not bool(tensor.all())}
 
     def carry_over(self, marks: Mapping[str, Tensor], group_sets: Sequence[GroupSet]) -> None:
-        """Lock these elements and nothing else: what is left of locked groups after compaction.
+        """Lock these elements and nothing else: what locked groups become in compaction.
 
         Args:
-            marks: what is left of :meth:`marks`, by parameter name.
+            marks: those of :meth:`marks` that remain, by parameter name.
             group_sets: groups of the compact network; those of which everything is locked count
                 as locked.
         """
@@ -155,7 +181,8 @@ class GroupLocks:
             shapes: parameter -> its shape, to compare the locks with.
 
         Raises:
-            ValueError: if it is damaged, or of parameters of other shapes; nothing changes then.
+            ValueError: if it is damaged, of parameters of other shapes, or nothing may be locked;
+                nothing changes then.
         """
         again = GroupLocks()
         try:
@@ -166,6 +193,7 @@ class GroupLocks:
                 f"`locks` are damaged or of another network: {type(error).__name__}: "
                 f"{shortened(str(error), 200)}"
             ) from error
+        self._check(bool(again))
         self._locked, self._elements, self._copies = again._locked, again._elements, {}
 
     def _add(self, entry: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None) -> None:

@@ -5,6 +5,8 @@ fractional (3.5 is half-way through the fourth epoch) and the factor multiplies 
 strength. In YAML it is a mapping whose ``kind`` names a row of :data:`SCHEDULES`::
 
     schedule: {kind: ramp, start: 4, end: 8}
+
+A schedule of your own derives from :class:`Schedule`; :func:`register_schedule` gives it a kind.
 """
 
 from __future__ import annotations
@@ -20,20 +22,61 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ssl_lightning.suggest import check_keys, pick
+from ssl_lightning.registry import (
+    arguments_of,
+    as_mapping,
+    check_class,
+    make,
+    name_of,
+    register,
+    stored,
+)
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Base of the strength schedules; subclasses define ``__call__(epoch) -> factor``.
 
+    The factor is finite and at least 0. A schedule of your own is a frozen dataclass, so that
+    checkpoints can hold it; its fields are plain values.
+
     Example:
-        >>> class Halving(Schedule):
+        >>> @dataclass(frozen=True)
+        ... class Halving(Schedule):
+        ...     every: float = 10.0
+        ...
         ...     def __call__(self, epoch):
-        ...         return 0.5**epoch
-        >>> Halving()(2)
+        ...         return 0.5 ** (epoch // self.every)
+        >>> Halving(every=2)(5.0)
         0.25
     """
+
+    def __call__(self, epoch: float) -> float:
+        """Return the factor on the strength at the fractional ``epoch``."""
+        raise TypeError(f"{type(self).__name__} does not define __call__({epoch}).")
+
+    def is_zero(self, until: float) -> bool:
+        """Whether the factor is 0 throughout the epochs from 0 to ``until`` (may be infinite).
+
+        A run refuses a penalty that would do nothing. Looks inside every stretch between whole
+        epochs and numbers in the fields; a schedule that is on for moments only overrides it.
+
+        Example:
+            >>> Ramp(start=5, end=8).is_zero(until=5), Ramp(start=5, end=8).is_zero(until=6)
+            (True, False)
+        """
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        numbers = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+        corners = {c for c in (*numbers, *(a + b for a in numbers for b in numbers)) if c < until}
+        last = min(until, max(corners, default=0.0) + 1000.0)
+        points = sorted({0.0, last, *corners, *map(float, range(math.ceil(last)))})
+        inside = (a + part * (b - a) for a, b in pairwise(points) for part in (0.05, 0.5, 0.95))
+        return all(self(epoch) == 0.0 for epoch in inside if epoch > 0)
+
+
+@dataclass(frozen=True)
+class PiecewiseSchedule(Schedule):
+    """Base of the schedules here: their fields are epochs and factors, all numbers >= 0."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -50,30 +93,9 @@ class Schedule:
                 f"end={ends[1]} (epochs). Swap or correct them."
             )
 
-    def __call__(self, epoch: float) -> float:
-        """Return the factor on the strength at the fractional ``epoch``."""
-        raise TypeError(f"{type(self).__name__} does not define __call__({epoch}).")
-
-    def is_zero(self, until: float) -> bool:
-        """Whether the factor is 0 throughout the epochs from 0 to ``until`` (may be infinite).
-
-        Looks at the middle of every stretch between whole epochs and the schedule's own corners:
-        between two corners, each schedule either is 0 throughout or nowhere inside.
-
-        Example:
-            >>> Ramp(start=5, end=8).is_zero(until=5), Ramp(start=5, end=8).is_zero(until=6)
-            (True, False)
-        """
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        numbers = [float(v) for v in values if v is not None and math.isfinite(v)]
-        corners = {c for c in (*numbers, *(a + b for a in numbers for b in numbers)) if c < until}
-        last = min(until, max(corners, default=0.0) + 1000.0)
-        points = sorted({0.0, last, *corners, *map(float, range(math.ceil(last)))})
-        return all(self((a + b) / 2.0) == 0.0 for a, b in pairwise(points))
-
 
 @dataclass(frozen=True)
-class Constant(Schedule):
+class Constant(PiecewiseSchedule):
     """Full strength from epoch ``start`` on; before it, none.
 
     Example:
@@ -89,7 +111,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Ramp(Schedule):
+class Ramp(PiecewiseSchedule):
     """Linear from ``first`` at epoch ``start`` to full strength at epoch ``end``.
 
     Before ``start`` there is no penalty.
@@ -111,10 +133,10 @@ class Ramp(Schedule):
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(PiecewiseSchedule):
     """Half a cosine from ``first`` at epoch ``start`` to ``last`` at epoch ``end``.
 
-    Before ``start`` there is no penalty; after ``end`` the factor stays at ``last``.
+    Before ``start`` there is no penalty; after ``end`` the factor is ``last``.
 
     Example:
         >>> [round(Cosine(start=0, end=4)(epoch), 3) for epoch in (0, 2, 4, 5)]
@@ -135,7 +157,7 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
-class Window(Schedule):
+class Window(PiecewiseSchedule):
     """Full strength between the epochs ``start`` and ``end``, nothing outside ("off-after").
 
     With ``ramp`` > 0 the strength rises linearly over the first ``ramp`` epochs of the window. The
@@ -172,38 +194,67 @@ def progress(epoch: float, start: float, end: float) -> float:
     return max(0.0, (epoch - start) / (end - start))
 
 
+def register_schedule(name: str, cls: type[Schedule]) -> None:
+    """Give a schedule of your own a name: ``schedule: {kind: name, ...}``, also in checkpoints.
+
+    Call it wherever such a checkpoint is read: no class is imported because a file names it.
+
+    Args:
+        name: an identifier.
+        cls: a frozen dataclass derived from :class:`Schedule`.
+
+    Raises:
+        ValueError: if the name means something else, or the class is no frozen dataclass.
+
+    Example:
+        >>> register_schedule("linear", Ramp)
+        >>> parse_schedule({"kind": "linear", "end": 2})
+        Ramp(start=0.0, end=2, first=0.0)
+        >>> _ = SCHEDULES.pop("linear")
+    """
+    check_class("register_schedule", cls, Schedule)
+    register("register_schedule", SCHEDULES, name, cls)
+
+
 def parse_schedule(given: Schedule | Mapping[str, Any] | None) -> Schedule:
     """Return the schedule that a mapping ``{kind: ..., **arguments}`` describes.
 
     Raises:
-        ValueError: for an unknown kind or argument; the message names the nearest known ones.
+        ValueError: for an unknown kind or argument; the message names the nearest known ones. And
+            for ``{class_path: ...}``: the command line makes objects of that in its configs.
 
     Example:
         >>> parse_schedule({"kind": "ramp", "end": 5})
         Ramp(start=0.0, end=5, first=0.0)
     """
+    given = as_mapping(given)
     if given is None:
         return Constant()
-    if isinstance(given, Schedule):
+    if not isinstance(given, Mapping):
+        check_class("schedule", type(given), Schedule)
         return given
     arguments = dict(given)
-    cls = pick("schedule kind", arguments.pop("kind", None), SCHEDULES)
-    check_keys(f"schedule {cls.__name__}", arguments, [f.name for f in dataclasses.fields(cls)])
-    return cls(**arguments)
+    kind = given if "class_path" in given else arguments.pop("kind", None)
+    return make("schedule kind", SCHEDULES, kind, arguments, "register_schedule")
 
 
 def schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
-    """Return the mapping from which :func:`parse_schedule` makes the schedule again."""
-    kind = next(name for name, cls in SCHEDULES.items() if type(schedule) is cls)
-    return {"kind": kind, **dataclasses.asdict(schedule)}
+    """Return the mapping of plain values that describes a schedule.
+
+    Example:
+        >>> schedule_to_dict(Ramp(end=5))
+        {'kind': 'ramp', 'start': 0.0, 'end': 5, 'first': 0.0}
+    """
+    name = name_of(SCHEDULES, schedule)
+    return stored(schedule) if name is None else {"kind": name, **arguments_of(schedule)}
 
 
 class StageLR(LambdaLR):
     """One learning-rate curve per stage: the paper's dense -> sparse -> fine-tune in one run.
 
     Each stage starts again at ``lr[i]`` and, with ``shape="cosine"``, falls along half a cosine to
-    nearly zero over its ``epochs[i]`` epochs; with ``"constant"`` it stays. With several parameter
-    groups, the rates are relative: stage ``i`` multiplies every group's own rate by
+    nearly zero over its ``epochs[i]`` epochs; with ``"constant"`` it does not change. With several
+    parameter groups, the rates are relative: stage ``i`` multiplies every group's own rate by
     ``lr[i] / lr[0]``, so give the optimizer ``lr[0]``.
 
     Args:

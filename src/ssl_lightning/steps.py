@@ -18,7 +18,7 @@ computed with there: nothing is read by the host, which would wait for the devic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -127,7 +127,7 @@ def step_sizes(
     Returns:
         Name -> step size, or None for a parameter that did not step: one that is frozen, or that an
         adaptive optimizer has no state for because it never had a gradient. Parameters that the
-        optimizer does not hold are left out.
+        optimizer does not hold are missing.
 
     Raises:
         ValueError: as :func:`check_optimizer`.
@@ -153,6 +153,32 @@ def step_sizes(
                 else:
                     found[id(parameter)] = row(group, state) if shared is None else shared
     return {name: found[id(p)] for name, p in parameters.items() if id(p) in found}
+
+
+def is_shared(sizes: Sequence[StepSize]) -> bool:
+    """Whether all step sizes are the same number, or the same tensor of one element."""
+    first = sizes[0]
+    if isinstance(first, Tensor):
+        return first.dim() == 0 and all(step is first for step in sizes[1:])
+    return all(not isinstance(step, Tensor) and step == first for step in sizes[1:])
+
+
+def moves_evenly(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether an optimizer steps all elements of parameters by the same step size.
+
+    Example:
+        >>> w, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        >>> both = {"w": w, "b": b}
+        >>> moves_evenly(SGD([w, b], lr=0.1), both), moves_evenly(Adam([w, b]), both)
+        (True, False)
+        >>> moves_evenly(SGD([{"params": [w]}, {"params": [b], "lr": 0.2}], lr=0.1), both)
+        False
+    """
+    if STEP_SIZES.get(type(optimizer)) is not sgd_step:
+        return False
+    found = step_sizes(optimizer, parameters).values()
+    sizes = [step for step in found if step is not None]
+    return not sizes or is_shared(sizes)
 
 
 def has_stepped(optimizer: Optimizer) -> bool | Tensor:

@@ -77,13 +77,14 @@ def sparsity_figures(sparsity: Sparsity) -> dict[str, float]:
         for kind, (kept, total) in kinds.items()
     }
     parameters = dict(sparsity.network.named_parameters())
-    singles = sparsity.regularizer.single_weights()
+    sets = sparsity.regularizer.group_sets
+    singles = [s for s in sets if s.elementwise]
     sizes = {s.layer: s.num_groups for s in singles} if sparsity.origin is None else {}
     sizes |= {} if sparsity.origin is None else sparsity.origin.singles
     kept = {s.layer: int(nonzero_groups(s, parameters).sum()) for s in singles}
     for layer, size in sizes.items():
         figures[f"sparsity/{layer}/weights"] = 100.0 * (1.0 - kept.get(layer, 0) / size)
-    for group_set in sparsity.regularizer.group_sets:
+    for group_set in (s for s in sets if not s.elementwise):
         norms = group_norms(group_set, parameters).detach()
         left = norms[norms > 0]
         figures[f"smallest_norm/{group_set.name}"] = float(left.min()) if len(left) else 0.0

@@ -104,11 +104,11 @@ class ThresholdPruning(EpochStartCallback):
         chosen = self.chosen(sparsity.regularizer)
         idle = [p for p in self.layers if not any(fnmatchcase(s.layer, p) for s in chosen)]
         if (idle or not chosen) and not sparsity.plans:
-            singles = sparsity.regularizer.single_weights()
-            known = (
-                ", ".join(s.name for s in (*sparsity.regularizer.group_sets, *singles)) or "none"
-            )
-            hint = " Single weights are pruned only if `kinds` names l1." if singles else ""
+            sets = sparsity.regularizer.group_sets
+            known = ", ".join(s.name for s in sets) or "none"
+            singles = {s.kind: None for s in sets if s.elementwise}
+            hint = f" Single weights are pruned only if `kinds` names {', '.join(singles)}."
+            hint = hint if singles else ""
             raise ValueError(
                 f"ThresholdPruning: got layers {idle or self.layers} and kinds {self.kinds}, which "
                 f"match none of the penalised groups: {known}. Correct or leave them out.{hint}"
@@ -158,10 +158,11 @@ class ThresholdPruning(EpochStartCallback):
 
     def chosen(self, regularizer: Regularizer) -> list[GroupSet]:
         """Return the penalised group sets that this callback prunes."""
-        sets = regularizer.group_sets
-        if self.kinds is not None:
-            everything = (*sets, *regularizer.single_weights())
-            sets = [s for s in everything if s.kind in self.kinds]
+        sets = [
+            s
+            for s in regularizer.group_sets
+            if (not s.elementwise if self.kinds is None else s.kind in self.kinds)
+        ]
         return [s for s in sets if any(fnmatchcase(s.layer, glob) for glob in self.layers)]
 
     def limit(self, norms: Tensor) -> float:

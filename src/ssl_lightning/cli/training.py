@@ -11,17 +11,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from torch import optim
 
-import ssl_lightning.schedules  # noqa: F401
 from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
@@ -35,11 +35,17 @@ from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.module.parts import refuse_spawning
 from ssl_lightning.module.saving import KINDS, check_settings
+from ssl_lightning.penalties import PenaltyFunction
+from ssl_lightning.registry import ADMITTED, as_mapping, check_class
+from ssl_lightning.schedules import Schedule
+from ssl_lightning.suggest import first_line
 from ssl_lightning.suggest import shortened as on_one_line
 from ssl_lightning.zoo.loading import PREFIX
 
 DEFAULT_FOLDER = "runs/default"
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
+
+set_parsing_settings(instantiate_subclass_spec_in_any=False)  # `admit_classes` says which
 
 
 class RunFolderConfig(SaveConfigCallback):
@@ -159,8 +165,9 @@ class SSLCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""
-        super().instantiate_classes()
         config = self.config.get(str(self.subcommand), self.config)
+        admit_classes(config.model.penalties or [])
+        super().instantiate_classes()
         if isinstance(config.model.backbone, Namespace):
             text = self._parser(self.subcommand).dump(config)
             arguments = yaml.safe_load(text)["model"]["backbone"].get("init_args") or {}
@@ -180,6 +187,38 @@ class SSLCLI(LightningCLI):
         if content is not None:
             check_parsed(content, path)
         super()._parse_ckpt_path()
+
+
+def admit_classes(penalties: Sequence[Any]) -> None:
+    """Import the classes that a user's config names for functions and schedules of penalties.
+
+    Nothing else imports them: a checkpoint, or a file of the zoo, must not decide what is run.
+
+    Raises:
+        ValueError: if there is no such class, or it is of another kind.
+
+    Example:
+        >>> admit_classes([{"function": {"class_path": "ssl_lightning.MCP"}}])
+        >>> admit_classes([{"function": {"class_path": "os.system"}}])
+        Traceback (most recent call last):
+        ...
+        ValueError: penalties: cannot take os.system as function: function: expected a frozen...
+    """
+    for penalty in (each for each in penalties if isinstance(each, Mapping)):
+        for part, base in (("function", PenaltyFunction), ("schedule", Schedule)):
+            spec = as_mapping(penalty.get(part))
+            if not isinstance(spec, Mapping) or "class_path" not in spec:
+                continue
+            path = str(spec["class_path"])
+            try:
+                cls = resolve_name(path)
+                check_class(part, cls, base)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise ValueError(
+                    f"penalties: cannot take {path} as {part}: {first_line(error)}. Correct its "
+                    "class_path."
+                ) from error
+            ADMITTED[path] = cls
 
 
 def check_parsed(content: Mapping[str, Any], path: str) -> None:

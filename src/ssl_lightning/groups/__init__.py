@@ -1,7 +1,7 @@
 """Groups: which slices of which parameters should become zero together."""
 
 from ssl_lightning.groups.count import kept_groups
-from ssl_lightning.groups.kinds import KIND_AXES, KINDS, index_dims, weight_axes
+from ssl_lightning.groups.kinds import KINDS, GroupKind, register_kind, weight_axes
 from ssl_lightning.groups.resolve import resolve_each, resolve_groups
 from ssl_lightning.groups.selectors import Selector
 from ssl_lightning.groups.sets import (
@@ -15,15 +15,15 @@ from ssl_lightning.groups.sets import (
 
 __all__ = [
     "KINDS",
-    "KIND_AXES",
+    "GroupKind",
     "GroupSet",
     "Member",
     "Selector",
     "group_counts",
     "group_norms",
-    "index_dims",
     "kept_groups",
     "nonzero_groups",
+    "register_kind",
     "resolve_each",
     "resolve_groups",
     "weight_axes",

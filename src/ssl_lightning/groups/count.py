@@ -1,4 +1,4 @@
-"""How many groups of each kind every layer has left."""
+"""How many groups of each kind are retained in every layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.graph import layer_names
-from ssl_lightning.groups.kinds import has_kind, index_dims, weight_axes
+from ssl_lightning.groups.kinds import KINDS, View
 from ssl_lightning.groups.sets import GroupSet, Member, nonzero_groups
 
 COUNTED = {
@@ -22,9 +22,9 @@ def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
     """Count, per layer, the filters, channels and columns whose weights are not all zero.
 
     Returns:
-        Layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [kept, of]. Output and input
+        Layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [retained, of]. Output and input
         neurons of linear layers count as filters and channels. ``columns`` are the filter shapes
-        W[:, c, h, w], that is the rows of the lowered matrix that are left.
+        W[:, c, h, w], that is the rows of the lowered matrix that are retained.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -36,14 +36,14 @@ def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
         module = model.get_submodule(inner)
         for column, kinds in COUNTED.items():
             for kind in kinds:
-                if has_kind(module, kind):
-                    counts.setdefault(name, {})[column] = count_kind(module, kind)
+                view = KINDS[kind].view(module)
+                if view is not None:
+                    counts.setdefault(name, {})[column] = count_groups(module, view)
     return counts
 
 
-def count_kind(module: nn.Module, kind: str) -> list[int]:
-    """Return [kept, of] for the groups of one kind in one layer's weight."""
-    shape, axes = weight_axes(module)
-    group_set = GroupSet("", kind, (Member("weight", shape, index_dims(axes, kind)),))
-    kept = nonzero_groups(group_set, {"weight": torch.as_tensor(module.weight)})
-    return [int(kept.sum()), group_set.num_groups]
+def count_groups(module: nn.Module, view: View) -> list[int]:
+    """Return [retained, of] for the groups of one layer's weight."""
+    group_set = GroupSet("", "", (Member("weight", *view),))
+    retained = nonzero_groups(group_set, {"weight": torch.as_tensor(module.weight)})
+    return [int(retained.sum()), group_set.num_groups]

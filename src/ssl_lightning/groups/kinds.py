@@ -1,56 +1,135 @@
-"""Kinds of groups, as data: which axes of a layer's weight number them."""
+"""Kinds of groups, as data: which slices of a layer's weight are a group."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import nn
 
 from ssl_lightning.graph import CONVS, TRANSPOSED, WEIGHTED, own_layer
+from ssl_lightning.registry import register
 
-KIND_AXES: dict[str, tuple[str, ...]] = {
-    "filter": ("group", "out"),
-    "channel": ("group", "in"),
-    "shape": ("group", "in", "space"),
-    "kernel": ("group", "out", "in"),
-    "neuron_out": ("out",),
-    "neuron_in": ("in",),
-    "depth": (),
-}
-"""Group kind -> names of the axes that number its groups (Wen et al. 2016, section 3.1).
+View = tuple[tuple[int, ...], tuple[int, ...]]
+"""The shape in which a weight is viewed, and the dimensions of it that number the groups."""
 
-``shape`` is a filter shape W[:, c, h, w], a column of the lowered matrix; ``kernel`` a 2-D kernel
-W[o, c]; ``depth`` a whole layer. ``group`` is the group of a grouped convolution: channels and
-shapes are numbered inside each.
-"""
+
+@dataclass(frozen=True)
+class GroupKind:
+    """A kind of group: in which layers, and which axes of their weights number the groups.
+
+    A kind of your own is an object of this class. Groups that no axes number, such as blocks of
+    several filters, take a subclass with a :meth:`view` of its own. Either is given a name by
+    :func:`register_kind`.
+
+    Attributes:
+        axes: names of axes of the weight: ``"out"``, ``"in"``, ``"space"`` (all of a kernel) and
+            ``"group"``, the group of a grouped convolution: channels are numbered inside each.
+        layers: ``"conv"``, ``"linear"`` or ``"any"`` of both.
+        outputs: whether a zero group makes a layer's outputs zero, if its bias and the scale and
+            shift of its batch norm are zero too; so they count into it. Groups are then numbered
+            by outputs that follow each other.
+        shortcut: whether only layers around which a shortcut leads may have such groups.
+
+    Example:
+        >>> positions = GroupKind(axes=("space",), layers="conv")
+        >>> positions.view(nn.Conv2d(4, 6, 3))
+        ((6, 4, 3, 3), (2, 3))
+    """
+
+    axes: tuple[str, ...] = ()
+    layers: str = "any"
+    outputs: bool = False
+    shortcut: bool = False
+
+    def view(self, module: nn.Module) -> View | None:
+        """Return the shape in which a layer's weight is viewed, and the dims that number groups.
+
+        The shape splits dimensions of the weight, so that the view needs no copy. None means that
+        the layer has no such groups.
+        """
+        found = layer_type(module)
+        if found in (None, OWN) or self.layers not in ("any", found):
+            return None
+        shape, axes = weight_axes(module)
+        return shape, tuple(i for i, axis in enumerate(axes) if axis in self.axes)
+
+
+class Elements(GroupKind):
+    """Each element of a weight of two or more dimensions is a group: unstructured sparsity."""
+
+    def view(self, module: nn.Module) -> View | None:
+        """Return the weight's own shape, and all of its dimensions."""
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() < 2:
+            return None
+        return tuple(weight.shape), tuple(range(weight.dim()))
+
+
+class FromGraph(GroupKind):
+    """The groups are those that the model's graph gives, over several layers."""
+
+    def view(self, module: nn.Module) -> View | None:
+        """Return None: no layer has such groups by itself."""
+        return None
+
 
 COUPLED = "coupled"
-"""The kind whose groups the model's graph gives: all that must be zero for a channel to go."""
+"""All that must be zero so that a channel can be removed."""
 
 HEAD, FFN = "head", "ffn"
 """Kinds of the same origin: attention heads; and of the coupled channels, the hidden neurons
 between two linear layers (or 1x1 convolutions) of one module."""
 
-COUPLED_KINDS = (COUPLED, HEAD, FFN)
+KINDS: dict[str, GroupKind] = {
+    "filter": GroupKind(("group", "out"), "conv", outputs=True),
+    "channel": GroupKind(("group", "in"), "conv"),
+    "shape": GroupKind(("group", "in", "space"), "conv"),
+    "kernel": GroupKind(("group", "out", "in"), "conv"),
+    "neuron_out": GroupKind(("out",), "linear", outputs=True),
+    "neuron_in": GroupKind(("in",), "linear"),
+    "depth": GroupKind((), outputs=True, shortcut=True),
+    COUPLED: FromGraph(),
+    HEAD: FromGraph(),
+    FFN: FromGraph(),
+    "element": Elements(),
+    "l1": Elements(),
+}
+"""Name of a kind -> the kind (Wen et al. 2016, section 3.1).
+
+``shape`` is a filter shape W[:, c, h, w], a column of the lowered matrix; ``kernel`` a 2-D kernel
+W[o, c]; ``depth`` a whole layer; ``l1`` what ``element`` is called with group lasso.
+"""
+
+COUPLED_KINDS = tuple(name for name, kind in KINDS.items() if isinstance(kind, FromGraph))
 """Kinds whose groups the model's graph gives."""
 
-KINDS: tuple[str, ...] = (*KIND_AXES, *COUPLED_KINDS)
-"""All kinds of groups."""
 
-KIND_LAYERS: dict[str, str] = {
-    "filter": "conv",
-    "channel": "conv",
-    "shape": "conv",
-    "kernel": "conv",
-    "neuron_out": "linear",
-    "neuron_in": "linear",
-    "depth": "any",
-}
-"""Group kind -> the layers that have such groups."""
+def register_kind(name: str, kind: GroupKind) -> None:
+    """Give a kind of group of your own a name, for penalties, selectors and pruning.
+
+    Call it wherever a config or checkpoint that holds the name is read.
+
+    Args:
+        name: an identifier.
+        kind: which groups.
+
+    Raises:
+        ValueError: if the name means something else, or ``kind`` is no :class:`GroupKind`.
+
+    Example:
+        >>> register_kind("position", GroupKind(axes=("space",), layers="conv"))
+        >>> KINDS.pop("position").axes
+        ('space',)
+    """
+    if not isinstance(kind, GroupKind):
+        raise ValueError(
+            f"register_kind: expected a GroupKind as {name!r}, got {kind!r}. Give an object, such "
+            "as GroupKind(axes=('space',), layers='conv')."
+        )
+    register("register_kind", KINDS, name, kind)
 
 OWN = "own"
 """Layers of a type that the user registered: only the coupled kinds have their groups."""
-
-OUTPUT_KINDS = frozenset({"filter", "neuron_out", "depth"})
-"""Kinds whose zero group makes an output channel zero, if bias and norm shift go with it."""
 
 
 def layer_type(module: nn.Module) -> str | None:
@@ -61,13 +140,6 @@ def layer_type(module: nn.Module) -> str | None:
         return "linear"
     own = own_layer(module)
     return OWN if own is not None and own.inputs else None
-
-
-def has_kind(module: nn.Module, kind: str) -> bool:
-    """Whether a module has groups of a kind."""
-    wanted = KIND_LAYERS[kind]
-    found = layer_type(module)
-    return found not in (None, OWN) and wanted in ("any", found)
 
 
 def weight_axes(module: nn.Module) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -91,15 +163,3 @@ def weight_axes(module: nn.Module) -> tuple[tuple[int, ...], tuple[str, ...]]:
         return shape, (*names, *space)
     split = (module.groups, shape[0] // module.groups, *shape[1:])
     return split, ("group", *names, *space)
-
-
-def index_dims(axes: tuple[str, ...], kind: str) -> tuple[int, ...]:
-    """Return the dimensions of the viewed weight that number the groups of a kind.
-
-    Example:
-        >>> index_dims(("out", "in", "space", "space"), "shape")
-        (1, 2, 3)
-        >>> index_dims(("out", "in", "space", "space"), "depth")
-        ()
-    """
-    return tuple(i for i, axis in enumerate(axes) if axis in KIND_AXES[kind])

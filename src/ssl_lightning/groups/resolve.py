@@ -21,11 +21,9 @@ from ssl_lightning.graph import (
 from ssl_lightning.groups.kinds import (
     COUPLED,
     COUPLED_KINDS,
-    OUTPUT_KINDS,
-    has_kind,
-    index_dims,
+    KINDS,
+    View,
     layer_type,
-    weight_axes,
 )
 from ssl_lightning.groups.members import members_of
 from ssl_lightning.groups.selectors import Selector, as_selector
@@ -134,10 +132,11 @@ def slices_of(group_set: GroupSet) -> frozenset[Member]:
 
 def matching_layers(around: Surroundings, selector: Selector) -> list[str]:
     """Return the names of the layers that a selector matches, in the model's order."""
-    layers = {name: m for name, m in around.modules.items() if layer_type(m) is not None}
-    able = [name for name, module in layers.items() if has_kind(module, selector.kind)]
+    layers = [name for name, m in around.modules.items() if layer_type(m) is not None]
+    kind = KINDS[selector.kind]
+    able = [name for name, m in around.modules.items() if kind.view(m) is not None]
     chosen = match(selector, able, layers, around.strict)
-    if selector.kind == "depth" and not around.strict:
+    if kind.shortcut and not around.strict:
         return [layer for layer in chosen if around.has_shortcut(layer)]
     return chosen
 
@@ -265,13 +264,15 @@ def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:
             "computed from others (a parametrization, such as weight norm). "
             f"{removal(layer, module)}, or exclude the layer by `layers`."
         )
-    shape, axes = weight_axes(module)
-    weight = Member(qualified(layer, "weight"), shape, index_dims(axes, selector.kind))
-    if selector.kind == "depth":
+    kind = KINDS[selector.kind]
+    view = kind.view(module)
+    assert view is not None
+    weight = Member(qualified(layer, "weight"), *view)
+    if kind.shortcut:
         around.require_shortcut(layer)
-    if selector.kind not in OUTPUT_KINDS:
+    if not kind.outputs:
         return GroupSet(layer, selector.kind, (weight,))
-    extra = tuple(output_members(around, layer, whole=selector.kind == "depth"))
+    extra = tuple(output_members(around, layer, selector.kind, weight.num_groups))
     if selector.members == "all":
         return GroupSet(layer, selector.kind, (weight, *extra))
     return GroupSet(layer, selector.kind, (weight,), extra)
@@ -283,8 +284,8 @@ def removal(layer: str, module: nn.Module) -> str:
     return f"Call {how_to_remove(layer, module)} first" if known else "Make it one"
 
 
-def output_members(around: Surroundings, layer: str, *, whole: bool) -> list[Member]:
-    """Return bias, norm scale and norm shift of a layer: one value per output channel."""
+def output_members(around: Surroundings, layer: str, kind: str, num_groups: int) -> list[Member]:
+    """Return bias, norm scale and norm shift of a layer: an equal number of outputs per group."""
     norm = around.norm_after(layer)
     owners = [(layer, ("bias",))] if norm is None else [(layer, ("bias",)), (norm, NORM_NAMES)]
     members = []
@@ -292,9 +293,26 @@ def output_members(around: Surroundings, layer: str, *, whole: bool) -> list[Mem
         for name in names:
             parameter = getattr(around.modules[owner], name, None)
             if isinstance(parameter, nn.Parameter):
-                dims = () if whole else (0,)
-                members.append(Member(qualified(owner, name), tuple(parameter.shape), dims))
+                if len(parameter) % num_groups:
+                    raise ValueError(
+                        f"Groups of kind {kind!r}: `{layer}` has {num_groups} of them, which "
+                        f"cannot share its {len(parameter)} outputs evenly. Exclude the layer."
+                    )
+                view = output_view(len(parameter), num_groups)
+                members.append(Member(qualified(owner, name), *view))
     return members
+
+
+def output_view(outputs: int, num_groups: int) -> View:
+    """Return how a value per output is viewed so that the outputs of a group stand together.
+
+    Example:
+        >>> output_view(6, 6), output_view(6, 3), output_view(6, 1)
+        (((6,), (0,)), ((3, 2), (0,)), ((6,), ()))
+    """
+    if num_groups in (1, outputs):
+        return (outputs,), (0,) if num_groups == outputs else ()
+    return (num_groups, outputs // num_groups), (0,)
 
 
 def qualified(module: str, parameter: str) -> str:

@@ -16,11 +16,12 @@ class Selector:
 
     Attributes:
         kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out; or coupled: all that
-            must be zero for a channel to go, such as the filters of all layers that write it; or of
-            the same origin, head (attention heads) and ffn (hidden neurons of feed-forward parts).
+            must be zero so that a channel can be removed, such as the filters of all layers that
+            write it; or of the same origin, head (attention heads) and ffn (hidden neurons of
+            feed-forward parts); or element (single weights); or a registered one.
         layers: glob or globs, such as ``"conv*"`` or ``["layer1.*", "fc"]``. Layers that match
             but have no such groups (a linear layer has no filters) are passed over. A coupled
-            family is taken as a whole if any of its layers matches.
+            family is selected as a whole if any of its layers matches.
         members: ``"all"`` puts bias and batch-norm scale and shift into the group of a filter,
             output neuron or layer (they are what its output consists of), ``"weight"`` only the
             weight, as in the paper.
@@ -37,7 +38,7 @@ class Selector:
     members: str = "all"
 
     def __post_init__(self) -> None:
-        pick("group kind", self.kind, dict.fromkeys(KINDS))
+        pick("group kind", self.kind, KINDS)
         if self.members not in ("all", "weight"):
             raise ValueError(
                 f"Groups of kind {self.kind!r}: expected members 'all' or 'weight', got "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 18
-"""Elements of a large tensor to square at a time: their squares stay in the processor's cache."""
+"""Elements of a large tensor to square at a time, so that squares fit the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,13 @@ class GroupSet:
         """Number of elements in one group, over all members."""
         return sum(math.prod(m.part_shape) for m in self.members) // self.num_groups
 
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether each element of a weight is a group: then norms are absolute values."""
+        first = self.members[0]
+        whole = len(first.index_dims) == len(first.shape) > 1 and not first.index
+        return whole and len(self.members) == 1
+
     def parameters(self) -> list[str]:
         """Names of all parameters that a zeroed group touches."""
         return list(dict.fromkeys(m.parameter for m in (*self.members, *self.companions)))
@@ -283,7 +290,7 @@ def ascending(num_dims: int) -> tuple[int, ...]:
 
 
 def reorder(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-    """Permute the dimensions, at no cost if they stay where they are."""
+    """Permute the dimensions, at no cost if that changes nothing."""
     return tensor if order == ascending(tensor.dim()) else tensor.permute(order)
 
 

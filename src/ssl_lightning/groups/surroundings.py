@@ -57,7 +57,7 @@ class Surroundings:
         return self._found
 
     def families(self) -> list[CoupledFamily]:
-        """Return the channels that can go, with all that writes them."""
+        """Return the channels that can be removed, with all that writes them."""
         if self._families is None:
             traced = self.traced("coupled groups are what the layers have in common")
             found, self.retained = coupled_channels(self.plain, traced)

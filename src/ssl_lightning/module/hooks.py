@@ -20,7 +20,6 @@ from ssl_lightning.module.parts import (
 )
 from ssl_lightning.module.saving import save_whole_files_
 from ssl_lightning.module.sparsity import Sparsity
-from ssl_lightning.penalties import GroupLasso, penalty_name
 
 
 def sparsity_of(module: Any, where: str = "") -> Sparsity:
@@ -108,8 +107,10 @@ def begin_batch(module: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> 
         module.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
         module.log_dict(
             {
-                f"strength/{penalty_name(p)}": p.strength * p.schedule(sparsity.epoch)
-                for p in sparsity.penalties
+                f"strength/{p.kind}": p.strength * factor
+                for p, factor in zip(
+                    sparsity.penalties, sparsity.regularizer.factors(sparsity.epoch), strict=True
+                )
             }
         )
 
@@ -123,9 +124,7 @@ def logs_now(trainer: pl.Trainer) -> bool:
 def log_groups(module: Any, *_: Any, **__: Any) -> None:
     """Log the groups that are not zero, and the multiply-adds that compaction would leave."""
     sparsity = sparsity_of(module)
-    figures: dict[str, float] = {
-        f"groups/{penalty_name(p)}": 0.0 for p in sparsity.penalties if isinstance(p, GroupLasso)
-    }
+    figures: dict[str, float] = {f"groups/{p.kind}": 0.0 for p in sparsity.penalties}
     sets = sparsity.regularizer.group_sets
     counts = group_counts(sets, dict(sparsity.network.named_parameters()))
     for group_set in sets:

@@ -162,9 +162,11 @@ class Sparsity:
         network = self.network
         parameters = dict(network.named_parameters())
         new = int((mask & nonzero_groups(group_set, parameters)).sum())
-        zero_groups_(group_set, mask, named_tensors(network))
         trained = tuple(m for m in group_set.companions if m.parameter in parameters)
-        return self.locks.lock(replace(group_set, companions=trained), mask) if lock else new
+        if lock:  # first, for it may be refused
+            new = self.locks.lock(replace(group_set, companions=trained), mask)
+        zero_groups_(group_set, mask, named_tensors(network))
+        return new
 
     def enforce_locks_(self) -> None:
         """Write zeros into all locked groups."""
@@ -220,7 +222,7 @@ class Sparsity:
                 for layer, kinds in kept_groups(network).items()
             },
             macs=None if example is None else count_macs(network, example),
-            singles={s.layer: s.num_groups for s in self.regularizer.single_weights()},
+            singles={s.layer: s.num_groups for s in self.regularizer.group_sets if s.elementwise},
         )
 
     def recipe(self, plan: Plan) -> Recipe:

@@ -40,7 +40,7 @@ from ssl_lightning.module.tasks import (
     make_metrics,
     task_settings,
 )
-from ssl_lightning.penalties import parse_penalty, penalty_to_dict
+from ssl_lightning.penalties import parse_penalty
 from ssl_lightning.zoo.loading import PREFIX
 
 BARS = (TQDMProgressBar, RichProgressBar)
@@ -65,7 +65,7 @@ class SSLLightningModule(StructuredSparsity):
         backbone_args: arguments for the named backbone; of an entry ``pretrained: false`` for the
             small network with fresh weights, and ``root``.
         penalties: what to penalise: mappings such as ``{kind: filter, layers: "conv*", strength:
-            1e-3}``, or :class:`~ssl_lightning.GroupLasso` and :class:`~ssl_lightning.L1` objects.
+            1e-3}``, or :class:`~ssl_lightning.Penalty` objects.
         optimizer: makes the optimizer from parameters.
         lr_scheduler: makes the learning-rate scheduler from the optimizer.
         lr_interval: step the scheduler per ``"epoch"`` or per ``"step"``.
@@ -125,7 +125,7 @@ class SSLLightningModule(StructuredSparsity):
             {
                 **backbone_settings(backbone),
                 "backbone_args": storable(backbone, backbone_args or {}),
-                "penalties": [penalty_to_dict(parse_penalty(p)) for p in penalties or []],
+                "penalties": [parse_penalty(p).to_dict() for p in penalties or []],
                 "lr_interval": lr_interval,
                 "parameter_groups": parameter_groups,
                 "input_shape": None if input_shape is None else list(input_shape),

@@ -1,9 +1,9 @@
-"""Group lasso and l1: value, subgradient and proximal step.
+"""Penalty functions on groups: value, subgradient and proximal step.
 
-:mod:`~ssl_lightning.penalties.functional` is the maths; :class:`GroupLasso` and :class:`L1` say
-which groups get which strength; :class:`Regularizer` binds them to a model and runs them::
+:class:`PenaltyFunction` is what a group costs, :class:`Penalty` says which groups get which
+function and strength, and :class:`Regularizer` binds penalties to a model and runs them::
 
-    regularizer = Regularizer(model, [GroupLasso(kind="filter", strength=1e-3)])
+    regularizer = Regularizer(model, [Penalty(kind="filter", strength=1e-3)])
     regularizer.attach(optimizer)  # from now on, every optimizer.step() does it all
 """
 
@@ -12,35 +12,22 @@ from ssl_lightning.penalties.functional import (
     group_lasso,
     group_lasso_subgradient,
     prox_group_lasso,
-    prox_group_lasso_metric,
-    prox_l1,
 )
+from ssl_lightning.penalties.functions import MCP, SCAD, GroupLasso, PenaltyFunction
 from ssl_lightning.penalties.regularizer import Regularizer
-from ssl_lightning.penalties.specs import (
-    L1,
-    PENALTIES,
-    GroupLasso,
-    Penalty,
-    parse_penalty,
-    penalty_name,
-    penalty_to_dict,
-)
-from ssl_lightning.penalties.terms import Term
+from ssl_lightning.penalties.specs import Penalty, parse_penalty, register_penalty_function
 
 __all__ = [
-    "L1",
-    "PENALTIES",
+    "MCP",
+    "SCAD",
     "Attachment",
     "GroupLasso",
     "Penalty",
+    "PenaltyFunction",
     "Regularizer",
-    "Term",
     "group_lasso",
     "group_lasso_subgradient",
     "parse_penalty",
-    "penalty_name",
-    "penalty_to_dict",
     "prox_group_lasso",
-    "prox_group_lasso_metric",
-    "prox_l1",
+    "register_penalty_function",
 ]

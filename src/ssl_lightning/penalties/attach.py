@@ -7,6 +7,7 @@ locks follow each step that was really made.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -16,18 +17,18 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from ssl_lightning.locks import GroupLocks
+from ssl_lightning.penalties.terms import Term, refuse_metric
 from ssl_lightning.schedules import Constant
-from ssl_lightning.steps import check_optimizer, has_stepped
+from ssl_lightning.steps import check_optimizer, has_stepped, moves_evenly
 
 if TYPE_CHECKING:
     from ssl_lightning.penalties.regularizer import Regularizer
-    from ssl_lightning.penalties.terms import Term
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 ENOUGH = 20
-"""Steps after which an optimizer that penalties hang on must have made one."""
+"""Steps after which an optimizer with penalties attached must have made one."""
 
 
 class Attachment:
@@ -56,6 +57,8 @@ class Attachment:
         parameters = regularizer.parameters()
         holders = [o for o in self.optimizers if holds_any(o, parameters)]
         check_holders(regularizer, self.optimizers, parameters, locks)
+        if locks is not None:
+            locks.refuse(self, next(filter(None, map(why_no_locks, holders)), ""))
         self.untrained = regularizer.untrained(self.optimizers)
         self._handles = []
         for optimizer in holders:
@@ -75,13 +78,15 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self.locks is not None:
+            self.locks.refuse(self, "")
 
     def check_called(self, steps: int) -> None:
         """Refuse a loop that trains without stepping the optimizers.
 
         Args:
             steps: how many steps it counts since the penalties were attached. The first few may
-                have been left out for gradients that were not finite.
+                have been skipped for gradients that were not finite.
 
         Raises:
             ValueError: if none of the optimizers made one of many.
@@ -138,7 +143,6 @@ class Attachment:
         if stepped is not False:
             self.regularizer.proximal_step_(optimizer, self.epoch())
             if self.locks:
-                check_swapping(optimizer)
                 self.locks.enforce_(self.regularizer.parameters())
 
 
@@ -190,6 +194,11 @@ def check_hooks(optimizer: Optimizer) -> None:
             f"Regularizer.attach: expected a torch.optim.Optimizer, whose step calls hooks, got "
             f"{type(optimizer).__name__}. Attach to the optimizer that it wraps."
         )
+    if any("lookahead_k" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"Regularizer.attach: Lookahead moves the weights of this {type(optimizer).__name__} "
+            "after its step, so that groups would not remain zero. Train without Lookahead."
+        )
 
 
 def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -210,6 +219,10 @@ def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Par
                 f"members, but this {name} does not hold {', '.join(outside)}. Add them to it, "
                 "penalise the weight alone (members: weight), or use mode: subgradient."
             )
+        members = {n: parameters[n] for n in term.parameters()}
+        one_map = term.additive or term.group_set.elementwise
+        if not one_map and not moves_evenly(optimizer, members):
+            refuse_metric("Regularizer.attach", term)
     elif any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
             f"Regularizer.attach: this {name} maximises, so that it would maximise the penalty "
@@ -229,22 +242,24 @@ def check_term(term: Term, optimizer: Optimizer, parameters: Mapping[str, nn.Par
 
 
 def steppers(optimizer: Optimizer) -> list[type]:
-    """Return the classes of an optimizer that define a step, the first one first."""
-    return [cls for cls in type(optimizer).__mro__ if "step" in vars(cls)]
+    """Return the classes of an optimizer that define a step of their own, the most derived first.
 
-
-def check_swapping(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that trains with other weights than it evaluates with.
-
-    Raises:
-        ValueError: naming it.
+    Torch may wrap an inherited step for hooks in the subclass, which defines none by that.
     """
+    classes = [cls for cls in type(optimizer).__mro__ if "step" in vars(cls)]
+    owners = {inspect.unwrap(vars(cls)["step"]): cls for cls in classes}
+    return list(owners.values())
+
+
+def why_no_locks(optimizer: Optimizer) -> str:
+    """Say why groups cannot be locked under an optimizer; nothing if they can."""
     if callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None)):
-        raise ValueError(
+        return (
             f"{type(optimizer).__name__} swaps the weights between training and evaluation "
-            "(`optimizer.eval()`), so that locked groups would not stay zero. Prune after "
+            "(`optimizer.eval()`), so that locked groups would not remain zero. Prune after "
             "training, or use another optimizer."
         )
+    return ""
 
 
 def held_by(optimizer: Optimizer) -> set[int]:

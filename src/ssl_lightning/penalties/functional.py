@@ -1,4 +1,4 @@
-"""Group lasso and l1 as pure functions, and their in-place forms over group sets."""
+"""Group lasso as pure functions, and proximal maps in place over group sets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssl_lightning.groups import GroupSet, Member, group_norms
 from ssl_lightning.groups.sets import norm_dtype
+from ssl_lightning.penalties.functions import GroupLasso, PenaltyFunction
 from ssl_lightning.steps import StepSize, on_host
 
 MAX_NEWTON_STEPS = 100
@@ -90,7 +91,7 @@ def prox_group_lasso(weight: Tensor, index_dims: tuple[int, ...], threshold: flo
     """
     check_threshold("prox_group_lasso", threshold)
     result = weight.detach().clone()
-    shrink_groups_([single(weight, index_dims)], {"w": result}, [threshold])
+    shrink_groups_(GroupLasso(), [single(weight, index_dims)], {"w": result}, [threshold], [1.0])
     return result
 
 
@@ -130,35 +131,6 @@ def prox_group_lasso_metric(
     return result
 
 
-def prox_l1(weight: Tensor, threshold: float | Tensor) -> Tensor:
-    r"""Shrink each element towards zero by ``threshold`` (soft thresholding).
-
-    .. math:: \arg\min_v \tfrac12 \|v - w\|^2 + t \|v\|_1
-
-    Args:
-        weight: any shape.
-        threshold: step size times strength; a number, or a tensor that broadcasts.
-
-    Returns:
-        New tensor, same shape.
-
-    Raises:
-        ValueError: if ``threshold`` is a negative number or NaN (elements of a tensor are not
-            looked at).
-
-    Reference:
-        Parikh & Boyd, Proximal Algorithms, 2014, section 6.5.2.
-
-    Example:
-        >>> prox_l1(torch.tensor([2.0, -0.5]), 1.0)
-        tensor([1., 0.])
-    """
-    if not isinstance(threshold, Tensor):
-        check_threshold("prox_l1", threshold)
-        return (weight - weight.clamp(-threshold, threshold)).detach()
-    return (weight - weight.clamp(-threshold, threshold)).detach().to(weight.dtype)
-
-
 def single(weight: Tensor, index_dims: tuple[int, ...]) -> GroupSet:
     """Return the group set of one tensor."""
     return GroupSet("", "", (Member("w", tuple(weight.shape), tuple(sorted(index_dims))),))
@@ -176,53 +148,72 @@ def inverse_norms(norms: Tensor) -> Tensor:
     return torch.where(norms > tiny, norms.clamp_min(tiny).reciprocal(), 0.0)
 
 
+def any_norms(group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the norms of all groups in some shape and order: of elements, without a copy."""
+    if not group_set.elementwise:
+        return group_norms(group_set, tensors)
+    weight = tensors[group_set.members[0].parameter].detach()
+    return weight.to(norm_dtype(weight)).abs()
+
+
 @torch.no_grad()
 def shrink_groups_(
+    function: PenaltyFunction,
     group_sets: Sequence[GroupSet],
     tensors: Mapping[str, Tensor],
-    thresholds: Sequence[StepSize],
+    steps: Sequence[StepSize],
+    strengths: Sequence[float],
     where: Tensor | None = None,
 ) -> None:
-    """Apply :func:`prox_group_lasso` in place to group sets that share no parameter.
+    """Apply the proximal map of a function in place to group sets that share no parameter.
 
     Args:
+        function: of the groups' norms.
         group_sets: the groups.
         tensors: qualified name -> parameter.
-        thresholds: one number >= 0 per group set; 0 leaves its groups as they are. A tensor of one
-            element where it is on an accelerator; it is not read.
+        steps: one step size >= 0 per group set; 0 changes nothing. A tensor of one element where
+            it is on an accelerator; it is not read.
+        strengths: one per group set, >= 0; 0 changes nothing.
         where: a bool tensor of one element: False leaves all groups as they are.
     """
-    pairs = zip(group_sets, thresholds, strict=True)
-    chosen = [(s, t) for s, t in pairs if isinstance(t, Tensor) or t > 0]
+    chosen = [
+        (group_set, step, strength)
+        for group_set, step, strength in zip(group_sets, steps, strengths, strict=True)
+        if isinstance(step, Tensor) or step * strength > 0
+    ]
     if not chosen:
         return
-    factors = [group_norms(group_set, tensors) for group_set, _ in chosen]
-    torch._foreach_reciprocal_(factors)  # norm 0 gives infinity, and in the end factor 0
-    scale_by_(factors, [-positive(threshold) for _, threshold in chosen])
-    torch._foreach_add_(factors, 1.0)
-    torch._foreach_clamp_min_(factors, 0.0)
+    norms = [group_norms(group_set, tensors) for group_set, _, _ in chosen]
+    factors = function.factors(norms, [s for _, s, _ in chosen], [s for _, _, s in chosen])
     if where is not None:
         factors = [torch.where(where, factor, 1.0) for factor in factors]
-    for (group_set, _), factor in zip(chosen, factors, strict=True):
+    for (group_set, _, _), factor in zip(chosen, factors, strict=True):
         for member in group_set.members:
             member.scale_(tensors[member.parameter], factor)
 
 
-def positive(threshold: StepSize) -> StepSize:
-    """Return a threshold; one in a tensor as at least the smallest number, so that 0 / 0 is 0."""
-    if not isinstance(threshold, Tensor):
-        return threshold
-    return threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
+@torch.no_grad()
+def shrink_elements_(
+    function: PenaltyFunction,
+    weight: Tensor,
+    step: StepSize,
+    strength: float,
+    where: Tensor | None = None,
+) -> None:
+    """Apply the proximal map of a function in place to every element of a parameter.
 
-
-def scale_by_(tensors: list[Tensor], factors: list[StepSize]) -> None:
-    """Multiply each tensor by its factor, in place, reading none."""
-    numbers = [factor for factor in factors if not isinstance(factor, Tensor)]
-    if len(numbers) == len(tensors):
-        torch._foreach_mul_(tensors, numbers)
-        return
-    for tensor, factor in zip(tensors, factors, strict=True):
-        tensor.mul_(factor)
+    Args:
+        function: of the elements' absolute values.
+        weight: any shape.
+        step: step size >= 0, a number, or a tensor that broadcasts to the weight's shape.
+        strength: lambda, positive.
+        where: a bool tensor of one element: False leaves all elements as they are.
+    """
+    sizes = weight.to(norm_dtype(weight)).abs()
+    shrunk = function.shrink(sizes, step, strength).to(weight.dtype)
+    if where is not None:
+        shrunk = torch.where(where, shrunk, weight.abs())
+    torch.copysign(shrunk, weight, out=weight).add_(0.0)  # so that no zero is a negative one
 
 
 @torch.no_grad()

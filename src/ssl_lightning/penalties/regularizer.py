@@ -18,41 +18,41 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.graph import ExampleInput
-from ssl_lightning.groups import GroupSet, Member, group_norms, resolve_each
+from ssl_lightning.groups import resolve_each
 from ssl_lightning.groups.resolve import repeated_sets
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.penalties.attach import Attachment, held_by, warn_untrained
-from ssl_lightning.penalties.specs import GroupLasso, Penalty, parse_penalty, penalty_name
+from ssl_lightning.penalties.functional import any_norms
+from ssl_lightning.penalties.specs import Penalty, parse_penalty
 from ssl_lightning.penalties.terms import (
     Active,
     Term,
     add_subgradient_,
     describe,
     disjoint_stages,
-    l1_term,
     proximal_maps_,
     say_left_out,
-    weighted_layers,
 )
 from ssl_lightning.steps import has_stepped, step_sizes
+from ssl_lightning.suggest import shortened
 
 
 class Regularizer:
     """Penalties bound to a model: values, subgradients and proximal steps of all of them.
 
     A layer and kind that several penalties match gets the sum of their strengths. Coupled groups
-    that a more specific kind (head, ffn, filter, neuron_out) penalises too are left to that kind;
+    that a more specific kind (head, ffn, filter, neuron_out) penalises too belong to that kind;
     ``left_out`` lists them (name -> name of the other set). Groups with a
     member that the optimizer does not train (``requires_grad`` off, or no step yet) cannot become
-    zero and are left alone as a whole for as long as that is so; :meth:`untrained` lists them.
+    zero and are not shrunk at all for as long as that is so; :meth:`untrained` lists them.
 
     Args:
         model: the model whose parameters are penalised. They are looked up by name in each step,
             so parameters and modules may be replaced by others of the same shape.
-        penalties: :class:`GroupLasso`, :class:`L1` or mappings as in YAML.
+        penalties: :class:`Penalty` objects or mappings as in YAML.
         example_input: inputs of the model, where :func:`resolve_groups` needs them.
         full_sizes: for a model that was compacted: the group sizes before, by group set name. The
-            scaling goes on with them, for what was removed had no effect, and selectors that match
+            scaling still uses them, for what was removed had no effect, and selectors that match
             nothing any more are passed over.
 
     Raises:
@@ -85,9 +85,8 @@ class Regularizer:
                     f"{describe(index, penalty)}: its strength is 0 everywhere, so it would do "
                     "nothing. Give a positive strength, or take the penalty out."
                 )
-        lassos = [p for p in self.penalties if isinstance(p, GroupLasso)]
         strict, full_sizes = full_sizes is None, full_sizes or {}
-        selectors = [p.selector() for p in lassos]
+        selectors = [penalty.selector() for penalty in self.penalties]
         resolved = resolve_each(model, selectors, example_input, strict=strict)
         self.left_out = repeated_sets(s for sets in resolved for s in sets)
         say_left_out(tuple(self.left_out.items()))
@@ -95,22 +94,19 @@ class Regularizer:
             resolved[index] = [s for s in sets if s.name not in self.left_out]
             if strict and sets and not resolved[index]:
                 raise ValueError(
-                    f"The penalty coupled on {lassos[index].layers!r}: more specific penalties "
-                    f"have all of its groups ({self.left_out[sets[0].name]}, ...), so it would do "
-                    "nothing. Take it out."
+                    f"The penalty coupled on {self.penalties[index].layers!r}: more specific "
+                    f"penalties have all of its groups ({self.left_out[sets[0].name]}, ...), so "
+                    "it would do nothing. Take it out."
                 )
         self.group_sets = list({s.name: s for sets in resolved for s in sets}.values())
         terms = [
-            Term(p, s.name, p.group_strength(s, full_sizes.get(s.name)), s)
-            for p, sets in zip(lassos, resolved, strict=True)
+            Term(index, p, p.group_strength(s, full_sizes.get(s.name)), s)
+            for index, (p, sets) in enumerate(zip(self.penalties, resolved, strict=True))
             for s in sets
         ]
-        for penalty in self.penalties:
-            if not isinstance(penalty, GroupLasso):
-                names = weighted_layers(model, penalty, strict=strict)
-                terms += [l1_term(penalty, name) for name in names]
+        self.terms = sorted(terms, key=lambda term: term.group_set.group_size)
+        self._scales = [1.0] * len(self.penalties)
         self._attachments: list[Attachment] = []
-        self.terms = sorted(terms, key=lambda t: t.group_set.group_size if t.group_set else 0)
 
     def attach(
         self,
@@ -129,7 +125,7 @@ class Regularizer:
         Args:
             optimizer: the optimizer, or all of them: each acts on the groups that it holds.
             epoch: returns the fractional epoch, for the schedules of strengths.
-            locks: groups that must stay zero; more may be locked later.
+            locks: groups that must remain zero; more may be locked later.
 
         Returns:
             What ends it: ``attachment.detach()``.
@@ -204,22 +200,49 @@ class Regularizer:
         missing = {t.name: [n for n in t.parameters() if n not in trained] for t in self.terms}
         return {name: names for name, names in missing.items() if names}
 
-    def single_weights(self) -> list[GroupSet]:
-        """Return the weights under element-wise penalties as sets whose groups are one element.
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Factors on the strengths, one per penalty, 1 at first: what a controller sets.
+
+        They act from the next step on. Assign all of them together.
+
+        Raises:
+            ValueError: unless each is a finite number >= 0, and there is one per penalty.
 
         Example:
-            >>> regularizer = Regularizer(nn.Linear(2, 3), [{"kind": "l1", "strength": 1e-3}])
-            >>> [(s.name, s.num_groups) for s in regularizer.single_weights()]
-            [(':l1', 6)]
+            >>> regularizer = Regularizer(nn.Linear(2, 2), [{"kind": "neuron_in", "strength": 0.5}])
+            >>> regularizer.scales = [2.0]
+            >>> regularizer.strengths()
+            {':neuron_in': 1.4142135623730951}
         """
-        parameters = self.parameters()
-        sets: dict[str, GroupSet] = {}
-        for term in self.terms:
-            if term.parameter is not None:
-                shape = tuple(parameters[term.parameter].shape)
-                elements = Member(term.parameter, shape, tuple(range(len(shape))))
-                sets[term.name] = GroupSet(term.name.removesuffix(":l1"), "l1", (elements,))
-        return list(sets.values())
+        return tuple(self._scales)
+
+    @scales.setter
+    def scales(self, given: Sequence[float]) -> None:
+        number = isinstance(given, (list, tuple)) and len(given) == len(self.penalties)
+        if not number or not all(map(is_factor, given)):
+            raise ValueError(
+                f"Regularizer.scales: expected {len(self.penalties)} finite numbers >= 0, one per "
+                f"penalty, got {shortened(given)}. Give a list of factors on the strengths."
+            )
+        self._scales = [float(scale) for scale in given]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`load_state_dict` reads: the scales."""
+        return {"scales": list(self._scales)}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Restore what :meth:`state_dict` returned, of a regularizer with as many penalties.
+
+        Raises:
+            ValueError: if it is damaged or of another number of penalties; nothing changes then.
+        """
+        if not isinstance(state, Mapping) or "scales" not in state:
+            raise ValueError(
+                f"Regularizer.load_state_dict: expected a mapping with `scales`, got "
+                f"{shortened(state)}. Give what `state_dict` returned."
+            )
+        self.scales = state["scales"]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the model's parameters by qualified name, shared ones under each of theirs."""
@@ -230,34 +253,46 @@ class Regularizer:
         """Return, per kind, the sum of strength times norm at a fractional epoch (scalars)."""
         parameters = self.parameters()
         sums: dict[str, list[Tensor]] = {}
-        strengths: dict[str, list[float]] = {}
-        for term in self.terms:
-            if term.group_set is not None:
-                value = group_norms(term.group_set, parameters).sum()
-            else:
-                value = parameters[term.parameter or ""].abs().sum()
-            kind = penalty_name(term.penalty)
-            sums.setdefault(kind, []).append(value)
-            strengths.setdefault(kind, []).append(term.strength * term.penalty.schedule(epoch))
-        return {
-            kind: torch.stack(torch._foreach_mul(values, strengths[kind])).sum()
-            for kind, values in sums.items()
-        }
+        for term, strength in self._in_force(epoch):
+            value = term.penalty.function.value(any_norms(term.group_set, parameters), strength)
+            sums.setdefault(term.penalty.kind, []).append(value)
+        return {kind: torch.stack(values).sum() for kind, values in sums.items()}
+
+    def factors(self, epoch: float) -> list[float]:
+        """Return, per penalty, what multiplies its strength at an epoch: schedule times scale.
+
+        Raises:
+            ValueError: if a schedule returns no finite number >= 0.
+        """
+        factors = []
+        for index, penalty in enumerate(self.penalties):
+            factor = penalty.schedule(epoch)
+            if not is_factor(factor):
+                raise ValueError(
+                    f"{describe(index, penalty)}: expected a finite factor >= 0 of its schedule "
+                    f"{penalty.schedule} at epoch {epoch:g}, got {factor!r}. Correct the schedule."
+                )
+            factors.append(float(factor) * self._scales[index])
+        return factors
 
     def strengths(self, epoch: float = 0.0) -> dict[str, float]:
-        """Return the effective strength of every group set at a fractional epoch."""
+        """Return the strength in force of every group set at a fractional epoch."""
         result: dict[str, float] = {}
-        for term in self.terms:
-            strength = term.strength * term.penalty.schedule(epoch)
+        for term, strength in self._in_force(epoch):
             result[term.name] = result.get(term.name, 0.0) + strength
         return result
+
+    def _in_force(self, epoch: float) -> Active:
+        """Return the terms with their strengths at an epoch: the only place that says them."""
+        factors = self.factors(epoch)
+        return [(term, term.strength * factors[term.index]) for term in self.terms]
 
     @torch.no_grad()
     def add_subgradient_(self, epoch: float = 0.0, optimizer: Optimizer | None = None) -> None:
         """Add the subgradient of the penalties in subgradient mode to the parameters' ``grad``.
 
         To be called after clipping and before the optimizer steps. Parameters without a gradient
-        are left alone.
+        are not touched.
 
         Args:
             epoch: fractional epoch, for the schedules.
@@ -306,19 +341,24 @@ class Regularizer:
             proximal_maps_(stage, parameters, steps, where)
 
     def _active(self, mode: str, epoch: float) -> Active:
-        """Return the terms of a mode that are on, small groups first, one per group set."""
-        terms: dict[str, Term] = {}
-        strengths: dict[str, float] = {}
-        for term in self.terms:
-            if term.penalty.mode == mode:
-                strength = term.strength * term.penalty.schedule(epoch)
-                terms.setdefault(term.name, term)
-                strengths[term.name] = strengths.get(term.name, 0.0) + strength
-        return [(term, strengths[name]) for name, term in terms.items() if strengths[name] > 0]
+        """Return the terms of a mode that are on, small groups first, one per group set.
 
-    def needs_proximal_step(self) -> bool:
-        """Whether any penalty is in proximal mode."""
-        return self.has_mode("proximal")
+        Strengths on the same groups add up for group lasso; other functions act one by one.
+        """
+        terms: dict[Any, Term] = {}
+        strengths: dict[Any, float] = {}
+        for term, strength in self._in_force(epoch):
+            if term.penalty.mode == mode:
+                key = term.name if term.additive else (term.index, term.name)
+                terms.setdefault(key, term)
+                strengths[key] = strengths.get(key, 0.0) + strength
+        return [(term, strengths[key]) for key, term in terms.items() if strengths[key] > 0]
+
+
+def is_factor(value: Any) -> bool:
+    """Whether a value is a finite number >= 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < float("inf")
 
 
 def optimizers_apart(one: Attachment, other: Attachment) -> bool:

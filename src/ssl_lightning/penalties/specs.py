@@ -1,17 +1,26 @@
-"""What to penalise, as data: kind, layers, strength, schedule."""
+"""What to penalise, as data: kind of group, layers, function, strength, schedule."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_lightning.groups import GroupSet, Selector
-from ssl_lightning.groups.kinds import KINDS
-from ssl_lightning.groups.selectors import as_patterns
+from ssl_lightning.groups import KINDS, GroupSet, Selector
+from ssl_lightning.penalties.functions import FUNCTIONS, GroupLasso, PenaltyFunction
+from ssl_lightning.registry import (
+    arguments_of,
+    as_mapping,
+    check_class,
+    make,
+    name_of,
+    register,
+    stored,
+)
 from ssl_lightning.schedules import Constant, Schedule, parse_schedule, schedule_to_dict
-from ssl_lightning.suggest import check_keys, nearest
+from ssl_lightning.suggest import check_keys, nearest, pick
 
 SCALINGS = ("sqrt_size", "none")
 MODES = ("proximal", "subgradient")
@@ -19,7 +28,7 @@ MODES = ("proximal", "subgradient")
 
 @dataclass(frozen=True)
 class Penalty:
-    """What all penalties share.
+    r"""A penalty function of the norms of one kind of group in some layers.
 
     Attributes:
         strength: lambda, the weight of the penalty in the loss.
@@ -27,76 +36,53 @@ class Penalty:
         mode: ``"proximal"`` shrinks after each optimizer step, so that groups become exactly zero;
             ``"subgradient"`` adds to the gradient before it, as the paper's code does.
         schedule: factor on the strength over the epochs; also a mapping with a ``kind``.
+        kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out, coupled, head, ffn,
+            element (or ``l1``: each element of the weights of two or more dimensions), or one of
+            :func:`~ssl_lightning.register_kind`.
+        scaling: ``"sqrt_size"`` multiplies the strength by the root of the group size, so that one
+            strength fits layers of all sizes; ``"none"`` is the paper's formula.
+        members: ``"all"`` counts bias and batch-norm scale and shift into the groups of outputs,
+            ``"weight"`` does not (see :class:`~ssl_lightning.groups.Selector`).
+        function: of a group's norm; also the name of one, such as ``"mcp"``.
+
+    Raises:
+        ValueError: for an unknown kind, scaling, mode, member rule, function or schedule, or a
+            strength below 0.
+
+    Reference:
+        Wen et al., 2016, equation 3; the scaling is that of Yuan & Lin, 2006.
 
     Example:
-        >>> from ssl_lightning import GroupLasso
-        >>> isinstance(GroupLasso(kind="filter", strength=1e-4), Penalty)
-        True
+        >>> Penalty(kind="filter", strength=1e-3, layers="conv*").function
+        GroupLasso()
+        >>> Penalty(kind="coupled", strength=1e-3, function="mcp").function
+        MCP(gamma=3.0)
     """
 
     strength: float
     layers: str | Sequence[str] = "*"
     mode: str = "proximal"
     schedule: Schedule = field(default_factory=Constant)
+    kind: str = field(kw_only=True)
+    scaling: str = field(default="sqrt_size", kw_only=True)
+    members: str = field(default="all", kw_only=True)
+    function: PenaltyFunction = field(default_factory=GroupLasso, kw_only=True)
 
     def __post_init__(self) -> None:
-        where = type(self).__name__
+        where = f"The penalty of kind {self.kind!r}"
         number = isinstance(self.strength, (int, float)) and math.isfinite(self.strength)
         if not number or isinstance(self.strength, bool) or self.strength < 0:
             raise ValueError(
                 f"{where}: expected a finite strength >= 0, got {self.strength!r}. A typical one "
                 "is 1e-4 to 1e-2."
             )
-        if self.mode not in MODES:
-            raise ValueError(f"{where}: unknown mode {self.mode!r}. {nearest(self.mode, MODES)}")
-        as_patterns(where, self.layers)
-        object.__setattr__(self, "schedule", parse_schedule(self.schedule))
-
-    def patterns(self) -> list[str]:
-        """Return the globs on layer names."""
-        return as_patterns(type(self).__name__, self.layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        values = {**asdict(self), "schedule": schedule_to_dict(self.schedule)}
-        if not isinstance(self.layers, str):
-            values["layers"] = list(self.layers)
-        return values
-
-
-@dataclass(frozen=True)
-class GroupLasso(Penalty):
-    r"""Group lasso on one kind of group in some layers: lambda times the sum of the group norms.
-
-    Attributes:
-        kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out, coupled.
-        scaling: ``"sqrt_size"`` multiplies the strength by the root of the group size, so that one
-            strength fits layers of all sizes; ``"none"`` is the paper's formula.
-        members: ``"all"`` counts bias and batch-norm scale and shift into the groups of outputs,
-            ``"weight"`` does not (see :class:`~ssl_lightning.groups.Selector`).
-
-    Raises:
-        ValueError: for an unknown kind, scaling, mode or member rule, or a strength below 0.
-
-    Reference:
-        Wen et al., 2016, equation 3; the scaling is that of Yuan & Lin, 2006.
-
-    Example:
-        >>> GroupLasso(kind="filter", strength=1e-3, layers="conv*").scaling
-        'sqrt_size'
-    """
-
-    kind: str = field(kw_only=True)
-    scaling: str = field(default="sqrt_size", kw_only=True)
-    members: str = field(default="all", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scaling not in SCALINGS:
-            raise ValueError(
-                f"GroupLasso: unknown scaling {self.scaling!r}. {nearest(self.scaling, SCALINGS)}"
-            )
+        for name, known in (("mode", MODES), ("scaling", SCALINGS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{where}: unknown {name} {value!r}. {nearest(value, known)}")
         self.selector()
+        object.__setattr__(self, "schedule", parse_schedule(self.schedule))
+        object.__setattr__(self, "function", parse_function(self.function, {}))
 
     def selector(self) -> Selector:
         """Return the selector of the groups."""
@@ -113,37 +99,88 @@ class GroupLasso(Penalty):
         factor = math.sqrt(size) if self.scaling == "sqrt_size" else 1.0
         return self.strength * factor
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mapping of plain values from which :func:`parse_penalty` makes it again.
 
-@dataclass(frozen=True)
-class L1(Penalty):
-    """Lambda times the sum of the absolute weights: the unstructured baseline.
+        Example:
+            >>> given = Penalty(kind="l1", strength=1e-5, function="scad")
+            >>> parse_penalty(given.to_dict()) == given
+            True
+        """
+        name = name_of(FUNCTIONS, self.function)
+        layers = self.layers if isinstance(self.layers, str) else list(self.layers)
+        function = (
+            {"function": stored(self.function)}
+            if name is None
+            else {"function": name, **arguments_of(self.function)}
+        )
+        plain = {key: getattr(self, key) for key in FIELDS if key not in ("schedule", "function")}
+        schedule = schedule_to_dict(self.schedule)
+        return {**plain, "layers": layers, "schedule": schedule, **function}
 
-    It applies to the weights of two or more dimensions (not to biases and norms).
+
+FIELDS = tuple(each.name for each in dataclasses.fields(Penalty))
+
+
+def register_penalty_function(name: str, cls: type[PenaltyFunction]) -> None:
+    """Give a penalty function of your own a name: ``{kind: ..., function: name, ...}``.
+
+    Its arguments stand beside those of the penalty. Call it wherever a checkpoint that holds the
+    name is read: no class is imported because a file names it.
+
+    Args:
+        name: an identifier.
+        cls: a frozen dataclass derived from :class:`PenaltyFunction`.
 
     Raises:
-        ValueError: for an unknown mode, or a strength below 0.
+        ValueError: if the name means something else, the class is no frozen dataclass, or one of
+            its arguments is called as one of :class:`Penalty`.
 
     Example:
-        >>> L1(strength=1e-5, layers="conv*").mode
-        'proximal'
+        >>> from ssl_lightning import MCP
+        >>> register_penalty_function("minimax", MCP)
+        >>> parse_penalty({"kind": "filter", "strength": 1e-3, "function": "minimax"}).function
+        MCP(gamma=3.0)
+        >>> _ = FUNCTIONS.pop("minimax")
     """
+    where = "register_penalty_function"
+    check_class(where, cls, PenaltyFunction)
+    if both := [each.name for each in dataclasses.fields(cls) if each.name in FIELDS]:
+        raise ValueError(
+            f"{where}: the argument {both[0]!r} of {cls.__name__} is one of every penalty, and "
+            "both stand in one mapping. Rename it."
+        )
+    register(where, FUNCTIONS, name, cls)
 
 
-PENALTIES: dict[str, type[Penalty]] = {**dict.fromkeys(KINDS, GroupLasso), "l1": L1}
-"""Kind, as in YAML -> class."""
+def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
+    """Return a penalty function that is given as an object, or by name and arguments.
+
+    Raises:
+        ValueError: for an unknown name or argument, or a class that cannot be stored.
+    """
+    given = as_mapping(given)
+    if isinstance(given, (str, Mapping)):
+        call = "register_penalty_function"
+        return make("penalty function", FUNCTIONS, given, arguments, call)
+    check_class("function", type(given), PenaltyFunction)
+    function: PenaltyFunction = given
+    return function
 
 
 def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
     """Return the penalty that a mapping ``{kind: ..., strength: ..., **arguments}`` describes.
 
     Raises:
-        ValueError: for an unknown kind or key, with the nearest known ones, or a missing strength.
+        ValueError: for an unknown kind, function or key, with the nearest known ones, or a missing
+            strength. And for a function or schedule given as ``{class_path: ...}``: the command
+            line makes objects of those in its configs.
 
     Example:
         >>> parse_penalty({"kind": "filter", "layers": "conv*", "strength": 0.001}).kind
         'filter'
-        >>> parse_penalty({"kind": "l1", "strength": 1e-5})
-        L1(strength=1e-05, layers='*', mode='proximal', schedule=Constant(start=0.0))
+        >>> parse_penalty({"kind": "l1", "strength": 1e-5, "function": "mcp", "gamma": 2}).function
+        MCP(gamma=2)
     """
     if isinstance(given, Penalty):
         return given
@@ -152,33 +189,14 @@ def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
             "penalties: expected mappings such as {kind: filter, layers: 'conv*', strength: 1e-3}, "
             f"got {given!r}. Write one per penalty."
         )
-    kind = given.get("kind")
-    if not isinstance(kind, str) or kind not in PENALTIES:
-        raise ValueError(f"penalties: unknown kind {kind!r}. {nearest(kind, PENALTIES)}")
-    cls: Callable[..., Penalty] = PENALTIES[kind]
-    known = [name for name in PENALTIES[kind].__dataclass_fields__ if name != "kind"]
-    check_keys(f"The penalty of kind {kind!r}", given, ["kind", *known])
+    kind, function = given.get("kind"), given.get("function", "group_lasso")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"penalties: unknown kind {kind!r}. {nearest(kind, KINDS)}")
+    cls = pick("penalty function", function, FUNCTIONS) if isinstance(function, str) else None
+    own = [] if cls is None else [each.name for each in dataclasses.fields(cls)]
+    check_keys(f"The penalty of kind {kind!r}", given, [*FIELDS, *own])
     if "strength" not in given:
         raise ValueError(f"The penalty of kind {kind!r} has no strength. Give one, such as 1e-3.")
-    arguments = {key: value for key, value in given.items() if key != "kind"}
-    return cls(**arguments, **({"kind": kind} if cls is GroupLasso else {}))
-
-
-def penalty_name(penalty: Penalty) -> str:
-    """Return the kind of a penalty, as in YAML and in logs.
-
-    Example:
-        >>> penalty_name(GroupLasso(kind="shape", strength=1e-3)), penalty_name(L1(1e-5))
-        ('shape', 'l1')
-    """
-    return penalty.kind if isinstance(penalty, GroupLasso) else "l1"
-
-
-def penalty_to_dict(penalty: Penalty) -> dict[str, Any]:
-    """Return the mapping of plain values from which :func:`parse_penalty` makes the penalty again.
-
-    Example:
-        >>> parse_penalty(penalty_to_dict(L1(1e-5))) == L1(1e-5)
-        True
-    """
-    return {"kind": penalty_name(penalty), **penalty.to_dict()}
+    made = parse_function(function, {key: given[key] for key in own if key in given})
+    settings = {key: value for key, value in given.items() if key not in ("function", *own)}
+    return Penalty(**settings, function=made)

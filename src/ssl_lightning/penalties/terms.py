@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.groups import GroupSet, group_norms
+from ssl_lightning.groups import GroupSet
 from ssl_lightning.penalties.functional import (
+    any_norms,
     inverse_norms,
-    prox_l1,
+    shrink_elements_,
     shrink_groups_,
     shrink_groups_in_metric_,
 )
-from ssl_lightning.penalties.specs import Penalty, penalty_name
-from ssl_lightning.steps import StepSize
+from ssl_lightning.penalties.functions import GroupLasso, PenaltyFunction
+from ssl_lightning.penalties.specs import Penalty
+from ssl_lightning.steps import StepSize, is_shared
 
 
 @dataclass(frozen=True)
 class Term:
-    """A penalty on one group set (or, for l1, one parameter), with its full strength."""
+    """A penalty on one group set, with its full strength, and its number among the penalties."""
 
+    index: int
     penalty: Penalty
-    name: str
     strength: float
-    group_set: GroupSet | None
-    parameter: str | None = None
+    group_set: GroupSet
+
+    @property
+    def name(self) -> str:
+        """Return the name of the group set."""
+        return self.group_set.name
+
+    @property
+    def additive(self) -> bool:
+        """Whether strengths of several such penalties on the same groups add up."""
+        return type(self.penalty.function) is GroupLasso
 
     def parameters(self) -> list[str]:
         """Return the names of the parameters that the term shrinks."""
-        if self.group_set is None:
-            return [self.parameter or ""]
         return list(dict.fromkeys(member.parameter for member in self.group_set.members))
 
 
@@ -55,13 +63,15 @@ def add_subgradient_(
 
     It is multiplied by ``scale``, a tensor of one element on any device, if there is one.
     """
-    if term.group_set is None:
+    norms = any_norms(term.group_set, parameters)
+    slope = term.penalty.function.slope(norms, strength)
+    if term.group_set.elementwise:
         weight = parameters[chosen[0]]
         assert weight.grad is not None
-        sign = weight.sign() if scale is None else weight.sign() * scale.to(weight.device)
-        weight.grad.add_(sign, alpha=strength)
+        pull = weight.sign().mul_(slope)
+        weight.grad.add_(pull if scale is None else pull.mul_(scale.to(weight.device)))
         return
-    factors = inverse_norms(group_norms(term.group_set, parameters)) * strength
+    factors = inverse_norms(norms) * slope
     if scale is not None:
         factors = factors * scale.to(factors.device)
     for member in term.group_set.members:
@@ -93,37 +103,43 @@ def proximal_maps_(
 ) -> None:
     """Apply the proximal maps of terms without common parameters, in place.
 
-    Terms with a parameter that took no step are left alone; so are all where ``where``, a bool
+    Terms with a parameter that took no step change nothing; nor do any where ``where``, a bool
     tensor of one element on an accelerator, is False.
     """
-    plain: list[GroupSet] = []
-    thresholds: list[StepSize] = []
+    plain: dict[PenaltyFunction, list[tuple[GroupSet, StepSize, float]]] = {}
     for term, strength in stage:
-        taken = step_of_all(term, steps)
-        if taken is None:
+        sizes = step_of_all(term, steps)
+        if sizes is None:
             continue
-        if term.group_set is None:
-            weight = parameters[term.parameter or ""]
-            threshold = taken[0] * strength
-            if where is not None:
-                threshold = torch.where(where, threshold, 0.0)
-            weight.copy_(prox_l1(weight, threshold))
-        elif is_shared(taken):
-            plain.append(term.group_set)
-            thresholds.append(taken[0] * strength)
-        else:
+        function, group_set = term.penalty.function, term.group_set
+        if group_set.elementwise:
+            weight = parameters[group_set.members[0].parameter]
+            shrink_elements_(function, weight, sizes[0], strength, where)
+        elif is_shared(sizes):
+            plain.setdefault(function, []).append((group_set, sizes[0], strength))
+        elif term.additive:
             names = term.parameters()
-            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, taken, strict=True)}
-            shrink_groups_in_metric_(term.group_set, parameters, metric, strength, where)
-    shrink_groups_(plain, parameters, thresholds, where)
+            metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, sizes, strict=True)}
+            shrink_groups_in_metric_(group_set, parameters, metric, strength, where)
+        else:
+            refuse_metric("proximal_step_", term)
+    for function, jobs in plain.items():
+        sets, shared, strengths = zip(*jobs, strict=True)
+        shrink_groups_(function, sets, parameters, shared, strengths, where)
 
 
-def is_shared(taken: Sequence[StepSize]) -> bool:
-    """Whether all step sizes are the same number, or the same tensor of one element."""
-    first = taken[0]
-    if isinstance(first, Tensor):
-        return first.dim() == 0 and all(step is first for step in taken[1:])
-    return all(not isinstance(step, Tensor) and step == first for step in taken[1:])
+def refuse_metric(where: str, term: Term) -> None:
+    """Refuse step sizes that differ inside groups, for a function other than group lasso.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"{where}: no proximal map of {term.penalty.function} is known for the groups {term.name} "
+        "where step sizes differ inside a group, as in adaptive optimizers and parameter groups "
+        "with rates of their own. Use SGD with one rate for each group, mode: subgradient, or "
+        "function: group_lasso."
+    )
 
 
 def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSize] | None:
@@ -140,8 +156,8 @@ def step_of_all(term: Term, steps: Mapping[str, StepSize | None]) -> list[StepSi
             f"this one does not hold {', '.join(outside)}. Add them to it, or penalise the weight "
             "alone (members: weight)."
         )
-    taken = [step for name in names if (step := steps.get(name)) is not None]
-    return taken if len(taken) == len(names) else None
+    sizes = [step for name in names if (step := steps.get(name)) is not None]
+    return sizes if len(sizes) == len(names) else None
 
 
 def as_tensor(step: StepSize, like: Tensor) -> Tensor:
@@ -153,10 +169,10 @@ def as_tensor(step: StepSize, like: Tensor) -> Tensor:
 
 @lru_cache
 def say_left_out(pairs: tuple[tuple[str, str], ...]) -> None:
-    """Log, once, which coupled groups are left to more specific kinds."""
+    """Log, once, which coupled groups belong to more specific kinds."""
     if pairs:
         logging.getLogger(__name__).warning(
-            "ssl_lightning: %d coupled group sets are left to more specific penalties on the same "
+            "ssl_lightning: %d coupled group sets belong to more specific penalties on the same "
             "slices, such as %s to %s.",
             len(pairs),
             *pairs[0],
@@ -165,35 +181,4 @@ def say_left_out(pairs: tuple[tuple[str, str], ...]) -> None:
 
 def describe(index: int, penalty: Penalty) -> str:
     """Return where a penalty stands, for messages."""
-    return f"penalties[{index}] ({penalty_name(penalty)} on {penalty.layers!r})"
-
-
-def l1_term(penalty: Penalty, layer: str) -> Term:
-    """Return the term of an element-wise penalty on one layer's weight."""
-    parameter = f"{layer}.weight" if layer else "weight"
-    return Term(penalty, f"{layer}:l1", penalty.strength, None, parameter)
-
-
-def weighted_layers(model: nn.Module, penalty: Penalty, *, strict: bool = True) -> list[str]:
-    """Return the names of the layers with a weight of two or more dimensions that l1 applies to.
-
-    Raises:
-        ValueError: if ``strict`` and there are none for one of the patterns.
-    """
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() > 1
-    ]
-    for pattern in penalty.patterns():
-        if strict and not any_match(layers, [pattern]):
-            raise ValueError(
-                f"The penalty l1: the pattern {pattern!r} matches no layer with weights. Layers "
-                f"that have: {', '.join(layers) or 'none'}."
-            )
-    return any_match(layers, penalty.patterns())
-
-
-def any_match(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names that match any of the globs."""
-    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]
+    return f"penalties[{index}] ({penalty.kind} on {penalty.layers!r})"

@@ -15,7 +15,7 @@ from ssl_lightning.backbones import storable
 from ssl_lightning.checkpoints import TrainedBackbone
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.module import SSLLightningModule
-from ssl_lightning.penalties import parse_penalty, penalty_to_dict
+from ssl_lightning.penalties import parse_penalty
 from ssl_lightning.publishing.curves import LOG
 from ssl_lightning.suggest import shortened
 
@@ -128,7 +128,7 @@ def setting(model: Mapping[str, Any], key: str) -> Any:
 
 def parsed(penalties: Any) -> list[dict[str, Any]]:
     """Return penalties with all their defaults, as plain values."""
-    return [penalty_to_dict(parse_penalty(given)) for given in penalties or []]
+    return [parse_penalty(given).to_dict() for given in penalties or []]
 
 
 def batches_of(stored: Mapping[str, Any]) -> int | None:

@@ -15,7 +15,7 @@ from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
-from ssl_lightning.zoo.wording import escaped, left_of, paper_groups, share, table_row
+from ssl_lightning.zoo.wording import escaped, function_of, left_of, paper_groups, share, table_row
 
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
 TASK = "image-classification"
@@ -85,10 +85,8 @@ def metadata(card: Card) -> ModelCardData:
 
 
 def how_trained(card: Card) -> str:
-    """Name the penalties: on groups, on single weights (l1), both or none."""
-    kinds = {str(penalty.get("kind")) for penalty in card.penalties}
-    names = ["group lasso"] if kinds - {"l1"} else []
-    names += ["l1 on single weights"] if "l1" in kinds else []
+    """Name the penalties: their functions, on groups or on single weights; or none."""
+    names = sorted({function_of(penalty) for penalty in card.penalties})
     return f"trained with {' and '.join(names)} and compacted" if names else "trained densely"
 
 
@@ -232,8 +230,10 @@ def schedule_of(penalty: dict[str, Any]) -> str:
     given = penalty.get("schedule")
     if not isinstance(given, dict):
         return str(given or "constant")
-    rest = (f"{key} {value}" for key, value in given.items() if key != "kind")
-    return ", ".join([str(given.get("kind")), *rest])
+    name = given.get("kind", given.get("class_path"))
+    arguments = given.get("init_args") or {} if "class_path" in given else given
+    rest = (f"{key} {value}" for key, value in arguments.items() if key != "kind")
+    return ", ".join([str(name), *rest])
 
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (

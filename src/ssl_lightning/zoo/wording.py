@@ -81,3 +81,19 @@ def paper_groups(paper: dict[str, Any], kind: str) -> str:
     """Write the groups that the paper retained of a kind, ``-`` if it names none."""
     given = paper.get(kind, NOTHING)
     return " - ".join(map(str, given.values())) if isinstance(given, dict) else str(given)
+
+
+def function_of(penalty: dict[str, Any]) -> str:
+    """Name a penalty's function, and what it is on.
+
+    Example:
+        >>> function_of({"kind": "filter"}), function_of({"kind": "l1"})
+        ('group lasso', 'l1 on single weights')
+        >>> function_of({"kind": "coupled", "function": "mcp"})
+        'mcp on groups'
+    """
+    given, single = penalty.get("function", "group_lasso"), penalty.get("kind") in ("l1", "element")
+    if given == "group_lasso":
+        return "l1 on single weights" if single else "group lasso"
+    name = given.get("class_path") if isinstance(given, dict) else given
+    return f"{name} on {'single weights' if single else 'groups'}"
