@@ -25,13 +25,9 @@ demo: environment
 	$(CLI) report $(QUICK)
 	@echo "Look at $(QUICK)/report.png and $(QUICK)/filters.png"
 
-# One thread per worker: two busy processes with two OpenMP threads each would crawl. In two parts:
-# workers that have run too many tests crash in native code.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --durations=15 --numprocesses=2 --dist=worksteal
-FIRST := $(wildcard tests/test_[a-e]*.py)
+# One thread per worker: two busy processes with two OpenMP threads each would crawl.
 test: environment lint types
-	$(PYTEST) $(FIRST)
-	$(PYTEST) tests src README.md $(FIRST:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --durations=15 --numprocesses=2 --dist=worksteal
 
 # All architectures of tests/zoo_matrix.py instead of a few: about half an hour.
 test-zoo-matrix: environment

@@ -857,3 +857,27 @@ def test_prune_like_takes_inputs_that_are_not_tensors():
         like.conv.bias[:2] = 0
     prune_like_(net, inputs, like, [{"kind": "filter", "layers": "conv"}])
     assert kept_groups(net)["conv"]["filters"] == [2, 4]
+
+
+SIGNALLED = """
+import faulthandler, gc, signal, subprocess, torch
+from ssl_lightning.measure.engines import find_engine
+from ssl_lightning.graph import Inputs
+faulthandler.enable()
+inputs = Inputs(torch.zeros(1, 4))
+calls = [find_engine("openvino").prepare(torch.nn.Linear(4, 2), inputs) for _ in range(2)]
+for call in calls:
+    call()
+del call
+while calls:
+    calls.pop(0)
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: print("signalled"))
+subprocess.run(["true"], check=True)
+"""
+
+
+def test_a_process_that_used_openvino_survives_signals():
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "signalled\n"), done.stderr[-500:]

@@ -322,3 +322,28 @@ def test_a_checkpoint_from_before_the_compaction_is_loaded_after_it(tmp_path):
 
 def test_our_module_is_one_of_them():
     assert issubclass(SSLLightningModule, StructuredSparsity)
+
+
+class Steer(pl.Callback):
+    """Doubles the scale of the first penalty at every epoch, as a controller would."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.sparsity.regularizer.scales = [2.0**trainer.current_epoch]
+
+
+def test_scales_of_strengths_are_in_checkpoints_and_survive_compaction(tmp_path):
+    module = Whole()
+    run = trainer(tmp_path, Steer(), *sparse_callbacks(), checkpoints(tmp_path))
+    run.fit(module, Whole.loader())
+    assert list(module.sparsity.regularizer.scales) == [4.0]
+    again = Whole()
+    again.on_load_checkpoint(torch.load(tmp_path / "epoch=1.ckpt"))
+    assert list(again.sparsity.regularizer.scales) == [2.0]
+    strength = module.sparsity.regularizer.strengths(0)["conv1:coupled"]
+    assert strength == pytest.approx(2 * again.sparsity.regularizer.strengths(0)["conv1:coupled"])
+    broken = torch.load(tmp_path / "epoch=1.ckpt")
+    broken["ssl_lightning"]["regularizer"] = {"scales": [-1.0]}
+    other = Whole()
+    assert other.sparsity.regularizer is not None
+    with pytest.raises(ValueError, match="scale"):
+        other.on_load_checkpoint(broken)

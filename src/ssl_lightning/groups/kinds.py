@@ -128,6 +128,7 @@ def register_kind(name: str, kind: GroupKind) -> None:
         )
     register("register_kind", KINDS, name, kind)
 
+
 OWN = "own"
 """Layers of a type that the user registered: only the coupled kinds have their groups."""
 

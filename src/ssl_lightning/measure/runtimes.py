@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,11 +124,24 @@ def write_openvino(captured: Captured, path: Path) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
+@lru_cache
+def openvino_core() -> Any:
+    """Return one core for the life of the process.
+
+    OpenVINO's CPU plugin gives the thread a stack for signal handlers, one per core. When two cores
+    are freed, the stack that is in use may be unmapped, and the next signal, such as the end of a
+    worker of a DataLoader, ends the process in a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def load_openvino(path: Path, precision: str = "f32") -> Bind:
     """Open an ``.xml`` file; by itself OpenVINO would compute in bfloat16 where it is faster."""
     import openvino
 
-    compiled = openvino.Core().compile_model(
+    compiled = openvino_core().compile_model(
         path,
         "CPU",
         {

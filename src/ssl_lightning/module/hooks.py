@@ -103,16 +103,11 @@ def begin_batch(module: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> 
     if sparsity.seed_batches:
         sparsity.seed(module.current_epoch, batch_idx, module.global_rank)
     if sparsity.penalties and logs_now(module.trainer):
-        values = sparsity.regularizer.values(sparsity.epoch)
+        regularizer, epoch = sparsity.regularizer, sparsity.epoch
+        values = regularizer.values(epoch)
         module.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
-        module.log_dict(
-            {
-                f"strength/{p.kind}": p.strength * factor
-                for p, factor in zip(
-                    sparsity.penalties, sparsity.regularizer.factors(sparsity.epoch), strict=True
-                )
-            }
-        )
+        pairs = zip(sparsity.penalties, regularizer.factors(epoch), strict=True)
+        module.log_dict({f"strength/{p.kind}": p.strength * factor for p, factor in pairs})
 
 
 def logs_now(trainer: pl.Trainer) -> bool:

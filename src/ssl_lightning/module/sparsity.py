@@ -65,6 +65,7 @@ class Sparsity:
         self._view: nn.Module | None = None
         self._make_dense: Callable[[], nn.Module] | None = None
         self._regularizer: Regularizer | None = None
+        self._controls: Any = None  # state of the regularizer for the next one
         self._attachment: Attachment | None = None
         self._attached_at: int | None = None
 
@@ -104,6 +105,8 @@ class Sparsity:
             self._regularizer = Regularizer(
                 self.network, self.penalties, self.example_input(), sizes
             )
+            if self._controls is not None:
+                self._regularizer.load_state_dict(self._controls)
         return self._regularizer
 
     @property
@@ -210,7 +213,15 @@ class Sparsity:
             counts = {k: v for k, v in vars(network).items() if type(v) is int}
             vars(self.module).update(counts)  # of heads or channels, which a plan may change
             self._view = None
+        self._controls = self.controls()
         self._regularizer = None
+
+    def controls(self) -> Any:
+        """Return the scales of the strengths as plain values; None while all of them are 1."""
+        if self._regularizer is None:
+            return self._controls
+        state = self._regularizer.state_dict()
+        return None if all(scale == 1.0 for scale in state["scales"]) else state
 
     def _describe(self) -> Origin:
         network, example = self.network, self.example_input()
@@ -237,6 +248,7 @@ class Sparsity:
         return {
             "network": self.name,
             "locks": self.locks.state_dict(),
+            "regularizer": self.controls(),
             "run_seed": self.run_seed,
             "plans": plans_to_data(self.plans),
             "origin": None if self.origin is None else asdict(self.origin),
@@ -268,6 +280,8 @@ class Sparsity:
         shapes = {name: value.shape for name, value in named_tensors(self.network).items()}
         self.locks.load_state_dict(stored.get("locks", []), shapes)
         self.run_seed = seed
+        if (controls := stored.get("regularizer")) is not None:
+            self.regularizer.load_state_dict(controls)
         return plans, origin
 
     def restore_plans(self, plans: list[Plan], origin: Origin | None) -> None:
