@@ -12,6 +12,7 @@ from ssl_lightning.graph.analysis import propagate
 from ssl_lightning.graph.labels import FIXED, Labels
 from ssl_lightning.graph.operations import RULES
 from ssl_lightning.graph.rule import UNKNOWN
+from ssl_lightning.groups import resolve_groups
 from toy import Fn
 
 X = torch.zeros(1, 4, 8, 8)
@@ -293,3 +294,19 @@ def test_norm_followers_are_exclusive():
     for net in (shared, two, output):
         assert norm_followers(trace(net, X)) == {}
     assert UNKNOWN not in RULES.values()
+
+
+def test_new_tensors_of_another_type_change_nothing():
+    """Lightning's precision ``64-true`` makes networks while new tensors are float64."""
+    nets = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            torch.manual_seed(0)
+            net = create_backbone("resnet20")
+            families = resolve_groups(net, [{"kind": "coupled"}], torch.zeros(1, 3, 32, 32))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        nets[dtype] = [(s.name, s.num_groups, s.group_size) for s in families]
+    assert nets[torch.float64] == nets[torch.float32]
+    assert len(nets[torch.float32]) > 5

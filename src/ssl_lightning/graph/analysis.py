@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.flow import Flow, Value, as_list, binary, filled, like
+from ssl_lightning.graph.flow import Flow, Value, as_list, binary, filled, like, masks_in_float32
 from ssl_lightning.graph.inputs import ExampleInput
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
@@ -89,6 +89,7 @@ def as_traces(model: nn.Module, given: Any) -> list[Trace]:
     return [trace(model, given)]
 
 
+@masks_in_float32()
 def propagate(
     model: nn.Module,
     traced: Trace,

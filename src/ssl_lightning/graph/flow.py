@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -158,6 +160,23 @@ class Flow:
         own = [ref.name for ref in refs(op.args[1:3])]
         runs = [other for other in self.trace.ops if other.module == op.module]
         return runs == [op] and all(self.trace.users[name] == [op] for name in own)
+
+
+@contextmanager
+def masks_in_float32() -> Iterator[None]:
+    """Let masks be made in float32, whatever type new tensors have by default.
+
+    Example:
+        >>> with masks_in_float32():
+        ...     torch.ones(()).dtype
+        torch.float32
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def as_list(value: Value) -> list[Tensor]:
