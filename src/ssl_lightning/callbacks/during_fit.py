@@ -1,4 +1,4 @@
-"""CompactDuringFit: the network becomes smaller in the middle of training, and training goes on."""
+"""CompactDuringFit: the network becomes smaller in the middle of training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CompactDuringFit(EpochStartCallback):
     """At the start of chosen epochs, replace the backbone by its compact network and train on.
 
     What is zero by then is removed, so that the remaining epochs are faster. (What is constant but
-    not zero stays: in train mode, batch norms would give another constant.) Training continues as
-    if nothing had happened: optimizer state is sliced as the weights are, learning-rate schedulers
+    not zero is retained: in train mode, batch norms would give another constant.) Training
+    continues as if nothing had happened: optimizer state is sliced as the weights are, learning-rate schedulers
     and gradient scalers keep what they hold, averaged weights (``WeightAveraging`` and its kin)
     shrink too, locked groups that are still there stay locked, and penalties go on with the
     strengths they had. What is removed cannot come back. Checkpoints taken afterwards hold the
@@ -139,8 +139,8 @@ def refuse_strategies(strategy: Strategy) -> None:
     """
     if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
         raise MisconfigurationException(
-            f"CompactDuringFit needs one device or DDP, got {type(strategy).__name__}, which goes "
-            "on with the parameters that it saw at the start of training. Train with `strategy: "
+            f"CompactDuringFit needs one device or DDP, got {type(strategy).__name__}, which keeps "
+            "the parameters that it saw at the start of training. Train with `strategy: "
             "ddp` or `devices: 1`, or compact after training: `ssl-lightning compact CHECKPOINT`."
         )
 

@@ -1,4 +1,4 @@
-"""SparsityMonitor and FilterPictures: what is left, as figures, a table and pictures."""
+"""SparsityMonitor and FilterPictures: the retained groups as figures, a table and pictures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ssl_lightning.report import filter_grid, filter_pictures
 
 
 class SparsityMonitor(Callback):
-    """Log the groups left and the effective strength of every layer; print a table at the end.
+    """Log the retained groups and the effective strength of every layer; print a table at the end.
 
     Per epoch and layer it logs ``sparsity/<layer>/<filters|channels|columns>`` (percent that is
     zero) and ``strength/<layer>:<kind>`` to whatever loggers the trainer has; for a layer under an
     ``l1`` penalty also ``sparsity/<layer>/weights``. All sparsities are of the masked network: what
     was removed during training counts as zero.
     ``smallest_norm/<layer>:<kind>``, of the penalised groups that are not zero, falls before the
-    next group goes: where it does not, the strength is too small.
+    next group becomes zero: where it does not, the strength is too small.
 
     Args:
         every_n_epochs: log every so many epochs.
@@ -72,39 +72,39 @@ class SparsityMonitor(Callback):
 def sparsity_figures(sparsity: Sparsity) -> dict[str, float]:
     """Return the sparsity in percent per layer and kind, and the effective strengths."""
     figures = {
-        f"sparsity/{layer}/{kind}": 100.0 * (1.0 - kept / total)
+        f"sparsity/{layer}/{kind}": 100.0 * (1.0 - nonzero / total)
         for layer, kinds in groups_left(sparsity).items()
-        for kind, (kept, total) in kinds.items()
+        for kind, (nonzero, total) in kinds.items()
     }
     parameters = dict(sparsity.network.named_parameters())
     sets = sparsity.regularizer.group_sets
     singles = [s for s in sets if s.elementwise]
     sizes = {s.layer: s.num_groups for s in singles} if sparsity.origin is None else {}
     sizes |= {} if sparsity.origin is None else sparsity.origin.singles
-    kept = {s.layer: int(nonzero_groups(s, parameters).sum()) for s in singles}
+    nonzero = {s.layer: int(nonzero_groups(s, parameters).sum()) for s in singles}
     for layer, size in sizes.items():
-        figures[f"sparsity/{layer}/weights"] = 100.0 * (1.0 - kept.get(layer, 0) / size)
+        figures[f"sparsity/{layer}/weights"] = 100.0 * (1.0 - nonzero.get(layer, 0) / size)
     for group_set in (s for s in sets if not s.elementwise):
         norms = group_norms(group_set, parameters).detach()
-        left = norms[norms > 0]
-        figures[f"smallest_norm/{group_set.name}"] = float(left.min()) if len(left) else 0.0
+        positive = norms[norms > 0]
+        figures[f"smallest_norm/{group_set.name}"] = float(positive.min()) if len(positive) else 0.0
     strengths = sparsity.regularizer.strengths(sparsity.epoch)
     return {**figures, **{f"strength/{name}": value for name, value in strengths.items()}}
 
 
 def groups_left(sparsity: Sparsity) -> dict[str, dict[str, list[int]]]:
-    """Return layer -> kind -> [groups left, groups there were before any compaction]."""
-    left = kept_groups(sparsity.network)
+    """Return layer -> kind -> [retained groups, groups before any compaction]."""
+    retained = kept_groups(sparsity.network)
     if sparsity.origin is None:
-        return left
+        return retained
     return {
-        layer: {kind: [left.get(layer, {}).get(kind, [0])[0], of] for kind, of in kinds.items()}
+        layer: {kind: [retained.get(layer, {}).get(kind, [0])[0], of] for kind, of in kinds.items()}
         for layer, kinds in sparsity.origin.groups.items()
     }
 
 
-def sparsity_table(left: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
-    """Return a table of the groups left in every layer."""
+def sparsity_table(retained: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
+    """Return a table of the retained groups of every layer."""
     table = Table(
         title="Groups left", caption="kept of all; columns are filter shapes W[:, c, h, w]"
     )
@@ -112,7 +112,7 @@ def sparsity_table(left: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
     kinds = ("filters", "channels", "columns")
     for kind in kinds:
         table.add_column(kind, justify="right")
-    for layer, counts in left.items():
+    for layer, counts in retained.items():
         cells = ["{} of {}".format(*counts[kind]) if kind in counts else "" for kind in kinds]
         table.add_row(layer, *cells)
     return table
@@ -121,15 +121,15 @@ def sparsity_table(left: Mapping[str, Mapping[str, Sequence[int]]]) -> Table:
 class FilterPictures(EpochStartCallback):
     """Show the filters of one convolution as a picture, as in the paper's figures.
 
-    The picture goes to Weights & Biases or TensorBoard where one of them logs the run, and always
+    It is sent to Weights & Biases or TensorBoard where one of them logs the run, and always written
     to ``filters.png`` in ``folder`` (default: the trainer's ``default_root_dir``): the filters
-    that are left and, with ``before``, those of an earlier epoch beside them.
+    that are retained and, with ``before``, those of an earlier epoch beside them.
 
     Args:
         layer: name of the convolution; None takes the first one.
         every_n_epochs: epochs between pictures for loggers; the last epoch always has one.
         folder: where to write the file.
-        before: epoch, such as the first sparse one, at whose start the filters are kept to be
+        before: epoch, such as the first sparse one, at whose start the filters are stored to be
             shown beside the last ones.
 
     Raises:

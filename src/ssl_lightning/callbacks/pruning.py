@@ -33,7 +33,7 @@ class ThresholdPruning(EpochStartCallback):
         relative: measure the threshold in units of the largest group norm of the same layer and
             kind, instead of absolutely.
         fraction: instead of a threshold, share of the groups of each layer and kind to be zero, at
-            least 0 and less than 1, rounded to whole groups; the largest group stays. Groups that
+            least 0 and less than 1, rounded to whole groups; the largest is retained. Groups that
             are zero already count. Or a mapping from globs on layers to shares, such as
             ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of ``layers``; the first that matches
             a layer holds for it.
@@ -120,7 +120,7 @@ class ThresholdPruning(EpochStartCallback):
             return
         sparsity = sparsity_of(pl_module, type(self).__name__)
         parameters = dict(sparsity.network.named_parameters())
-        total, kept = 0, {}
+        total, retained = 0, {}
         emptied: list[str] = []
         for group_set in self.chosen(sparsity.regularizer):
             norms = group_norms(group_set, parameters).detach()
@@ -129,7 +129,7 @@ class ThresholdPruning(EpochStartCallback):
                 emptied.append(group_set.name)
             total += sparsity.prune_groups_(group_set, mask, lock=self.lock)
             if not bool(mask.all()):
-                kept[group_set.name] = float(norms[~mask].min()), self.limit(norms)
+                retained[group_set.name] = float(norms[~mask].min()), self.limit(norms)
         example = sparsity.example_input()
         if emptied and example is not None:
             parameter = next(iter(parameters.values()))
@@ -141,18 +141,18 @@ class ThresholdPruning(EpochStartCallback):
                 )
         rank_zero_info(
             f"ThresholdPruning: {total} groups newly zeroed in epoch {trainer.current_epoch}."
-            + self.next_group(kept)
+            + self.next_group(retained)
         )
 
-    def next_group(self, kept: Mapping[str, tuple[float, float]]) -> str:
+    def next_group(self, retained: Mapping[str, tuple[float, float]]) -> str:
         """Say which group is nearest to its threshold, by which strength and threshold are judged.
 
         Args:
-            kept: group set -> smallest norm that is left, and its threshold.
+            retained: group set -> smallest norm that is not zeroed, and its threshold.
         """
-        if self.fractions or not kept:
+        if self.fractions or not retained:
             return ""
-        name, (norm, limit) = min(kept.items(), key=lambda item: item[1][0] - item[1][1])
+        name, (norm, limit) = min(retained.items(), key=lambda item: item[1][0] - item[1][1])
         of = f", {self.threshold:.3g} of the largest" if self.relative else ""
         return f" Next would be one of {name}, with norm {norm:.3g} (threshold {limit:.3g}{of})."
 

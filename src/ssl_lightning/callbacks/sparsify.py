@@ -14,7 +14,7 @@ from ssl_lightning.module import StructuredSparsity
 class Sparsify(Callback):
     """Call ``sparsify`` of a module with the mixin, so that a config holds the penalties.
 
-    It goes first in the list of callbacks. A module that calls ``sparsify`` itself needs none.
+    It is the first in the list of callbacks. A module that calls ``sparsify`` itself needs none.
 
     Args:
         network: qualified name of the submodule that becomes sparse; ``""`` for the module itself.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MacsShare:
-    """Tells the share for a module; nothing is analysed while the same weights are zero."""
+    """Gives the share for a module; nothing is analysed while the same weights are zero."""
 
     def __init__(self) -> None:
         self._left: MacsLeft | None = None
@@ -28,7 +28,7 @@ class MacsShare:
         return MacsShare, ()
 
     def share(self, sparsity: Sparsity) -> float | None:
-        """Return the multiply-adds left, in percent of the network's that training started with.
+        """Return the multiply-adds after compaction, in percent of those training started with.
 
         None if the shape of its input is not known, or it cannot be captured.
         """
@@ -39,7 +39,7 @@ class MacsShare:
         try:
             dense = self.dense(sparsity)
             return 100.0 * self._left(sparsity.network) / dense if dense else None
-        except Exception as error:  # whatever the network's code raises; training goes on
+        except Exception as error:  # whatever the network's code raises; training continues
             self._failed = True
             rank_zero_info(f"`macs/left` is not logged: {first_line(error)}.")
             return None

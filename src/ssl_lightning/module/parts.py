@@ -126,7 +126,7 @@ def check_tensors(
     Args:
         state: of the checkpoint.
         wanted: of the module.
-        complete: whether no tensor may be missing or left over.
+        complete: whether no tensor may be missing or superfluous.
 
     Raises:
         ValueError: naming the first that differs.
@@ -166,10 +166,10 @@ def shape_of(state: Mapping[str, Any], name: str) -> str:
 
 def count_classes(backbone: nn.Module) -> int:
     """Return the number of classes that a backbone says, or that its last linear layer has."""
-    told = getattr(backbone, "num_classes", None)
+    given = getattr(backbone, "num_classes", None)
     linear = [m.out_features for m in backbone.modules() if isinstance(m, nn.Linear)]
-    if isinstance(told, int) or linear:
-        return told if isinstance(told, int) else linear[-1]
+    if isinstance(given, int) or linear:
+        return given if isinstance(given, int) else linear[-1]
     raise ValueError(
         f"Cannot tell how many classes {type(backbone).__name__} has: it has no attribute "
         "`num_classes` and no linear layer. Pass `num_classes`."
@@ -277,7 +277,7 @@ def split_parameters(
         backbone: whose parameters to split.
         groups: mappings with a glob ``parameters`` and settings.
         names: parameters that the backbone had before it was compacted. A group that lost all of
-            its parameters stays, empty, so that groups keep their numbers.
+            its parameters remains, empty, so that groups keep their numbers.
 
     Raises:
         ValueError: if a glob matches no parameter.
@@ -297,7 +297,7 @@ def split_parameters(
         matched = [n for n in rest if pattern is not None and fnmatchcase(n, pattern)]
         if not matched:
             raise ValueError(
-                f"parameter_groups: the pattern {pattern!r} matches no parameter that is left. "
+                f"parameter_groups: the pattern {pattern!r} matches no further parameter. "
                 f"Parameters: {', '.join(rest)}."
             )
         split.append({**settings, "params": those(matched)})

@@ -50,7 +50,7 @@ SETTINGS = ("hyper_parameters", "hparams", "module_arguments")
 class WholeFiles(TorchCheckpointIO):
     """Write checkpoints beside their final name, on the same file system; read them safely.
 
-    Lightning's own writer goes over ``TMPDIR`` and copies from there, so that a killed run, or a
+    Lightning's own writer uses ``TMPDIR`` and copies from there, so that a killed run, or a
     full disk, leaves a truncated file where the checkpoint before was.
     """
 
