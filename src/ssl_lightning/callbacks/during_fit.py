@@ -27,12 +27,12 @@ class CompactDuringFit(EpochStartCallback):
 
     What is zero by then is removed, so that the remaining epochs are faster. (What is constant but
     not zero is retained: in train mode, batch norms would give another constant.) Training
-    continues as if nothing had happened: optimizer state is sliced as the weights are, learning-rate schedulers
-    and gradient scalers keep what they hold, averaged weights (``WeightAveraging`` and its kin)
-    shrink too, locked groups that are still there stay locked, and penalties go on with the
-    strengths they had. What is removed cannot come back. Checkpoints taken afterwards hold the
-    plan; ``fit --ckpt_path``, ``test``, ``compact`` and ``benchmark`` read them. Under DDP, all
-    processes carry out the first one's plan.
+    continues as if nothing had happened: optimizer state is sliced as the weights are,
+    learning-rate schedulers and gradient scalers keep what they hold, averaged weights
+    (``WeightAveraging`` and its kin) shrink too, locked groups remain locked, and penalties act
+    with the strengths that they had. What is removed cannot come back. Checkpoints taken afterwards
+    hold the plan; ``fit --ckpt_path``, ``test``, ``compact`` and ``benchmark`` read them. Under
+    DDP, all processes carry out the first one's plan.
 
     Callbacks that zero groups at the start of the same epoch (``ThresholdPruning``,
     ``DepthCollapse``) go before this one in the list of callbacks.
