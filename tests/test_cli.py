@@ -231,7 +231,8 @@ def test_every_config_builds_and_its_penalties_fit(config, folder, monkeypatch):
     assert len(regularizer.penalties) == len(content["model"].get("penalties", []))
     cli.model._trainer = None
     assert set(cli.model.input_shape) == set(cli.datamodule.input_shape)
-    assert cli.model.num_classes == cli.datamodule.num_classes
+    classifies = "loss" not in content["model"]
+    assert cli.model.num_classes == (cli.datamodule.num_classes if classifies else None)
     last = cli.trainer.max_epochs
     for penalty in regularizer.penalties:
         assert any(penalty.schedule(epoch) > 0 for epoch in range(last))
@@ -277,7 +278,8 @@ SMALL = {"alexnet": "4", "resnet20": "8", "resnet56": "4"}
 )
 def test_every_config_trains(config, folder, monkeypatch):
     data = shared_data()
-    local = yaml.safe_load(config.read_text())["data"]["init_args"]["source"] != "bundled"
+    source = yaml.safe_load(config.read_text())["data"]["init_args"].get("source", "made-up")
+    local = source not in ("bundled", "made-up")
     if local and data is None:
         pytest.skip("needs the complete data sets: set SSL_DATA_DIR to their folder")
     monkeypatch.setenv("SSL_DATA_DIR", str(data))
@@ -592,8 +594,6 @@ WRONG_ARGUMENTS = [
     ("compact a.ckpt b", "Expected no further argument, got 'b'."),
     ("compact a.ckpt --prefr auto", "There is no option `prefr`. Did you mean prefer?"),
     ("compact a.ckpt --prefer", "`prefer`: expected a value, got none. Write it behind `--"),
-    ("export a.ckpt --format onx",
-     "`format`: expected Literal['onnx', 'torch_export', 'openvino'], got 'onx'."),
     ("export a.ckpt --batch x", "`batch`: expected int or Literal['dynamic'], got 'x'."),
     ("export --masked a.ckpt", "`masked`: expected bool, got 'a.ckpt'."),
     ("benchmark a.ckpt --engine eager", "There is no option `engine`. Did you mean engines?"),

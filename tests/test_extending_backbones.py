@@ -22,6 +22,7 @@ from ssl_lightning import (
     load_backbone,
     load_compact,
     make_plan,
+    publishing,
     register_backbone,
     save_compact,
     zoo,
@@ -316,7 +317,7 @@ def test_a_network_of_ones_own_is_published_once_it_is_registered(own, capsys, g
     loaded = zoo.load("mine", root="my_zoo")
     assert loaded.conv.out_channels < 12
     assert loaded(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
-    assert all(check.ok for check in zoo.verify("mine", "my_zoo", latency=False))
+    assert all(check.ok for check in publishing.verify("mine", "my_zoo", latency=False))
     for name in ("tiny", "my_backbone.Tiny"):
         BACKBONES.pop(name, None)
     with pytest.raises(ValueError, match="register_backbone"):

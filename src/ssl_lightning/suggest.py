@@ -17,9 +17,17 @@ def nearest(name: object, known: Iterable[str]) -> str:
         'Did you mean lenet?'
         >>> nearest("x", ["lenet", "mlp"])
         'Known: lenet, mlp.'
+
+    Of dotted names, the last parts are compared where the others are the same:
+
+        >>> nearest("model.penaltys", ["model.penalties", "model.metrics", "model.loss"])
+        'Did you mean model.penalties?'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=3)
+    prefix, dot, last = str(name).rpartition(".")
+    inside = [n.removeprefix(prefix + dot) for n in known if n.startswith(prefix + dot)]
+    close = [prefix + dot + n for n in difflib.get_close_matches(last, inside, n=3)]
+    close = close or difflib.get_close_matches(str(name), known, n=3)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(known)}."
