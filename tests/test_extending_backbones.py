@@ -133,7 +133,7 @@ def test_what_a_network_does_not_say_is_taken_from_the_registration():
 
 def test_a_taken_name_is_refused_unless_it_is_replaced():
     for name in ("lenet", "resnet20"):
-        with pytest.raises(ValueError, match=rf"'{name}' is the name of a backbone already"):
+        with pytest.raises(ValueError, match=rf"the name '{name}' already means .*replace=True"):
             register_backbone(name, tiny)
     assert create_backbone("lenet").conv1.out_channels == 20
     register_backbone("lenet", tiny, replace=True)

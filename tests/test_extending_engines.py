@@ -111,11 +111,14 @@ def test_an_engine_without_files_is_a_function():
 
 
 def test_names_and_formats_are_taken_once():
-    for engine in (
-        Engine("eager", prepare=lambda *_: None),
-        Engine("mine", export=write_arrays, load=load_arrays, suffix=".onnx", format="onnx"),
+    for engine, message in (
+        (Engine("eager", prepare=lambda *_: None), "the name 'eager' already means"),
+        (
+            Engine("mine", export=write_arrays, load=load_arrays, suffix=".onnx", format="onnx"),
+            "the format 'onnx' of 'mine' is already that of the engine 'onnxruntime'",
+        ),
     ):
-        with pytest.raises(ValueError, match="expected a new name and format, got"):
+        with pytest.raises(ValueError, match=message):
             register_engine(engine)
     assert "mine" not in ENGINES
 

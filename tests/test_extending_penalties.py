@@ -317,7 +317,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: register_penalty_function("x", Undecorated), "expected a frozen dataclass"),
     (lambda: register_penalty_function("x", Clash), "the argument 'layers' of Clash"),
     (lambda: register_penalty_function("mcp", Capped), "the name 'mcp' already means"),
-    (lambda: register_penalty_function("my function", Capped), "expected a name such as"),
+    (lambda: register_penalty_function("my function", Capped), "expected a name of letters"),
     (lambda: register_schedule("ramp", Steps), "the name 'ramp' already means"),
     (lambda: register_schedule("x", Capped), "derived from Schedule"),  # type: ignore[arg-type]
     (lambda: register_kind("filter", POSITIONS), "the name 'filter' already means"),

@@ -8,46 +8,102 @@ Nothing here imports a class: a file must not decide which code runs.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from ssl_lightning.suggest import check_keys, pick, shortened
 
 T = TypeVar("T")
 PLAIN = (str, int, float, bool, type(None))
+NAME = re.compile(r"[A-Za-z_][\w-]*")
 ADMITTED: dict[str, type] = {}
 """Path -> class, of those that the user's config on the command line names."""
 
 
-def register(call: str, table: dict[str, T], name: str, value: T) -> None:
-    """Add a row to a table; the same row again, or a class defined anew, replaces itself.
+class Registration(ExitStack):
+    """What was registered; it lasts as long as the process, or until :meth:`undo`.
+
+    As a context manager it is undone at the end of the block.
+    """
+
+    def undo(self) -> None:
+        """Restore what was there before; a second call does nothing."""
+        self.close()
+
+
+def register(
+    call: str, name: str, *rows: tuple[dict[Any, Any], Any, Any], replace: bool
+) -> Registration:
+    """Set rows of tables, each a table, a key and a value, under a name.
+
+    Args:
+        call: the public function, for messages.
+        name: for messages.
+        rows: the first one says whether the name is taken; one that means the same, such as a
+            class or function that a notebook's cell defines anew, replaces itself.
+        replace: whether the name may be taken.
 
     Raises:
-        ValueError: if the name is no identifier, or belongs to something else.
+        ValueError: if the name means something else, unless ``replace``.
 
     Example:
         >>> table = {"a": 1}
-        >>> register("register_number", table, "b", 2)
-        >>> table
+        >>> with register("register_number", "b", (table, "b", 2), replace=False):
+        ...     table
         {'a': 1, 'b': 2}
+        >>> table
+        {'a': 1}
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{call}: expected a name such as 'my_name', got {name!r}. Correct it.")
-    same = name in table and repr(table[name]) == repr(value)  # of a class: module and name
-    if name in table and not same:
-        raise ValueError(f"{call}: the name {name!r} already means {table[name]}. Take another.")
-    table[name] = value
+    table, key, value = rows[0]
+    if key in table and not replace and meaning(table[key]) != meaning(value):
+        raise ValueError(
+            f"{call}: the name {name!r} already means {meaning(table[key])[:80]}. Take "
+            "another, undo the earlier registration, or give `replace=True`."
+        )
+    registration = Registration()
+    for table, key, value in rows:
+        if key in table:
+            registration.callback(table.__setitem__, key, table[key])
+        else:
+            registration.callback(table.pop, key, None)
+        table[key] = value
+    return registration
+
+
+def check_name(call: str, name: object, pattern: re.Pattern[str] = NAME) -> None:
+    """Refuse what cannot stand for something in configs and files.
+
+    Raises:
+        ValueError: if it is no string that the pattern matches.
+    """
+    if not isinstance(name, str) or not pattern.fullmatch(name):
+        raise ValueError(
+            f"{call}: expected a name of letters, digits, `_` and `-` such as 'my_name', got "
+            f"{shortened(name)}. Correct it."
+        )
+
+
+def meaning(value: Any) -> str:
+    """Return what tells two values apart: of a class or function, the module and name."""
+    value = inspect.unwrap(value) if callable(value) else value
+    text = repr(value)
+    if "<lambda>" in text:  # a name that many have
+        return text
+    return path_of(value) if hasattr(value, "__qualname__") else re.sub(r" at 0x\w+", "", text)
 
 
 def path_of(value: Any) -> str:
-    """Return the path of a class, or of the class of an object.
+    """Return the path of a class or function, or of the class of another object.
 
     Example:
         >>> path_of(1), path_of(Mapping)
         ('builtins.int', 'collections.abc.Mapping')
     """
-    cls = value if isinstance(value, type) else type(value)
+    cls = value if hasattr(value, "__qualname__") else type(value)
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

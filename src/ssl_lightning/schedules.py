@@ -23,9 +23,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_lightning.registry import (
+    Registration,
     arguments_of,
     as_mapping,
     check_class,
+    check_name,
     make,
     name_of,
     register,
@@ -194,26 +196,31 @@ def progress(epoch: float, start: float, end: float) -> float:
     return max(0.0, (epoch - start) / (end - start))
 
 
-def register_schedule(name: str, cls: type[Schedule]) -> None:
+def register_schedule(name: str, cls: type[Schedule], *, replace: bool = False) -> Registration:
     """Give a schedule of your own a name: ``schedule: {kind: name, ...}``, also in checkpoints.
 
     Call it wherever such a checkpoint is read: no class is imported because a file names it.
 
     Args:
-        name: an identifier.
+        name: letters, digits, ``_`` and ``-``.
         cls: a frozen dataclass derived from :class:`Schedule`.
+        replace: whether the name may mean something else already.
+
+    Returns:
+        What ends it: ``undo()``; also a context manager.
 
     Raises:
-        ValueError: if the name means something else, or the class is no frozen dataclass.
+        ValueError: if the name means something else, unless ``replace``, or the class is no frozen
+            dataclass.
 
     Example:
-        >>> register_schedule("linear", Ramp)
-        >>> parse_schedule({"kind": "linear", "end": 2})
+        >>> with register_schedule("linear", Ramp):
+        ...     parse_schedule({"kind": "linear", "end": 2})
         Ramp(start=0.0, end=2, first=0.0)
-        >>> _ = SCHEDULES.pop("linear")
     """
+    check_name("register_schedule", name)
     check_class("register_schedule", cls, Schedule)
-    register("register_schedule", SCHEDULES, name, cls)
+    return register("register_schedule", name, (SCHEDULES, name, cls), replace=replace)
 
 
 def parse_schedule(given: Schedule | Mapping[str, Any] | None) -> Schedule:

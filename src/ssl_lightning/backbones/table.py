@@ -16,6 +16,7 @@ from ssl_lightning.backbones.lenet import LeNet
 from ssl_lightning.backbones.mlp import MLP
 from ssl_lightning.backbones.resnet_cifar import ResNetCIFAR
 from ssl_lightning.backbones.unet import UNet
+from ssl_lightning.registry import Registration, check_name, register
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
@@ -39,7 +40,7 @@ def register_backbone(
     *,
     input_shape: Sequence[int] | None = None,
     replace: bool = False,
-) -> None:
+) -> Registration:
     """Let a name stand for a network of your own wherever a backbone's name does.
 
     Commands know the name once they import the module that calls this: ``--import my_package``.
@@ -53,36 +54,45 @@ def register_backbone(
         factory: class, or function with named arguments, that returns a ``torch.nn.Module``.
         input_shape: of one example, ``(C, H, W)`` for images, if the network has no attribute
             ``input_shape``.
-        replace: whether the name may be one that is taken.
+        replace: whether the name may mean something else already.
+
+    Returns:
+        What ends it: ``undo()``; also a context manager.
 
     Raises:
-        ValueError: if the name is none or is taken, or ``factory`` cannot be called.
+        ValueError: if the name is none or, unless ``replace``, means something else, if
+            ``factory`` cannot be called, or ``input_shape`` is not of positive integers.
 
     Example:
         >>> def tiny(num_classes=10):
         ...     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
-        >>> register_backbone("tiny-net", tiny, input_shape=(1, 8, 8))
-        >>> create_backbone("tiny-net", num_classes=3).input_shape
+        >>> with register_backbone("tiny-net", tiny, input_shape=(1, 8, 8)):
+        ...     create_backbone("tiny-net", num_classes=3).input_shape
         (1, 8, 8)
-        >>> del BACKBONES["tiny-net"]
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(
-            f"register_backbone: expected a name of letters, digits, `_` and `-`, got {name!r}. "
-            "Names with a colon are of timm, torchvision and the zoo."
-        )
-    if name in BACKBONES and not replace:
-        raise ValueError(
-            f"register_backbone: {name!r} is the name of a backbone already. Give `replace=True`."
-        )
+    where = "register_backbone"
+    check_name(where, name, NAME)
+    shape = None if input_shape is None else checked_shape(where, input_shape)
     try:
         inspect.signature(factory)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"register_backbone: expected a class or function that makes {name!r}, got "
+            f"{where}: expected a class or function that makes {name!r}, got "
             f"{factory!r}, whose arguments cannot be read. Wrap it in a function."
         ) from error
-    BACKBONES[name] = _checked(name, factory, None if input_shape is None else tuple(input_shape))
+    row = BACKBONES, name, _checked(name, factory, shape)
+    return register(where, name, row, replace=replace)
+
+
+def checked_shape(where: str, given: Any) -> tuple[int, ...]:
+    """Return the shape of one example as a tuple."""
+    listed = isinstance(given, (list, tuple)) and len(given) > 0
+    if not listed or not all(type(size) is int and size > 0 for size in given):
+        raise ValueError(
+            f"{where}: expected positive integers such as (3, 32, 32) as `input_shape`, got "
+            f"{given!r}. Give the shape of one example, without the batch."
+        )
+    return tuple(given)
 
 
 def _checked(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph import SiteSlices
+from ssl_lightning.graph import WEIGHTED, SiteSlices
 from ssl_lightning.suggest import shortened
 
 
@@ -84,7 +84,7 @@ def check_counts(model: nn.Module, sites: Mapping[str, SiteSlices], where: str) 
         for key, value in slices.attributes.items():
             module = known.get(name)
             old = getattr(module, "__dict__", {}).get(key)
-            layer = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+            layer = isinstance(module, WEIGHTED)
             if type(old) is not int or not 0 <= value <= old or layer:
                 raise ValueError(
                     f"{where}: the plan sets {shortened(key)} of `{shortened(name)}` to "

@@ -33,7 +33,7 @@ from ssl_lightning.graph.plain import (
     scale_of_outputs,
     with_plain_weights,
 )
-from ssl_lightning.graph.registering import Registration, register_rule, register_shrinker
+from ssl_lightning.graph.registering import register_rule, register_shrinker
 from ssl_lightning.graph.rule import Rule
 from ssl_lightning.graph.trace import has_equivalent_forward, trace
 
@@ -53,7 +53,6 @@ __all__ = [
     "LayerWrapper",
     "LeafOperation",
     "Op",
-    "Registration",
     "ResidualBranch",
     "Rule",
     "SiteSlices",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,18 +14,8 @@ from ssl_lightning.graph.operations.own import own_layer_rule
 from ssl_lightning.graph.ops import LEAF_MODULES
 from ssl_lightning.graph.rule import Rule
 from ssl_lightning.graph.trace import short_name
+from ssl_lightning.registry import Registration, register
 from ssl_lightning.suggest import pick
-
-
-class Registration(ExitStack):
-    """What was registered; it lasts as long as the process, or until :meth:`undo`.
-
-    As a context manager it is undone at the end of the block.
-    """
-
-    def undo(self) -> None:
-        """Restore what was there before; a second call does nothing."""
-        self.close()
 
 
 def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) -> Registration:
@@ -42,13 +31,13 @@ def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) ->
             operation from now on. Layers with parameters: :func:`register_shrinker`.
         rule: a :class:`Rule`, or the name of a built-in operation that does the same and has the
             same arguments, such as ``"relu"`` or ``"add"``.
-        replace: whether there may be a rule already.
+        replace: whether there may be another rule already.
 
     Returns:
         An object whose ``undo()`` takes the rule back; also a context manager.
 
     Raises:
-        ValueError: for an unknown operation, and one that has a rule, unless ``replace``.
+        ValueError: for an unknown operation, and one that has another rule, unless ``replace``.
 
     Example:
         >>> from ssl_lightning import Rule, make_plan, register_rule
@@ -64,11 +53,16 @@ def register_rule(operation: Any, rule: Rule | str, *, replace: bool = False) ->
         5
     """
     name = operation_name(operation)
+    if not isinstance(rule, (Rule, str)):
+        raise ValueError(
+            "register_rule: expected a Rule, such as Rule.pointwise(), or the name of an operation "
+            f"that does the same, such as 'relu', got {rule!r}."
+        )
     rule = rule if isinstance(rule, Rule) else pick("operation", rule, RULES)
     if isinstance(operation, type):
         return register_layer(operation, None, rule, replace, "register_rule")
-    check_free(name, name in RULES, replace, "register_rule")
-    return registered((RULES, name, rule), (REGISTERED, name, rule))
+    rows = (RULES, name, rule), (REGISTERED, name, rule)
+    return register("register_rule", name, *rows, replace=replace)
 
 
 def register_shrinker(
@@ -96,7 +90,7 @@ def register_shrinker(
         channel_dim: dimension of the layer's input and result that numbers the channels.
         written: the tensors that groups of kind ``coupled`` zero to make an output zero; None for
             all parameters in ``outputs``.
-        replace: whether the type may be known already.
+        replace: whether the type may mean something else already.
 
     Returns and raises as :func:`register_rule`; a wrong description is refused as a wrong rule is.
 
@@ -114,6 +108,12 @@ def register_shrinker(
         ...     compact(net, make_plan(net, torch.zeros(1, 4)))[1].channels
         5
     """
+    for given in (outputs, inputs or {}):
+        if not isinstance(given, Mapping) or not all(type(d) is int for d in given.values()):
+            raise ValueError(
+                "register_shrinker: expected a mapping of names to whole numbers, such as "
+                f"{{'weight': 0}}, as `outputs` and `inputs`, got {given!r}."
+            )
     some = None if written is None else tuple(written)
     kind = LayerType(dict(outputs), dict(inputs or {}), dict(counts or {}), channel_dim, some)
     return register_layer(layer_type, kind, own_layer_rule(kind), replace, "register_shrinker")
@@ -126,30 +126,14 @@ def register_layer(
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
         raise ValueError(f"{where}: expected a subclass of torch.nn.Module, got {layer_type!r}.")
     name = class_name(layer_type)
-    known = layer_type in (*BUILT_IN, *OWN_LAYERS) or issubclass(layer_type, LEAF_MODULES)
-    check_free(name, known, replace, where)
-    return registered((RULES, name, rule), (REGISTERED, name, rule), (OWN_LAYERS, layer_type, kind))
-
-
-def registered(*rows: tuple[dict[Any, Any], Any, Any]) -> Registration:
-    """Set rows of tables, each a table, a key and a value."""
-    registration = Registration()
-    for table, key, value in rows:
-        if key in table:
-            registration.callback(table.__setitem__, key, table[key])
-        else:
-            registration.callback(table.pop, key, None)
-        table[key] = value
-    return registration
-
-
-def check_free(name: str, known: bool, replace: bool, where: str) -> None:
-    """Make sure that nothing is replaced that should not be."""
-    if known and not replace:
+    built_in = layer_type in BUILT_IN or issubclass(layer_type, LEAF_MODULES)
+    if built_in and layer_type not in OWN_LAYERS and not replace:
         raise ValueError(
-            f"{where}: `{name}` is known already. Undo the earlier registration, or pass "
-            "replace=True."
+            f"{where}: `{name}` is a layer that this library knows already. Leave it as it is, or "
+            "give `replace=True`."
         )
+    rows = (RULES, name, rule), (REGISTERED, name, rule), (OWN_LAYERS, layer_type, kind)
+    return register(where, name, *rows, replace=replace)
 
 
 def operation_name(operation: Any) -> str:
@@ -166,6 +150,8 @@ def operation_name(operation: Any) -> str:
             return operation.removeprefix("aten::")
     elif name := getattr(operation, "_qualname", None):
         return str(name)
+    elif isinstance(operation, torch._ops.OpOverloadPacket):
+        return short_name(getattr(operation, operation.overloads()[0]))
     elif hasattr(operation, "overloadpacket"):
         return short_name(operation)
     raise ValueError(

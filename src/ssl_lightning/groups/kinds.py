@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ssl_lightning.graph import CONVS, TRANSPOSED, WEIGHTED, own_layer
-from ssl_lightning.registry import register
+from ssl_lightning.registry import Registration, check_name, register
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
 """The shape in which a weight is viewed, and the dimensions of it that number the groups."""
@@ -104,29 +104,35 @@ COUPLED_KINDS = tuple(name for name, kind in KINDS.items() if isinstance(kind, F
 """Kinds whose groups the model's graph gives."""
 
 
-def register_kind(name: str, kind: GroupKind) -> None:
+def register_kind(name: str, kind: GroupKind, *, replace: bool = False) -> Registration:
     """Give a kind of group of your own a name, for penalties, selectors and pruning.
 
     Call it wherever a config or checkpoint that holds the name is read.
 
     Args:
-        name: an identifier.
+        name: letters, digits, ``_`` and ``-``.
         kind: which groups.
+        replace: whether the name may mean something else already.
+
+    Returns:
+        What ends it: ``undo()``; also a context manager.
 
     Raises:
-        ValueError: if the name means something else, or ``kind`` is no :class:`GroupKind`.
+        ValueError: if the name means something else, unless ``replace``, or ``kind`` is no
+            :class:`GroupKind`.
 
     Example:
-        >>> register_kind("position", GroupKind(axes=("space",), layers="conv"))
-        >>> KINDS.pop("position").axes
+        >>> with register_kind("position", GroupKind(axes=("space",), layers="conv")):
+        ...     KINDS["position"].axes
         ('space',)
     """
+    check_name("register_kind", name)
     if not isinstance(kind, GroupKind):
         raise ValueError(
             f"register_kind: expected a GroupKind as {name!r}, got {kind!r}. Give an object, such "
             "as GroupKind(axes=('space',), layers='conv')."
         )
-    register("register_kind", KINDS, name, kind)
+    return register("register_kind", name, (KINDS, name, kind), replace=replace)
 
 
 OWN = "own"

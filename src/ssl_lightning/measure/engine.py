@@ -16,6 +16,7 @@ from torch import nn
 
 from ssl_lightning.graph import Inputs
 from ssl_lightning.measure.capturing import Captured, capture
+from ssl_lightning.registry import check_name
 
 Call = Callable[[], object]
 """Computes, and returns the output: a tensor, or several in lists, tuples or mappings."""
@@ -48,7 +49,8 @@ class Engine:
         timed: whether ``engines="all"`` has it.
 
     Raises:
-        ValueError: if it can neither run a network nor write one, or has no suffix for its files.
+        ValueError: if it can neither run a network nor write one, or has no suffix for its files,
+            and for a name, packages or types that are none.
 
     Example:
         >>> Engine("twice", prepare=lambda model, inputs: lambda: inputs.run(model)).available
@@ -75,6 +77,21 @@ class Engine:
             raise ValueError(
                 f"Engine {self.name!r}: expected `prepare`, or `export`, `load` and `suffix`, or "
                 "all of them. Say how it runs a network."
+            )
+        check_name("Engine", self.name)
+        whole = {"packages": (self.packages, str), "dtypes": (self.dtypes, torch.dtype)}
+        for field, (values, kind) in whole.items():
+            if not isinstance(values, tuple) or not all(isinstance(v, kind) for v in values):
+                raise ValueError(
+                    f"Engine {self.name!r}: expected a tuple of `{field}`, each a "
+                    f"{kind.__name__}, got {values!r}. Give a tuple, of one too."
+                )
+        if self.name == "all":
+            raise ValueError("Engine: the name 'all' means every engine. Take another.")
+        if self.suffix and not self.suffix.startswith("."):
+            raise ValueError(
+                f"Engine {self.name!r}: expected a suffix such as '.onnx', got {self.suffix!r}. "
+                "Begin it with a dot."
             )
 
     @property

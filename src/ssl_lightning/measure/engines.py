@@ -18,7 +18,8 @@ from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.measure.csr import CsrProduct
 from ssl_lightning.measure.engine import Call, Engine, prepare_by_file
 from ssl_lightning.measure.runtimes import BUILT_IN, type_of
-from ssl_lightning.suggest import pick
+from ssl_lightning.registry import Registration, register
+from ssl_lightning.suggest import pick, shortened
 
 TORCH_ONLY = (ColumnSparseConv2d, CsrProduct)
 """Layers with operators that exporters cannot write down."""
@@ -27,33 +28,35 @@ ENGINES: dict[str, Engine] = {engine.name: engine for engine in BUILT_IN}
 """Name -> engine."""
 
 
-def register_engine(engine: Engine) -> Engine:
+def register_engine(engine: Engine, *, replace: bool = False) -> Registration:
     """Add an engine of your own to the table, for ``benchmark`` and ``export_model`` alike.
 
     Args:
         engine: with a name, and a format if it writes files, that no other engine has.
+        replace: whether there may be another engine of that name already.
 
     Returns:
-        The engine.
+        What ends it: ``undo()``; also a context manager.
 
     Raises:
-        ValueError: if its name or format is another engine's already.
+        ValueError: if its name, unless ``replace``, or its format is another engine's already.
 
     Example:
         >>> own = Engine("again", prepare=lambda model, inputs: lambda: inputs.run(model))
-        >>> register_engine(own).name in ENGINES
+        >>> with register_engine(own):
+        ...     "again" in ENGINES
         True
-        >>> _ = ENGINES.pop("again")
     """
-    formats = file_formats()
-    if engine.name in ENGINES or (engine.export and format_of(engine) in formats):
+    where = "register_engine"
+    if not isinstance(engine, Engine):
+        raise ValueError(f"{where}: expected an Engine, got {shortened(engine)}. Make one.")
+    other = file_formats().get(format_of(engine)) if engine.export else None
+    if other is not None and other.name != engine.name:
         raise ValueError(
-            f"register_engine: expected a new name and format, got {engine.name!r} and "
-            f"{format_of(engine)!r}. There are the engines {', '.join(ENGINES)} and the formats "
-            f"{', '.join(formats)}: choose others."
+            f"{where}: the format {format_of(engine)!r} of {engine.name!r} is already that of the "
+            f"engine {other.name!r}. Take another."
         )
-    ENGINES[engine.name] = engine
-    return engine
+    return register(where, engine.name, (ENGINES, engine.name, engine), replace=replace)
 
 
 def find_engine(name: str) -> Engine:

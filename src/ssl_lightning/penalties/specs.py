@@ -11,9 +11,11 @@ from typing import Any
 from ssl_lightning.groups import KINDS, GroupSet, Selector
 from ssl_lightning.penalties.functions import FUNCTIONS, GroupLasso, PenaltyFunction
 from ssl_lightning.registry import (
+    Registration,
     arguments_of,
     as_mapping,
     check_class,
+    check_name,
     make,
     name_of,
     register,
@@ -122,35 +124,41 @@ class Penalty:
 FIELDS = tuple(each.name for each in dataclasses.fields(Penalty))
 
 
-def register_penalty_function(name: str, cls: type[PenaltyFunction]) -> None:
+def register_penalty_function(
+    name: str, cls: type[PenaltyFunction], *, replace: bool = False
+) -> Registration:
     """Give a penalty function of your own a name: ``{kind: ..., function: name, ...}``.
 
     Its arguments stand beside those of the penalty. Call it wherever a checkpoint that holds the
     name is read: no class is imported because a file names it.
 
     Args:
-        name: an identifier.
+        name: letters, digits, ``_`` and ``-``.
         cls: a frozen dataclass derived from :class:`PenaltyFunction`.
+        replace: whether the name may mean something else already.
+
+    Returns:
+        What ends it: ``undo()``; also a context manager.
 
     Raises:
-        ValueError: if the name means something else, the class is no frozen dataclass, or one of
-            its arguments is called as one of :class:`Penalty`.
+        ValueError: if the name means something else, unless ``replace``, the class is no frozen
+            dataclass, or one of its arguments is called as one of :class:`Penalty`.
 
     Example:
         >>> from ssl_lightning import MCP
-        >>> register_penalty_function("minimax", MCP)
-        >>> parse_penalty({"kind": "filter", "strength": 1e-3, "function": "minimax"}).function
+        >>> with register_penalty_function("minimax", MCP):
+        ...     parse_penalty({"kind": "filter", "strength": 1e-3, "function": "minimax"}).function
         MCP(gamma=3.0)
-        >>> _ = FUNCTIONS.pop("minimax")
     """
     where = "register_penalty_function"
+    check_name(where, name)
     check_class(where, cls, PenaltyFunction)
     if both := [each.name for each in dataclasses.fields(cls) if each.name in FIELDS]:
         raise ValueError(
             f"{where}: the argument {both[0]!r} of {cls.__name__} is one of every penalty, and "
             "both stand in one mapping. Rename it."
         )
-    register(where, FUNCTIONS, name, cls)
+    return register(where, name, (FUNCTIONS, name, cls), replace=replace)
 
 
 def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
