@@ -11,12 +11,15 @@ Run with any Python >= 3.11; needs nothing but the standard library.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +46,23 @@ def run(*command: str | Path) -> None:
     status = subprocess.run([str(part) for part in command], check=False).returncode
     if status:
         sys.exit(f"environment: `{command[0]}` failed with status {status}; see its output above.")
+
+
+@contextmanager
+def locked(layer: Path) -> Iterator[None]:
+    """Let one process at a time look at a layer and install into it; the others wait.
+
+    Otherwise one could clear what another is installing, which would then be marked complete. The
+    system takes the lock from a process that ends, however that ends.
+    """
+    layer.parent.mkdir(parents=True, exist_ok=True)
+    with layer.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"environment: waiting for another process that installs {layer}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def install_dependencies(layer: Path) -> None:
@@ -86,5 +106,6 @@ if __name__ == "__main__":
     if sys.version_info < (3, 11):
         sys.exit(f"environment: Python >= 3.11 is needed, this is {sys.version.split()[0]}.")
     dependency_layer = layer_path()
-    install_dependencies(dependency_layer)
-    install_project(dependency_layer, ROOT / ".venv")
+    with locked(dependency_layer):
+        install_dependencies(dependency_layer)
+        install_project(dependency_layer, ROOT / ".venv")

@@ -114,6 +114,20 @@ def as_mapping(given: Any) -> Any:
     return given
 
 
+def check_object(where: str, value: Any, base: type) -> None:
+    """Refuse what is no object of a class that :func:`check_class` accepts.
+
+    Raises:
+        ValueError: as that, and for a class in place of an object.
+    """
+    if isinstance(value, type):
+        raise ValueError(
+            f"{where}: expected an object, got the class {value.__name__}. Call it with its "
+            "arguments."
+        )
+    check_class(where, type(value), base)
+
+
 def check_class(where: str, cls: Any, base: type) -> None:
     """Refuse a class whose objects could not be stored as plain values.
 

@@ -28,6 +28,7 @@ from ssl_lightning.registry import (
     as_mapping,
     check_class,
     check_name,
+    check_object,
     make,
     name_of,
     register,
@@ -238,7 +239,7 @@ def parse_schedule(given: Schedule | Mapping[str, Any] | None) -> Schedule:
     if given is None:
         return Constant()
     if not isinstance(given, Mapping):
-        check_class("schedule", type(given), Schedule)
+        check_object("schedule", given, Schedule)
         return given
     arguments = dict(given)
     kind = given if "class_path" in given else arguments.pop("kind", None)

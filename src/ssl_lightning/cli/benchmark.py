@@ -17,7 +17,7 @@ from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
-from ssl_lightning.data import DATA_MODULES
+from ssl_lightning.data import named_class
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.measure.turns import several
@@ -150,27 +150,13 @@ def data_section(config: str | None, folder: Path) -> dict[str, Any] | None:
             "or `--data none`."
         )
     section: dict[str, Any] = content["data"]
-    if config is None and not is_own_data(str(section["class_path"])):
+    if config is None and named_class(str(section["class_path"])) is None:
         Console().print(
             f"Errors are not measured: {path} names the data module {section['class_path']}. To "
             f"import it, give `--data {path}`."
         )
         return None
     return section
-
-
-OWN_DATA = ("", "ssl_lightning", "ssl_lightning.data", "ssl_lightning.data.sets")
-
-
-def is_own_data(class_path: str) -> bool:
-    """Whether a class is one of the library's data modules.
-
-    Example:
-        >>> is_own_data("ssl_lightning.data.MNISTDataModule"), is_own_data("mine.MNISTDataModule")
-        (True, False)
-    """
-    package, _, name = class_path.rpartition(".")
-    return package in OWN_DATA and name in {kind.__name__ for kind in DATA_MODULES.values()}
 
 
 def measure_errors(

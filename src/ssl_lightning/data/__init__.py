@@ -12,7 +12,7 @@ from ssl_lightning import lazy
 
 if TYPE_CHECKING:
     from ssl_lightning.data.base import ImageDataModule
-    from ssl_lightning.data.datamodule import DATA_MODULES
+    from ssl_lightning.data.datamodule import DATA_MODULES, named_class
     from ssl_lightning.data.folder import ImageFolderDataModule, ImageNetDataModule
     from ssl_lightning.data.memory import (
         ArrayDataModule,
@@ -47,6 +47,7 @@ __all__ = [
     "LabelledImages",
     "MNISTDataModule",
     "SyntheticDataModule",
+    "named_class",
     "read_idx",
     "read_idx_split",
     "read_packed",

@@ -21,3 +21,16 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
     "imagenet": ImageNetDataModule,
     "synthetic": SyntheticDataModule,
 }
+
+
+def named_class(class_path: str) -> type[ImageDataModule] | None:
+    """Return the library's data module that a config names; None for a class of the user's own.
+
+    Example:
+        >>> named_class("ssl_lightning.data.MNISTDataModule").__name__
+        'MNISTDataModule'
+        >>> named_class("mine.MNISTDataModule")
+    """
+    package, _, name = class_path.rpartition(".")
+    own = package.partition(".")[0] in ("", "ssl_lightning")
+    return next((kind for kind in DATA_MODULES.values() if own and kind.__name__ == name), None)

@@ -43,6 +43,7 @@ from ssl_lightning.graph.rule import (
 from ssl_lightning.graph.several import joint_slices
 from ssl_lightning.graph.trace import trace
 from ssl_lightning.graph.values import NOT_RUN, not_zero, real_values
+from ssl_lightning.suggest import first_line
 
 
 def analyse(
@@ -187,7 +188,7 @@ def give_up(op: Op, error: Exception, flow: Flow) -> None:
     """Record that an operation's rule failed."""
     flow.rules[op.name] = UNKNOWN
     flow.failed[op.name] = f"{type(error).__name__}: {error}"
-    flow.labels.cause = f"an operation whose rule failed: `{op.kind}`"
+    flow.labels.cause = f"an operation whose rule failed: `{op.kind}` ({first_line(error)})"
 
 
 def mark_constants(op: Op, rule: Rule, flow: Flow) -> None:

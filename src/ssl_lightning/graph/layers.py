@@ -93,10 +93,20 @@ class LayerType:
         """Return how many input and output channels a layer of this type has.
 
         Raises:
-            ValueError: if its tensors do not agree on that.
+            ValueError: if its tensors do not agree on that, or an attribute of ``counts`` is none
+                of the two.
         """
         outputs = self.size(module, self.outputs, "output")
-        return self.size(module, self.inputs, "input") if self.inputs else outputs, outputs
+        inputs = self.size(module, self.inputs, "input") if self.inputs else outputs
+        for name, side in self.counts.items():
+            wanted, found = inputs if side == "inputs" else outputs, getattr(module, name)
+            if found != wanted:
+                raise ValueError(
+                    f"register_shrinker: expected the attribute `{name}` of "
+                    f"{type(module).__name__} to be {wanted}, the number of its {side}, found "
+                    f"{found!r}. Correct `counts`."
+                )
+        return inputs, outputs
 
     def size(self, module: nn.Module, dims: Mapping[str, int], side: str) -> int:
         """Return the number of channels that tensors number in these dimensions."""

@@ -13,6 +13,10 @@ View = tuple[tuple[int, ...], tuple[int, ...]]
 """The shape in which a weight is viewed, and the dimensions of it that number the groups."""
 
 
+AXES = ("out", "in", "space", "group")
+"""Names of the axes of weights."""
+
+
 @dataclass(frozen=True)
 class GroupKind:
     """A kind of group: in which layers, and which axes of their weights number the groups.
@@ -23,12 +27,17 @@ class GroupKind:
 
     Attributes:
         axes: names of axes of the weight: ``"out"``, ``"in"``, ``"space"`` (all of a kernel) and
-            ``"group"``, the group of a grouped convolution: channels are numbered inside each.
+            ``"group"``, the group of a grouped convolution: channels are numbered inside each. A
+            layer whose weight has none of them has no such groups; without axes, the whole weight
+            is one.
         layers: ``"conv"``, ``"linear"`` or ``"any"`` of both.
         outputs: whether a zero group makes a layer's outputs zero, if its bias and the scale and
             shift of its batch norm are zero too; so they count into it. Groups are then numbered
             by outputs that follow each other.
         shortcut: whether only layers around which a shortcut leads may have such groups.
+
+    Raises:
+        ValueError: for axes or layers of other names.
 
     Example:
         >>> positions = GroupKind(axes=("space",), layers="conv")
@@ -41,17 +50,31 @@ class GroupKind:
     outputs: bool = False
     shortcut: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.axes, tuple) or not set(self.axes) <= set(AXES):
+            raise ValueError(
+                f"GroupKind: expected a tuple of {', '.join(map(repr, AXES))}, got the axes "
+                f"{self.axes!r}. Correct them."
+            )
+        if self.layers not in ("conv", "linear", "any"):
+            raise ValueError(
+                "GroupKind: expected the layers 'conv', 'linear' or 'any', got "
+                f"{self.layers!r}. Correct them, or write a `view` for other layers."
+            )
+
     def view(self, module: nn.Module) -> View | None:
         """Return the shape in which a layer's weight is viewed, and the dims that number groups.
 
-        The shape splits dimensions of the weight, so that the view needs no copy. None means that
-        the layer has no such groups.
+        The shape splits dimensions of the weight, so that the view needs no copy; the numbers of
+        the dims ascend. None means that the layer has no such groups. Asked for all modules that
+        have a tensor ``weight``.
         """
         found = layer_type(module)
         if found in (None, OWN) or self.layers not in ("any", found):
             return None
         shape, axes = weight_axes(module)
-        return shape, tuple(i for i, axis in enumerate(axes) if axis in self.axes)
+        dims = tuple(i for i, axis in enumerate(axes) if axis in self.axes)
+        return (shape, dims) if dims or not self.axes else None
 
 
 class Elements(GroupKind):

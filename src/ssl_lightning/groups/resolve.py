@@ -22,6 +22,7 @@ from ssl_lightning.groups.kinds import (
     COUPLED,
     COUPLED_KINDS,
     KINDS,
+    GroupKind,
     View,
     layer_type,
 )
@@ -134,7 +135,9 @@ def matching_layers(around: Surroundings, selector: Selector) -> list[str]:
     """Return the names of the layers that a selector matches, in the model's order."""
     layers = [name for name, m in around.modules.items() if layer_type(m) is not None]
     kind = KINDS[selector.kind]
-    able = [name for name, m in around.modules.items() if kind.view(m) is not None]
+    weighted = {n: m for n, m in around.modules.items() if hasattr(m, "weight")}
+    weighted = {n: m for n, m in weighted.items() if isinstance(m.weight, Tensor)}
+    able = [name for name, module in weighted.items() if kind.view(module) is not None]
     chosen = match(selector, able, layers, around.strict)
     if kind.shortcut and not around.strict:
         return [layer for layer in chosen if around.has_shortcut(layer)]
@@ -266,6 +269,7 @@ def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:
         )
     kind = KINDS[selector.kind]
     view = kind.view(module)
+    check_view(kind, qualified(layer, "weight"), view, tuple(module.get_parameter("weight").shape))
     assert view is not None
     weight = Member(qualified(layer, "weight"), *view)
     if kind.shortcut:
@@ -276,6 +280,46 @@ def make_set(around: Surroundings, layer: str, selector: Selector) -> GroupSet:
     if selector.members == "all":
         return GroupSet(layer, selector.kind, (weight, *extra))
     return GroupSet(layer, selector.kind, (weight,), extra)
+
+
+def check_view(kind: GroupKind, name: str, view: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a view of a kind of the user's own that does not split the weight's dimensions.
+
+    Raises:
+        ValueError: saying what would.
+    """
+    pair = isinstance(view, tuple) and len(view) == 2
+    whole = pair and all(
+        isinstance(part, tuple) and all(type(number) is int for number in part) for part in view
+    )
+    if not whole or not splits(view[0], shape) or not ascending(view[1], len(view[0])):
+        raise ValueError(
+            f"The view that `{type(kind).__name__}` gives of `{name}`: expected a shape that "
+            f"splits dimensions of {shape}, and the numbers of dimensions of that, ascending, such "
+            f"as ({shape}, (0,)); got {view!r}. Correct `view`."
+        )
+
+
+def splits(view: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a view's shape is that of a tensor with some dimensions split.
+
+    Example:
+        >>> splits((2, 3, 4), (6, 4)), splits((6, 2, 2), (6, 4)), splits((4, 6), (6, 4))
+        (True, True, False)
+    """
+    rest = list(view)
+    for size in shape:
+        part = 1
+        while part < size and rest and rest[0] > 0:
+            part *= rest.pop(0)
+        if part != size:
+            return False
+    return all(size == 1 for size in rest)
+
+
+def ascending(dims: tuple[int, ...], count: int) -> bool:
+    """Whether dims are different ones of so many dimensions, in their order."""
+    return list(dims) == sorted(set(dims) & set(range(count)))
 
 
 def removal(layer: str, module: nn.Module) -> str:

@@ -12,7 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import nn
 
-from ssl_lightning.compaction.equality import LOWER, TOLERANCE, difference, tensors_of
+from ssl_lightning.compaction.equality import (
+    LOWER,
+    TOLERANCE,
+    compare_shapes,
+    difference,
+    tensors_of,
+)
 from ssl_lightning.graph import ExampleInput, as_inputs
 from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.measure.csr import CsrProduct
@@ -167,7 +173,13 @@ def prepare_checked(
             f"{type(expected).__name__}. Measure such a model in eager."
         )
     call = prepare(name, model, example_input)
-    error = difference(expected, call())
+    found = call()
+    if (text := compare_shapes(tensors, tensors_of(found))) is not None:
+        raise ValueError(
+            f"The engine {name!r} does not return what eager does: {text} (torch tensors, also in "
+            f"lists, tuples, mappings; got {type(found).__name__}). Do not use it for this model."
+        )
+    error = difference(expected, found)
     tolerance = LOWER.get(type_of(as_inputs(example_input), tensors[0].dtype), TOLERANCE)
     if not error <= tolerance:
         raise ValueError(

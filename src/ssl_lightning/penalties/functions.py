@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_lightning.steps import StepSize
+from ssl_lightning.suggest import shortened
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class PenaltyFunction:
     r"""Base of the penalty functions p: define :meth:`value`, :meth:`slope` and :meth:`shrink`.
 
     A function of your own is a frozen dataclass, so that checkpoints can hold it; its fields are
-    plain values. Its methods take norms in any shape, each norm by itself, and must not read them
-    on the host (no ``float(norm)``, no ``if norm > 1``), which would wait for an accelerator.
+    plain values. Its methods take norms in any shape, each norm by itself, do not change them in
+    place, and must not read them on the host (no ``float(norm)``, no ``if norm > 1``), which would
+    wait for an accelerator. :class:`Regularizer` tries them once on a few norms from 0 to 1e4.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -47,11 +50,16 @@ class PenaltyFunction:
         raise NotImplementedError(f"{type(self).__name__} does not define `value`.")
 
     def slope(self, norms: Tensor, strength: float) -> Tensor | float:
-        """Return the derivative of p at each norm: of their shape, or one number for all."""
+        """Return the derivative of p at each norm: of their shape, or one number for all.
+
+        It is finite, at 0 too.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define `slope`.")
 
     def shrink(self, norms: Tensor, step: StepSize, strength: float) -> Tensor:
         """Return the norms after a proximal step, of the same shape; exact zeros remove groups.
+
+        None is negative or larger than before.
 
         Args:
             norms: at least 0.
@@ -105,6 +113,8 @@ class GroupLasso(PenaltyFunction):
         self, norms: list[Tensor], steps: Sequence[StepSize], strengths: Sequence[float]
     ) -> list[Tensor]:
         """Return max(0, 1 - step * strength / norm), by few calls for all sets together."""
+        if type(self).shrink is not GroupLasso.shrink:  # of a derived class
+            return super().factors(norms, steps, strengths)
         torch._foreach_reciprocal_(norms)  # norm 0 gives infinity, and in the end factor 0
         scale_by_(norms, [-positive(s * st) for s, st in zip(steps, strengths, strict=True)])
         torch._foreach_add_(norms, 1.0)
@@ -225,6 +235,46 @@ FUNCTIONS: dict[str, type[PenaltyFunction]] = {
     "scad": SCAD,
 }
 """Name, as in YAML -> class."""
+
+
+def check_function(where: str, function: PenaltyFunction, mode: str, strength: float) -> None:
+    """Try the methods that a mode needs on a few norms.
+
+    Raises:
+        ValueError: naming the method, if one fails or returns what would spoil the weights.
+    """
+    probe = torch.tensor([[0.0, 1e-8, 1e-3], [0.5, 2.0, 1e4]])
+    calls: dict[str, tuple[Any, ...]] = {"value": (strength,)}
+    calls |= {"shrink": (0.01, strength)} if mode == "proximal" else {"slope": (strength,)}
+    for name, arguments in calls.items():
+        norms = probe.clone()
+        try:
+            found = getattr(function, name)(norms, *arguments)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        if wrong := wrong_result(name, found, probe):
+            raise ValueError(
+                f"{where}: `{name}` of {function}: expected {wrong}, got {shortened(found, 120)} "
+                f"for the norms {probe.tolist()}. Correct the penalty function."
+            )
+        if not torch.equal(norms, probe):
+            raise ValueError(
+                f"{where}: `{name}` of {function}: expected that the norms are not changed in "
+                "place, got others after the call. Return new tensors."
+            )
+
+
+def wrong_result(name: str, found: Any, norms: Tensor) -> str:
+    """Return what was expected of a method's result; empty if that is what it is."""
+    number = isinstance(found, (int, float)) and name == "slope"
+    tensor = torch.as_tensor(found) if number or isinstance(found, Tensor) else None
+    shape = torch.Size() if name == "value" or number else norms.shape
+    if tensor is None or tensor.shape != shape or not bool(tensor.isfinite().all()):
+        size = "one element" if name == "value" else f"the norms' shape {tuple(norms.shape)}"
+        return f"a finite tensor of {size}"
+    if name == "shrink" and bool(((tensor < 0) | (tensor > norms * 1.0001)).any()):
+        return "norms between 0 and what they were"
+    return ""
 
 
 def either(

@@ -11,6 +11,7 @@ which training converges is off by the order of the step size: it vanishes with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ssl_lightning.groups.resolve import repeated_sets
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.penalties.attach import Attachment, held_by, warn_untrained
 from ssl_lightning.penalties.functional import any_norms
+from ssl_lightning.penalties.functions import check_function
 from ssl_lightning.penalties.specs import Penalty, parse_penalty
 from ssl_lightning.penalties.terms import (
     Active,
@@ -56,8 +58,8 @@ class Regularizer:
             nothing any more are passed over.
 
     Raises:
-        ValueError: if a selector matches nothing, a strength is 0, or two penalties want the same
-            groups with different members.
+        ValueError: if a selector matches nothing, a strength is 0, two penalties want the same
+            groups with different members, or a penalty function would spoil the weights.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -85,6 +87,8 @@ class Regularizer:
                     f"{describe(index, penalty)}: its strength is 0 everywhere, so it would do "
                     "nothing. Give a positive strength, or take the penalty out."
                 )
+            where = describe(index, penalty)
+            check_function(where, penalty.function, penalty.mode, penalty.strength)
         strict, full_sizes = full_sizes is None, full_sizes or {}
         selectors = [penalty.selector() for penalty in self.penalties]
         resolved = resolve_each(model, selectors, example_input, strict=strict)
@@ -357,8 +361,8 @@ class Regularizer:
 
 def is_factor(value: Any) -> bool:
     """Whether a value is a finite number >= 0."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value < float("inf")
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and 0 <= float(value) < float("inf")
 
 
 def optimizers_apart(one: Attachment, other: Attachment) -> bool:

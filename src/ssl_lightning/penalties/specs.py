@@ -16,6 +16,7 @@ from ssl_lightning.registry import (
     as_mapping,
     check_class,
     check_name,
+    check_object,
     make,
     name_of,
     register,
@@ -171,7 +172,7 @@ def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
     if isinstance(given, (str, Mapping)):
         call = "register_penalty_function"
         return make("penalty function", FUNCTIONS, given, arguments, call)
-    check_class("function", type(given), PenaltyFunction)
+    check_object("function", given, PenaltyFunction)
     function: PenaltyFunction = given
     return function
 

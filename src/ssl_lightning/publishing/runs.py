@@ -18,7 +18,7 @@ from ssl_lightning.checkpoints import load_backbone, read_checkpoint
 from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.planning import expand
 from ssl_lightning.compaction.store import RECIPE, OwnNetworkError, Recipe, load_compact
-from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
+from ssl_lightning.data import InMemoryDataModule, named_class
 from ssl_lightning.publishing.agreeing import check_agreement, unequal
 from ssl_lightning.publishing.measuring import measure_seed, outputs
 from ssl_lightning.suggest import shortened
@@ -140,14 +140,14 @@ def data_class(section: Mapping[str, Any]) -> type[InMemoryDataModule]:
     Raises:
         ValueError: if the zoo cannot measure on it.
     """
-    class_name = section["class_path"].rpartition(".")[2]
-    for kind in DATA_MODULES.values():
-        if kind.__name__ == class_name and issubclass(kind, InMemoryDataModule):
-            return kind
-    raise ValueError(
-        f"Cannot publish a run on {section['class_path']}: the zoo measures on this library's data "
-        "modules of sets held in memory."
-    )
+    kind = named_class(section["class_path"])
+    if kind is None or not issubclass(kind, InMemoryDataModule):
+        raise ValueError(
+            f"Cannot publish a run on {section['class_path']}: the zoo measures on this library's "
+            "data modules of sets held in memory, such as MNISTDataModule. Share another network "
+            "as the folder that `compact` writes."
+        )
+    return kind
 
 
 def check_same_config(runs: Sequence[FinishedRun]) -> None:

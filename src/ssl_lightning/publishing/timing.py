@@ -257,7 +257,9 @@ def create_optimizer(given: Mapping[str, Any] | None, parameters: Any) -> torch.
     if given is None:
         return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
     known = {kind.__name__: kind for kind in STEP_SIZES}
-    kind: Any = pick("optimizer", str(given["class_path"]).rpartition(".")[2], known)
+    path = str(given["class_path"])
+    of_torch = path.partition(".")[0] in ("torch", path)
+    kind: Any = pick("optimizer", path.rpartition(".")[2] if of_torch else path, known)
     arguments = {**(given.get("init_args") or {}), "lr": LEARNING_RATE}
     optimizer: torch.optim.Optimizer = kind(parameters, **arguments)
     return optimizer
