@@ -78,7 +78,7 @@ def begin_training(module: Any, *_: Any, **__: Any) -> None:
     if loop.restarted_on_epoch_end or loop.restarted_mid_epoch:  # without on_train_epoch_start
         begin_epoch(module)
     if loop.restarted_mid_epoch and not any(map(is_resumable, loaders_of(loop))):
-        for _ in range(loop.epoch_loop.batch_progress.current.processed):
+        for _batch in range(loop.epoch_loop.batch_progress.current.processed):
             next(loop._data_fetcher.iterator, None)
 
 
@@ -139,7 +139,7 @@ def log_groups(module: Any, *_: Any, **__: Any) -> None:
         key = f"groups/{group_set.kind}"
         figures[key] = figures.get(key, 0.0) + counts[group_set.name][0]
     module.log_dict(figures)
-    share = sparsity.macs.share(sparsity)
+    share = sparsity.macs_left()
     if share is not None:
         module.log("macs/left", share, prog_bar=True)
 
