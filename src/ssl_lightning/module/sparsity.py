@@ -41,7 +41,6 @@ class Sparsity:
         plans: by which the network was compacted, in their order.
         origin: the network before the first of them; None without any.
         run_seed: on which the random numbers of training depend; None before it starts.
-        macs: counts the multiply-adds that compaction would leave.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Sparsity:
         self.plans: list[Plan] = []
         self.origin: Origin | None = None
         self.run_seed: int | None = None
-        self.macs = MacsShare()
+        self._macs = MacsShare()
         self._view: nn.Module | None = None
         self._make_dense: Callable[[], nn.Module] | None = None
         self._regularizer: Regularizer | None = None
@@ -148,6 +147,13 @@ class Sparsity:
         self._attachment = self.regularizer.attach(
             optimizers, epoch=lambda: self.epoch, locks=self.locks
         )
+
+    def macs_left(self) -> float | None:
+        """Return the multiply-adds after compaction, in percent of those training started with.
+
+        None if the shape of the network's input is not known, or it cannot be captured.
+        """
+        return self._macs.share(self.network, self.example_input(), self.origin)
 
     # --- locked groups ----------------------------------------------------------------------------
 
