@@ -211,8 +211,12 @@ def test_registered_names_are_stored_and_found_without_an_import(
     assert loaded.sparsity.penalties[0].function == Capped(0.8)
     assert loaded.sparsity.penalties[0].schedule(1.5) == 2.0
     assert loaded.sparsity.penalties[1].kind == "position"
+    by_class = {"class_path": f"{__name__}.Capped", "init_args": {"knee": 0.5}}
+    given = {"kind": "filter", "strength": 1.0, "function": by_class}
+    assert parse_penalty(given).function == Capped(0.5)  # what is registered needs no import
     del FUNCTIONS["capped"]
-    with pytest.raises(ValueError, match="Unknown penalty function 'capped'"):
+    hint = "Unknown penalty function 'capped'.* `register_penalty_function` was called: .*--import"
+    with pytest.raises(ValueError, match=hint):
         SSLLightningModule.load_from_checkpoint(path)
 
 

@@ -194,12 +194,13 @@ def make(
 
     Raises:
         ValueError: for an unknown name or argument, or a missing one; and for a mapping with a
-            ``class_path`` that no config of the user named, since nothing is imported here.
+            ``class_path`` that is of no class in the table, and that no config of the user named,
+            since nothing is imported here.
     """
     cls: Any = None
     if isinstance(name, Mapping) and "class_path" in name:
         path, arguments = str(name["class_path"]), name.get("init_args") or {}
-        cls = ADMITTED.get(path)
+        cls = ADMITTED.get(path) or next((c for c in table.values() if path_of(c) == path), None)
         if cls is None:
             raise ValueError(
                 f"The {what} {shortened(path)} is given by class, and no code is imported because "
@@ -207,7 +208,7 @@ def make(
                 "the class in a config on the command line."
             )
         name = path
-    cls = cls or pick(what, name, table)
+    cls = cls or pick(what, name, table, call)
     fields = [field for field in dataclasses.fields(cls) if field.init]
     check_keys(f"The {what} {name!r}", arguments, [field.name for field in fields])
     for field in fields:

@@ -33,15 +33,30 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"Known: {', '.join(known)}."
 
 
-def pick(what: str, name: object, table: Mapping[str, T]) -> T:
+def pick(what: str, name: object, table: Mapping[str, T], call: str = "") -> T:
     """Return ``table[name]``.
+
+    Args:
+        what: kind of thing, for the message.
+        name: of a row.
+        table: the rows.
+        call: the public function that adds a row, if there is one.
 
     Raises:
         ValueError: if there is no such name; the message has the nearest ones.
     """
     if not isinstance(name, str) or name not in table:
-        raise ValueError(f"Unknown {what} {name!r}. {nearest(name, table)}")
+        own = f" {how_known(call)}" if call else ""
+        raise ValueError(f"Unknown {what} {shortened(name)}. {nearest(name, table)}{own}")
     return table[name]
+
+
+def how_known(call: str) -> str:
+    """Return the sentence that says how a name of the user's own gets known."""
+    return (
+        f"One of your own is known once `{call}` was called: on the command line `--import` names "
+        "the module that does."
+    )
 
 
 def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from ssl_lightning.backbones.mlp import MLP
 from ssl_lightning.backbones.resnet_cifar import ResNetCIFAR
 from ssl_lightning.backbones.unet import UNet
 from ssl_lightning.registry import Registration, check_name, register
+from ssl_lightning.suggest import how_known
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
@@ -177,8 +178,7 @@ def _unknown(name: str, known: Mapping[str, Any]) -> ValueError:
     hint = f"Did you mean {', '.join(near)}?" if near else "No name is similar."
     return ValueError(
         f"Unknown backbone `{name}`. {hint} Choose one of {', '.join(list_backbones())}, "
-        "timm:<name> or torchvision:<name>. One of your own is known once `register_backbone` was "
-        "called: on the command line `--import` names the module that does."
+        f"timm:<name> or torchvision:<name>. {how_known('register_backbone')}"
     )
 
 

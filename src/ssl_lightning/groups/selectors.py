@@ -38,7 +38,7 @@ class Selector:
     members: str = "all"
 
     def __post_init__(self) -> None:
-        pick("group kind", self.kind, KINDS)
+        pick("group kind", self.kind, KINDS, "register_kind")
         if self.members not in ("all", "weight"):
             raise ValueError(
                 f"Groups of kind {self.kind!r}: expected members 'all' or 'weight', got "

@@ -71,7 +71,7 @@ def find_engine(name: str) -> Engine:
     Raises:
         ValueError: if there is no such engine, or its packages are not installed.
     """
-    engine = pick("engine", name, ENGINES)
+    engine = pick("engine", name, ENGINES, "register_engine")
     engine.require()
     return engine
 

@@ -23,10 +23,11 @@ from ssl_lightning.registry import (
     stored,
 )
 from ssl_lightning.schedules import Constant, Schedule, parse_schedule, schedule_to_dict
-from ssl_lightning.suggest import check_keys, nearest, pick
+from ssl_lightning.suggest import check_keys, how_known, nearest, pick
 
 SCALINGS = ("sqrt_size", "none")
 MODES = ("proximal", "subgradient")
+REGISTER = "register_penalty_function"
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,14 @@ def register_penalty_function(
         ...     parse_penalty({"kind": "filter", "strength": 1e-3, "function": "minimax"}).function
         MCP(gamma=3.0)
     """
-    where = "register_penalty_function"
-    check_name(where, name)
-    check_class(where, cls, PenaltyFunction)
+    check_name(REGISTER, name)
+    check_class(REGISTER, cls, PenaltyFunction)
     if both := [each.name for each in dataclasses.fields(cls) if each.name in FIELDS]:
         raise ValueError(
-            f"{where}: the argument {both[0]!r} of {cls.__name__} is one of every penalty, and "
+            f"{REGISTER}: the argument {both[0]!r} of {cls.__name__} is one of every penalty, and "
             "both stand in one mapping. Rename it."
         )
-    return register(where, name, (FUNCTIONS, name, cls), replace=replace)
+    return register(REGISTER, name, (FUNCTIONS, name, cls), replace=replace)
 
 
 def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
@@ -170,8 +170,7 @@ def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
     """
     given = as_mapping(given)
     if isinstance(given, (str, Mapping)):
-        call = "register_penalty_function"
-        return make("penalty function", FUNCTIONS, given, arguments, call)
+        return make("penalty function", FUNCTIONS, given, arguments, REGISTER)
     check_object("function", given, PenaltyFunction)
     function: PenaltyFunction = given
     return function
@@ -200,8 +199,10 @@ def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
         )
     kind, function = given.get("kind"), given.get("function", "group_lasso")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"penalties: unknown kind {kind!r}. {nearest(kind, KINDS)}")
-    cls = pick("penalty function", function, FUNCTIONS) if isinstance(function, str) else None
+        near = f"{nearest(kind, KINDS)} {how_known('register_kind')}"
+        raise ValueError(f"penalties: unknown kind {kind!r}. {near}")
+    named = isinstance(function, str)
+    cls = pick("penalty function", function, FUNCTIONS, REGISTER) if named else None
     own = [] if cls is None else [each.name for each in dataclasses.fields(cls)]
     check_keys(f"The penalty of kind {kind!r}", given, [*FIELDS, *own])
     if "strength" not in given:
