@@ -114,8 +114,16 @@ def test_the_penalties_of_the_busiest_epoch_are_timed():
 def test_what_cannot_be_timed_is_named():
     with pytest.raises(ValueError, match="has no penalties"):
         measure_step_cost({}, lambda: create_backbone("lenet"), BATCH)
-    with pytest.raises(ValueError, match="Unknown optimizer 'system'"):
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'os\.system'"):
         create_optimizer({"class_path": "os.system"}, create_backbone("lenet").parameters())
+
+
+@pytest.mark.parametrize(
+    "given", [None, "ssl_lightning.module.parts.default_optimizer", "SGD", "torch.optim.SGD"]
+)
+def test_an_optimizer_that_a_config_names_without_arguments_is_timed(given):
+    found = create_optimizer(given, create_backbone("lenet").parameters())
+    assert isinstance(found, torch.optim.SGD)
 
 
 SIZES = ((96, 363), (256, 2400), (384, 2304), (384, 3456), (256, 3456))

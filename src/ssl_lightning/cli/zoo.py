@@ -16,6 +16,7 @@ from ssl_lightning.cli.parse import call
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.listing import latency_cell
+from ssl_lightning.zoo.wording import function_of, layers_of, schedule_of
 
 WIDTH = 120  # characters, where the output is no terminal
 
@@ -76,7 +77,7 @@ def show_entry(name: str, root: str | None = None) -> None:
         ("parameters", f"{card.dense.num_parameters:,} -> {card.compact.num_parameters:,}"),
         *((f"left of {layer}", counts(kinds)) for layer, kinds in card.groups.items()),
         *((f"latency, batch {r.batch_size}", ratios(r.ratio)) for r in card.latency),
-        *((f"strength, {p.get('kind')} of {p.get('layers')}", strength(p)) for p in card.penalties),
+        *((f"strength, {p.get('kind')} of {patterns(p)}", strength(p)) for p in card.penalties),
         ("seed, epochs", f"{card.seed}, {card.epochs}"),
         *((f"seed {r.seed}", errors(r.validation_error, r.test_error)) for r in card.seeds),
         *(
@@ -350,10 +351,25 @@ def errors(validation: float, test: float) -> str:
     return f"{validation:.2f} % validation, {test:.2f} % test"
 
 
+def patterns(penalty: dict[str, Any]) -> str:
+    """Say on which layers a penalty is.
+
+    Example:
+        >>> patterns({}), patterns({"layers": ["fc1", "fc2"]})
+        ('*', 'fc1, fc2')
+    """
+    return layers_of(penalty).replace("`", "")
+
+
 def strength(penalty: dict[str, Any]) -> str:
-    """Say a penalty's strength, and when it is in force."""
-    schedule = penalty.get("schedule")
-    return f"{penalty.get('strength')}" + (f", {schedule}" if schedule else "")
+    """Say a penalty's strength, its function and its schedule.
+
+    Example:
+        >>> strength({"strength": 0.1, "function": "mcp", "schedule": {"kind": "ramp", "end": 5}})
+        '0.1, mcp on groups, ramp, end 5'
+    """
+    parts = penalty.get("strength"), function_of(penalty), schedule_of(penalty)
+    return ", ".join(map(str, parts))
 
 
 def cell(value: float | int | str | None) -> str:

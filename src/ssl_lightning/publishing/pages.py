@@ -15,7 +15,16 @@ from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
-from ssl_lightning.zoo.wording import escaped, function_of, left_of, paper_groups, share, table_row
+from ssl_lightning.zoo.wording import (
+    escaped,
+    function_of,
+    layers_of,
+    left_of,
+    paper_groups,
+    schedule_of,
+    share,
+    table_row,
+)
 
 TEMPLATE = Path(__file__).with_name("page.md.jinja")
 TASK = "image-classification"
@@ -207,33 +216,6 @@ def control_cells(results: tuple[SeedResult, ...]) -> tuple[str, str, str]:
     median = median_result(results)
     errors = ", ".join(f"{r.test_error:.2f}" for r in sorted(results, key=lambda r: r.seed))
     return f"{median.test_error:.2f}", errors, f"{median.macs:,}"
-
-
-def layers_of(penalty: dict[str, Any]) -> str:
-    """Write the patterns that say which layers a penalty is on.
-
-    Example:
-        >>> layers_of({"layers": ["fc1", "fc2"]}), layers_of({})
-        ('`fc1`, `fc2`', '`*`')
-    """
-    given = penalty.get("layers") or "*"
-    return ", ".join(f"`{pattern}`" for pattern in ([given] if isinstance(given, str) else given))
-
-
-def schedule_of(penalty: dict[str, Any]) -> str:
-    """Write a penalty's schedule.
-
-    Example:
-        >>> schedule_of({"schedule": {"kind": "window", "start": 5, "end": 13}})
-        'window, start 5, end 13'
-    """
-    given = penalty.get("schedule")
-    if not isinstance(given, dict):
-        return str(given or "constant")
-    name = given.get("kind", given.get("class_path"))
-    arguments = given.get("init_args") or {} if "class_path" in given else given
-    rest = (f"{key} {value}" for key, value in arguments.items() if key != "kind")
-    return ", ".join([str(name), *rest])
 
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (

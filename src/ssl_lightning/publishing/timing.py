@@ -18,8 +18,10 @@ from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.measure.table4 import LAYERS, TABLE4, Configuration
 from ssl_lightning.measure.turns import num_threads
 from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.module.parts import default_optimizer
 from ssl_lightning.penalties import parse_penalty
 from ssl_lightning.publishing.stepping import TrainingSteps
+from ssl_lightning.registry import path_of
 from ssl_lightning.steps import STEP_SIZES
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.records import Latency, StepCost
@@ -252,10 +254,13 @@ def in_force(penalties: Sequence[Mapping[str, Any]], until: int = 1000) -> list[
     ]
 
 
-def create_optimizer(given: Mapping[str, Any] | None, parameters: Any) -> torch.optim.Optimizer:
+def create_optimizer(
+    given: Mapping[str, Any] | str | None, parameters: Any
+) -> torch.optim.Optimizer:
     """Return the optimizer of a config at a tiny learning rate; named, never imported by path."""
-    if given is None:
+    if given in (None, path_of(default_optimizer)):  # what `fit` writes where none is given
         return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9)
+    given = {"class_path": given} if isinstance(given, str) else given or {}
     known = {kind.__name__: kind for kind in STEP_SIZES}
     path = str(given["class_path"])
     of_torch = path.partition(".")[0] in ("torch", path)

@@ -97,3 +97,30 @@ def function_of(penalty: dict[str, Any]) -> str:
         return "l1 on single weights" if single else "group lasso"
     name = given.get("class_path") if isinstance(given, dict) else given
     return f"{name} on {'single weights' if single else 'groups'}"
+
+
+def layers_of(penalty: dict[str, Any]) -> str:
+    """Write the patterns that say which layers a penalty is on.
+
+    Example:
+        >>> layers_of({"layers": ["fc1", "fc2"]}), layers_of({})
+        ('`fc1`, `fc2`', '`*`')
+    """
+    given = penalty.get("layers") or "*"
+    return ", ".join(f"`{pattern}`" for pattern in (given if isinstance(given, list) else [given]))
+
+
+def schedule_of(penalty: dict[str, Any]) -> str:
+    """Write a penalty's schedule.
+
+    Example:
+        >>> schedule_of({"schedule": {"kind": "window", "start": 5, "end": 13}})
+        'window, start 5, end 13'
+    """
+    given = penalty.get("schedule")
+    if not isinstance(given, dict):
+        return str(given or "constant")
+    name = given.get("kind", given.get("class_path"))
+    arguments = given.get("init_args") or {} if "class_path" in given else given
+    rest = (f"{key} {value}" for key, value in arguments.items() if key != "kind")
+    return ", ".join([str(name), *rest])
