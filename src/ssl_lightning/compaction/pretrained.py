@@ -90,7 +90,13 @@ def write_pretrained(
         model.save_pretrained(place, max_shard_size=ONE_FILE)
         for name, text in texts.items():
             Path(place, name).write_text(text)
-        stored, given = read(Path(place), where).state_dict(), model.state_dict()
+        try:
+            stored, given = read(Path(place), "the folder").state_dict(), model.state_dict()
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: this {type(model).__name__} could not be read again: {error} Give the "
+                "network that `compact` returned, and the plan that it was made with."
+            ) from error
         if unequal := [key for key in given if not same(given[key], stored.get(key))]:
             raise ValueError(
                 f"{where}: {type(model).__name__} would not be read again as it is: "
