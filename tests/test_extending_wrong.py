@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ssl_lightning import (
     SCAD,
+    ArrayDataModule,
     Engine,
     GroupKind,
     GroupLasso,
     Inputs,
+    LabelledImages,
     MNISTDataModule,
     Penalty,
     PenaltyFunction,
@@ -290,3 +292,31 @@ def test_a_class_of_the_same_name_is_not_taken_for_the_librarys() -> None:
     assert isinstance(create_optimizer({"class_path": "torch.optim.SGD"}, weights), torch.optim.SGD)
     with pytest.raises(ValueError, match=r"Unknown optimizer 'mine\.SGD'"):
         create_optimizer({"class_path": "mine.SGD"}, weights)
+
+
+# --- data sets ------------------------------------------------------------------------------------
+
+IMAGES, TARGETS = np.zeros((8, 1, 4, 4), np.uint8), np.arange(8) % 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((IMAGES, TARGETS), "`read` to return LabelledImages, got a tuple"),
+        (LabelledImages(IMAGES.transpose(0, 2, 3, 1), TARGETS, ()), r"\(8, 4, 4, 1\)"),
+        (LabelledImages(IMAGES[:, 0], TARGETS, ()), r"uint8 images of the shape \(N, 1, H, W\)"),
+        (LabelledImages(IMAGES.astype(np.float32), TARGETS, ()), "got float32"),
+        (LabelledImages(torch.zeros(8, 1, 4, 4), TARGETS, ()), "got a Tensor"),  # type: ignore[arg-type]
+        (LabelledImages(IMAGES, TARGETS[:5], ()), "a target for each of the 8 images, got 5"),
+        (LabelledImages(IMAGES, TARGETS.tolist(), ()), "an array of targets, got a list"),
+    ],
+)
+def test_what_a_data_set_may_not_read_is_refused(given: Any, message: str) -> None:
+    class Wrong(ArrayDataModule):
+        class_names, input_shape = ("a", "b"), (1, 4, 4)
+
+        def read(self, train: bool) -> LabelledImages:
+            return given  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match=f"Wrong: expected .*{message}"):
+        next(iter(Wrong(batch_size=2, num_validation=2).train_dataloader()))

@@ -374,7 +374,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     net, inputs, _ = pruned("vit", "ffn")
     plan = make_plan(net, inputs)
     small = compact(net, plan)
-    with pytest.raises(ValueError, match="could not be read again: .*the plan that it was made with"):
+    with pytest.raises(
+        ValueError, match=r"could not be read again: .*the plan that it was made with"
+    ):
         save_compact(tmp_path / "a", net, plan)  # the dense model, with the plan of the small one
     small.classifier.float()
     with pytest.raises(ValueError, match=r"`classifier.weight` differs. Give all weights one type"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 
 from ssl_lightning.data import sets
@@ -92,7 +93,11 @@ class ArrayDataModule(ImageDataModule):
         self._read: dict[bool, LabelledImages] = {}
 
     def read(self, train: bool) -> LabelledImages:
-        """Return all training or all test images with their targets; subclasses define this."""
+        """Return all training or all test images with their targets; subclasses define this.
+
+        Images are uint8 ``(N, C, H, W)`` with the channels of ``input_shape``; of another height
+        and width than there, they are scaled.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no `read`.")
 
     def transform(self, augment: bool) -> BatchTransform:
@@ -110,7 +115,7 @@ class ArrayDataModule(ImageDataModule):
         """
         train = split != "test"
         if train not in self._read:
-            self._read[train] = self.read(train)
+            self._read[train] = checked(type(self).__name__, self.read(train), self.input_shape[0])
         data = self._read[train]
         augment = self.augment and split == "train"
         if augment and data.labels.ndim > 2:
@@ -134,6 +139,43 @@ class ArrayDataModule(ImageDataModule):
     def _loader_options(self) -> dict[str, Any]:
         options = super()._loader_options()
         return options | {"pin_memory": False} if self.on_device else options
+
+
+def checked(where: str, given: Any, channels: int) -> LabelledImages:
+    """Return what the ``read`` of a data module returned.
+
+    Raises:
+        ValueError: if those are no images and targets.
+    """
+    if not isinstance(given, LabelledImages):
+        raise ValueError(
+            f"{where}: expected `read` to return LabelledImages, got a {type(given).__name__}. "
+            "Return LabelledImages(images, targets, class_names)."
+        )
+    images, targets = given.images, given.labels
+    array = isinstance(images, np.ndarray)
+    if (
+        not array
+        or images.dtype != np.uint8
+        or images.shape[1:2] != (channels,)
+        or images.ndim != 4
+    ):
+        found = f"{images.dtype} {images.shape}" if array else f"a {type(images).__name__}"
+        raise ValueError(
+            f"{where}: expected an array of uint8 images of the shape (N, {channels}, H, W), "
+            f"whose channels `input_shape` says, got {found}. Correct `read`."
+        )
+    if not isinstance(targets, np.ndarray):
+        raise ValueError(
+            f"{where}: expected an array of targets, got a {type(targets).__name__}. Correct "
+            "`read`."
+        )
+    if len(targets) != len(images):
+        raise ValueError(
+            f"{where}: expected a target for each of the {len(images)} images, got "
+            f"{len(targets)}. Correct `read`."
+        )
+    return given
 
 
 @dataclass(kw_only=True, eq=False)
