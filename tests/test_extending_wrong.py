@@ -105,6 +105,24 @@ def test_an_undefined_method_is_named_and_an_unused_one_is_not_needed() -> None:
         bind(Slope())
 
 
+def test_a_function_with_a_list_trains() -> None:
+    """YAML and checkpoints make lists, which have no hash."""
+
+    @dataclass(frozen=True)
+    class Listed(GroupLasso):
+        weights: Any = ()
+
+    net = nn.Linear(3, 4)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    penalties = [
+        Penalty(99.0, kind=kind, function=Listed(weights=[1.0])) for kind in ("neuron_out", "l1")
+    ]
+    Regularizer(net, penalties).attach(sgd)
+    net(torch.ones(1, 3)).sum().backward()
+    sgd.step()
+    assert not net.weight.any()
+
+
 @pytest.mark.parametrize("base", [GroupLasso, SCAD])
 def test_a_derived_function_shrinks_as_it_says(base: type[PenaltyFunction]) -> None:
     class Keen(base):  # type: ignore[valid-type,misc]

@@ -106,7 +106,8 @@ def proximal_maps_(
     Terms with a parameter that took no step change nothing; nor do any where ``where``, a bool
     tensor of one element on an accelerator, is False.
     """
-    plain: dict[PenaltyFunction, list[tuple[GroupSet, StepSize, float]]] = {}
+    functions: list[PenaltyFunction] = []  # no keys: a field that is a list has no hash
+    plain: list[list[tuple[GroupSet, StepSize, float]]] = []
     for term, strength in stage:
         sizes = step_of_all(term, steps)
         if sizes is None:
@@ -116,14 +117,17 @@ def proximal_maps_(
             weight = parameters[group_set.members[0].parameter]
             shrink_elements_(function, weight, sizes[0], strength, where)
         elif is_shared(sizes):
-            plain.setdefault(function, []).append((group_set, sizes[0], strength))
+            if function not in functions:
+                functions.append(function)
+                plain.append([])
+            plain[functions.index(function)].append((group_set, sizes[0], strength))
         elif term.additive:
             names = term.parameters()
             metric = {n: as_tensor(s, parameters[n]) for n, s in zip(names, sizes, strict=True)}
             shrink_groups_in_metric_(group_set, parameters, metric, strength, where)
         else:
             refuse_metric("proximal_step_", term)
-    for function, jobs in plain.items():
+    for function, jobs in zip(functions, plain, strict=True):
         sets, shared, strengths = zip(*jobs, strict=True)
         shrink_groups_(function, sets, parameters, shared, strengths, where)
 
