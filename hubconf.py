@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parent / "zoo"
 
 def load(name, pretrained=True):
     """Return the network of a zoo entry, in eval mode, with its weights or with fresh ones."""
-    return _zoo.load(name, pretrained, _ROOT)
+    return _zoo.load(name, _ROOT, pretrained=pretrained)
 
 
 for _name in _zoo.list_models(_ROOT):

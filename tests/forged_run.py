@@ -160,7 +160,7 @@ def read_entry(folder: Path, scratch: Path) -> dict[str, str]:
         "list": lambda: list_entries(str(root)),
         "show": lambda: show_entry(name, str(root)),
         "load": lambda: run_through(zoo.load(name, root=root)),
-        "fresh": lambda: run_through(zoo.load(name, False, root)),
+        "fresh": lambda: run_through(zoo.load(name, root, pretrained=False)),
         "verify": lambda: publishing.verify(name, root),
         "controls": lambda: publishing.add_controls(name, {"random": [scratch / "none"]}, root),
         "pull": lambda: pull(folder, scratch / "pulled"),

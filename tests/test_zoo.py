@@ -211,6 +211,14 @@ def test_no_card_and_a_wrong_digest_are_refused():
         Card.from_dict({**forged(), "digest": "0" * 64})
 
 
+def test_a_root_stands_second_everywhere(copied):
+    with pytest.raises(FileNotFoundError, match="No zoo at nowhere"):
+        zoo.load(NAME, "nowhere")
+    assert zoo.card(NAME, copied).name == NAME
+    weights = [zoo.load(NAME, copied).conv1.weight for _ in range(2)]
+    assert torch.equal(*weights)
+
+
 def test_list_and_show_tell_the_figures(capsys):
     card = zoo.card(NAME)
     for arguments in (["list"], ["show", NAME]):

@@ -18,26 +18,26 @@ PREFIX = "zoo:"
 """Of a backbone's name that is an entry's."""
 
 
-def load(name: str, pretrained: bool = True, root: str | Path | None = None) -> nn.Module:
+def load(name: str, root: str | Path | None = None, *, pretrained: bool = True) -> nn.Module:
     """Return a published network, in eval mode; it can be trained on.
 
     All files are checked against the card before they are parsed, and nothing is unpickled.
 
     Args:
         name: an entry of :func:`ssl_lightning.zoo.list_models`.
+        root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
         pretrained: with the published weights; otherwise the same small layers with fresh ones,
             scaled for the number of inputs that each layer has now.
-        root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
 
     Raises:
         FileNotFoundError: if there is no zoo, or a file of the entry is missing.
         ValueError: if the name is no plain name or unknown, or a file is not what was published.
     """
-    return load_with_recipe(name, pretrained, root)[0]
+    return load_with_recipe(name, root, pretrained=pretrained)[0]
 
 
 def load_with_recipe(
-    name: str, pretrained: bool = True, root: str | Path | None = None
+    name: str, root: str | Path | None = None, *, pretrained: bool = True
 ) -> tuple[nn.Module, Recipe]:
     """Return what :func:`load` does, and how its architecture is made again.
 
