@@ -335,6 +335,8 @@ class Regularizer:
                 f"parameters ({active[0][0].parameters()[0]}, ...). Call it with the optimizer "
                 "that trains them."
             )
+        frozen = (name for name in wanted if not parameters[name].requires_grad)
+        steps.update(dict.fromkeys(frozen))  # held by an optimizer or not, they do not step
         stepped = has_stepped(optimizer)
         where = stepped if isinstance(stepped, Tensor) else None
         for stage in disjoint_stages(active):
