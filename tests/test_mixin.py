@@ -347,3 +347,25 @@ def test_scales_of_strengths_are_in_checkpoints_and_survive_compaction(tmp_path)
     assert other.sparsity.regularizer is not None
     with pytest.raises(ValueError, match="scale"):
         other.on_load_checkpoint(broken)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("step", [1, 4, 5])  # batches of epochs of three; 3 ends one
+def test_plain_loaders_are_resumed_in_the_middle_of_an_epoch(shuffle, step, tmp_path):
+    images = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    rows = [(x, i % 3) for i, x in enumerate(images)]
+
+    def fit(module, seed, **settings):
+        every = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+        pl.seed_everything(seed)
+        loader = DataLoader(rows, batch_size=8, shuffle=shuffle)
+        trainer(tmp_path, *sparse_callbacks(), every).fit(module, loader, **settings)
+
+    torch.manual_seed(0)
+    whole = Whole()
+    fit(whole, 7)
+    again = Whole()
+    fit(again, 99, ckpt_path=tmp_path / f"step={step}.ckpt")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -397,6 +398,16 @@ def test_penalties_wait_until_a_callback_unfreezes_the_network(train_bn, tmp_pat
         warnings.simplefilter("ignore")
         trainer(tmp_path, Unfreeze(train_bn), epochs=2).fit(module, loader())
     assert not module.net[0].weight.any()
+
+
+def test_penalties_act_in_a_copy_of_a_trained_module(tmp_path):
+    module = Strong()
+    trainer(tmp_path, epochs=1).fit(module, loader())
+    again = copy.deepcopy(module)
+    with torch.no_grad():
+        again.net[0].weight.fill_(1.0)
+    trainer(tmp_path, epochs=1).fit(again, loader())
+    assert not again.net[0].weight.any()
 
 
 # --- schedules ------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ Engine Rule publishing register_backbone register_engine register_rule register_
 
 NO_EXAMPLE = {
     "BACKBONES",  # a dictionary
-    "zoo",  # a package
+    "publishing",
+    "zoo",  # packages
 }
 
 

@@ -275,7 +275,7 @@ def cifar_section(result: Row) -> Iterator[str]:
     if result.get("images_per_s"):
         yield f"{result['images_per_s']:,.0f} images/s, all processes together, in the last call."
     yield table(
-        (title for title, _ in RUN_FIELDS),
+        [title for title, _ in RUN_FIELDS],
         ([field(run) for _, field in RUN_FIELDS] for run in result["runs"]),
     )
 

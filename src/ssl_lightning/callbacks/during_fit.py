@@ -98,7 +98,7 @@ class CompactDuringFit(EpochStartCallback):
         before = num_parameters(sparsity.network)
         if plan.removed():
             compact_in_place_(trainer, sparsity, plan)
-        share = sparsity.macs.share(sparsity)
+        share = sparsity.macs_left()
         macs = "" if share is None else f", {share:.1f} % of the dense network's MACs left,"
         after = num_parameters(sparsity.network)
         rank_zero_info(

@@ -55,6 +55,10 @@ class Rule:
         sized: whether the model's code may have its sizes as fixed numbers.
         aliases: whether it may return its input itself, though torch's schema does not say so.
         variant: the rule instead, where that depends on the operation's arguments.
+
+    Example:
+        >>> Rule.pointwise().operands, Rule.unknown().constants
+        ('one', False)
     """
 
     support: Callable[[Op, Mapping[str, Value]], Value]

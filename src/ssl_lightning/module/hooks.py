@@ -75,14 +75,26 @@ def begin_training(module: Any, *_: Any, **__: Any) -> None:
     loop = module.trainer.fit_loop
     sparsity_of(module).check_schedules()
     begin_next_epoch_(loop)
-    if loop.restarted_on_epoch_end:  # Lightning leaves out on_train_epoch_start
+    if loop.restarted_on_epoch_end or loop.restarted_mid_epoch:  # without on_train_epoch_start
         begin_epoch(module)
+    if loop.restarted_mid_epoch and not any(map(is_resumable, loaders_of(loop))):
+        for _batch in range(loop.epoch_loop.batch_progress.current.processed):
+            next(loop._data_fetcher.iterator, None)
+
+
+def loaders_of(loop: Any) -> list[Any]:
+    """Return the loaders of the fit loop."""
+    return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)
+
+
+def is_resumable(loader: Any) -> bool:
+    """Whether a loader restores its position itself."""
+    return hasattr(loader, "load_state_dict")
 
 
 def draws_order(loop: Any) -> bool:
     """Whether a loader of the fit loop draws its order from torch's global generator."""
-    loaders = [] if loop._combined_loader is None else loop._combined_loader.flattened
-    samplers = [getattr(loader, "sampler", None) for loader in loaders]
+    samplers = [getattr(loader, "sampler", None) for loader in loaders_of(loop)]
     return any(getattr(sampler, "generator", 0) is None for sampler in samplers)
 
 
@@ -92,8 +104,9 @@ def begin_epoch(module: Any, *_: Any, **__: Any) -> None:
     if sparsity.seed_batches:
         loop = module.trainer.fit_loop
         sparsity.seed(module.current_epoch, -1, module.global_rank)
-        if loop.is_resuming and not loop.restarted_mid_epoch and draws_order(loop):
-            iter(loop._data_fetcher)  # made before the seed, and not again for this epoch
+        made_before = module.current_epoch == 0 or loop.is_resuming
+        if made_before and draws_order(loop):
+            iter(loop._data_fetcher)  # which is not made again for this epoch
 
 
 def begin_batch(module: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> None:
@@ -126,7 +139,7 @@ def log_groups(module: Any, *_: Any, **__: Any) -> None:
         key = f"groups/{group_set.kind}"
         figures[key] = figures.get(key, 0.0) + counts[group_set.name][0]
     module.log_dict(figures)
-    share = sparsity.macs.share(sparsity)
+    share = sparsity.macs_left()
     if share is not None:
         module.log("macs/left", share, prog_bar=True)
 

@@ -45,7 +45,6 @@ class Sparsity:
         plans: by which the network was compacted, in their order.
         origin: the network before the first of them; None without any.
         run_seed: on which the random numbers of training depend; None before it starts.
-        macs: counts the multiply-adds that compaction would leave.
     """
 
     def __init__(
@@ -65,14 +64,15 @@ class Sparsity:
         self.plans: list[Plan] = []
         self.origin: Origin | None = None
         self.run_seed: int | None = None
-        self.macs = MacsShare()
+        self._macs = MacsShare()
         self._view: nn.Module | None = None
         self._make_dense: Callable[[], nn.Module] | None = None
         self._regularizer: Regularizer | None = None
         self._controls: Any = None  # state of the regularizer for the next one
         self._attachment: Attachment | None = None
         self._attached_at: int | None = None
-        self._held: list[int] = []
+        self._held: list[int] = []  # sizes of the optimizers' parameter groups
+        self._waiting: list[int] | None = None  # the same, while nothing penalised is in them
 
     def choose(
         self,
@@ -192,6 +192,8 @@ class Sparsity:
         optimizers = tuple(getattr(o, "optimizer", o) for o in trainer.optimizers)
         now = self._attachment
         held = [len(group["params"]) for o in optimizers for group in o.param_groups]
+        if now is None and held == self._waiting:
+            return
         if now is not None:
             same = now.regularizer is self._regularizer and now.locks is self.locks
             if same and now.optimizers == optimizers and held == self._held:
@@ -201,7 +203,8 @@ class Sparsity:
                 return
             now.detach()
         self._attached_at, self._held, self._attachment = None, held, None
-        if self._waits(optimizers):
+        self._waiting = held if self._waits(optimizers) else None
+        if self._waiting is not None:
             return
         self._attachment = self.regularizer.attach(
             optimizers, epoch=lambda: self.epoch, locks=self.locks
@@ -219,6 +222,13 @@ class Sparsity:
             return False
         warn_untrained(self.regularizer.untrained(optimizers))
         return True
+
+    def macs_left(self) -> float | None:
+        """Return the multiply-adds after compaction, in percent of those training started with.
+
+        None if the shape of the network's input is not known, or it cannot be captured.
+        """
+        return self._macs.share(self.network, self.example_input(), self.origin)
 
     # --- locked groups ----------------------------------------------------------------------------
 

@@ -147,6 +147,7 @@ class Regularizer:
         given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         optimizers = list(given) if isinstance(given, Iterable) else [given]
         attachment = Attachment(self, optimizers, epoch, locks)
+        self._attachments = [a for a in self._attachments if a is not None]  # as in a copy
         for earlier in [a for a in self._attachments if not optimizers_apart(a, attachment)]:
             earlier.detach()
             self._attachments.remove(earlier)
