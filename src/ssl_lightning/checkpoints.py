@@ -130,7 +130,6 @@ def checked(content: Any, path: str) -> dict[str, Any]:
                 f"{path} is damaged: expected its `{part}` as {kind.__name__}, got "
                 f"{shortened(content[part])}. Take another one, or train again."
             )
-    check_state(content["state_dict"], path)
     return content
 
 
@@ -172,7 +171,9 @@ def load_backbone(path: str | Path, model: OwnNetwork | None = None) -> TrainedB
         if str(k).startswith(prefix)
     }
     try:
-        carry_out_(network, plans, str(path)).load_state_dict(state)
+        carry_out_(network, plans, str(path))
+        check_state(state, str(path), network)
+        network.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} does not fit the backbone {shortened(name)}: {shortened(str(error), 300)}"

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from ssl_lightning.callbacks.depth import DepthCollapse
+from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
 from ssl_lightning.compaction import (
     Plan,
@@ -45,7 +46,8 @@ class CompactDuringFit(EpochStartCallback):
             the last, a backbone that cannot be traced or whose input shape is not known, or an
             optimizer whose state cannot be sliced.
         MisconfigurationException: at the start of training, for a strategy other than one device
-            or DDP, or a module that was given compiled.
+            or DDP, a module that was given compiled, or one that uses parts of the network apart
+            from it.
 
     Example:
         >>> CompactDuringFit(at=[20, 40]).epochs
@@ -73,6 +75,7 @@ class CompactDuringFit(EpochStartCallback):
         example = example_of(sparsity, "CompactDuringFit")
         for optimizer in trainer.optimizers:
             check_sliceable(optimizer)
+        refuse_other_uses(sparsity)
         trace(sparsity.network, example)
 
     def check_reached(self, trainer: pl.Trainer) -> None:

@@ -44,7 +44,6 @@ class Sparsify(Callback):
             "input_shape": input_shape,
             "seed_batches": seed_batches,
         }
-        self._done: StructuredSparsity | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Sparsify the module, before any of its stages."""
@@ -54,6 +53,4 @@ class Sparsify(Callback):
                 f"Sparsify: expected a LightningModule with the mixin StructuredSparsity, got "
                 f"{name}. Write `class Sparse{name}(StructuredSparsity, {name})`."
             )
-        if self._done is not pl_module:
-            pl_module.sparsify(**self.settings)
-            self._done = pl_module
+        pl_module.sparsify(**self.settings)

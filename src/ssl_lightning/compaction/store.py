@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
@@ -317,13 +316,14 @@ def read_compact(folder: Path, where: str, model: OwnNetwork | None = None) -> n
     recipe, path = read_recipe(folder, where), folder / WEIGHTS
     try:
         stored = load_file(path)
-        check_state(stored, f"{where}/{WEIGHTS}")
         if recipe.backbone.startswith(pretrained.PREFIX):
+            check_state(stored, f"{where}/{WEIGHTS}")
             name = recipe.backbone.removeprefix(pretrained.PREFIX)
             return recipe.sized(
                 pretrained.read_pretrained(folder, where, name, stored, recipe.shrink)
             )
         small = recipe.create(model)
+        check_state(stored, f"{where}/{WEIGHTS}", small)
         types = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}
         if len(types) == 1:
             small.to(types.pop())
@@ -336,30 +336,26 @@ def read_compact(folder: Path, where: str, model: OwnNetwork | None = None) -> n
     return small.eval()
 
 
-def check_state(state: Mapping[str, Any], where: str) -> None:
+def check_state(state: Mapping[str, Any], where: str, model: nn.Module | None = None) -> None:
     """Reject weights that are NaN or infinite.
+
+    Args:
+        state: name -> tensor, or extra state of any kind.
+        where: it was found, for messages.
+        model: that the state is for; buffers that are not finite in it (a causal mask) may be so.
 
     Raises:
         ValueError: naming the first such tensor.
     """
+    buffers = () if model is None else model.named_buffers(remove_duplicate=False)
+    free = {name for name, buffer in buffers if not bool(torch.isfinite(buffer).all())}
     for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
+        checked = isinstance(tensor, Tensor) and name not in free
+        if checked and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
                 f"`{shortened(name)[1:-1]}` in {where} holds NaN or infinite values: that training "
                 "diverged. Take an earlier checkpoint, or train again with a lower learning rate."
             )
-
-
-def read_tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    """Return the tensors in the content of a safetensors file.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    try:
-        return parse_tensors(content)
-    except Exception as error:  # unknown types and shapes raise what torch makes of them
-        raise ValueError(f"{where} is damaged: {shortened(str(error), 200)}") from error
 
 
 def plans_to_data(plans: Sequence[Plan]) -> Any:

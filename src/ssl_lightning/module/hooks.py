@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.plugins import DoublePrecision
 
 from ssl_lightning.compaction.store import check_state
 from ssl_lightning.groups import group_counts
@@ -55,18 +56,16 @@ def write_whole_files(module: Any, *_: Any, **__: Any) -> None:
 
 def bind_penalties(module: Any, *_: Any, **__: Any) -> None:
     """Bind the penalties before training starts, so that mistakes show early."""
-    if module.sparsity is not None and module._trainer is not None and module.trainer.training:
+    if module._trainer is not None and module.trainer.training:
         refuse_sharding(module.trainer.strategy)
         refuse_spawning(module.trainer.strategy)
-        assert module.sparsity.regularizer is not None
+        assert module.sparsity is None or module.sparsity.regularizer is not None
 
 
 def begin(module: Any, *_: Any, **__: Any) -> None:
     """Attach the penalties; fix the seed of every step's random numbers."""
     sparsity = sparsity_of(module)
     sparsity.attach_penalties()
-    if not getattr(module.trainer, "fast_dev_run", False):
-        sparsity.regularizer.check_active(module.trainer.max_epochs)
     if sparsity.run_seed is None:
         sparsity.run_seed = torch.initial_seed()
 
@@ -74,6 +73,7 @@ def begin(module: Any, *_: Any, **__: Any) -> None:
 def begin_training(module: Any, *_: Any, **__: Any) -> None:
     """Begin the epoch of a resumed run as the whole run began it."""
     loop = module.trainer.fit_loop
+    sparsity_of(module).check_schedules()
     begin_next_epoch_(loop)
     if loop.restarted_on_epoch_end or loop.restarted_mid_epoch:  # without on_train_epoch_start
         begin_epoch(module)
@@ -162,18 +162,36 @@ def store(module: Any, checkpoint: dict[str, Any], *_: Any, **__: Any) -> None:
 def restore(module: Any, checkpoint: dict[str, Any], *_: Any, **__: Any) -> None:
     """Restore plans, locks and seed, after checking that the weights are numbers.
 
+    A module that is loaded for no training, and is sparsified only by a callback, gets the network
+    that the checkpoint says.
+
     Raises:
         ValueError: if the checkpoint is damaged or of another network.
     """
-    check_state(checkpoint["state_dict"], "the checkpoint")
+    check_state(checkpoint["state_dict"], "the checkpoint", module)
     module.check_checkpoint(checkpoint)
-    if module.sparsity is None:
-        if checkpoint.get("ssl_lightning"):
+    stored = checkpoint.get("ssl_lightning")
+    if module.sparsity is None and stored:
+        if module._trainer is not None and module.trainer.training:
             sparsity_of(module, "The checkpoint has locks and plans")
+        module.sparsify(str(stored.get("network", "")))
+    if module.sparsity is None:
         return
+    if module._trainer is not None and isinstance(module.trainer.precision_plugin, DoublePrecision):
+        module.double()  # Lightning does so only after loading, which would round
     plans, origin = module.sparsity.load_state_dict(checkpoint)
     for average in averaged_copies(module._trainer):
         sparsity_of(average).restore_plans(plans, origin)
+
+
+def compare(module: Any, checkpoint: dict[str, Any], *_: Any, **__: Any) -> None:
+    """Compare the stored tensors with the module's, once its own hook has changed them.
+
+    Raises:
+        ValueError: naming the first that does not fit.
+    """
+    if module.sparsity is None:
+        return
     complete = module._trainer is not None and module.strict_loading
     check_tensors(checkpoint["state_dict"], module.state_dict(), complete=complete)
 
@@ -197,6 +215,6 @@ HOOKS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     "on_validation_epoch_start": (enforce_locks, nothing),
     "on_train_end": (enforce_locks, nothing),
     "on_save_checkpoint": (store, nothing),
-    "on_load_checkpoint": (restore, nothing),
+    "on_load_checkpoint": (restore, compare),
 }
 """Hook of a LightningModule -> what is done before and after it, whatever a class overrides."""

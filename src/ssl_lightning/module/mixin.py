@@ -87,7 +87,7 @@ class StructuredSparsity(pl.LightningModule):
 
         Raises:
             ValueError: if there is no such submodule, a penalty is not known, or it was called
-                before.
+                before with another network or penalties (``setup`` is called for each stage).
 
         Example:
             >>> class Whole(StructuredSparsity):
@@ -100,11 +100,6 @@ class StructuredSparsity(pl.LightningModule):
             ''
         """
         where = f"{type(self).__name__}.sparsify"
-        if self.sparsity is not None:
-            raise ValueError(
-                f"{where}: expected one call, got a second one, for {network!r} after "
-                f"{self.sparsity.name!r}. Name the module that holds both."
-            )
         check_network(self, network, where)
         if example_input is not None and input_shape is not None:
             raise ValueError(
@@ -115,6 +110,15 @@ class StructuredSparsity(pl.LightningModule):
             example = partial(torch.zeros, 1, *input_shape)
         elif example_input is None and not network:
             example = self._array_as_example
+        if self.sparsity is not None:
+            there = self.sparsity
+            if there.name != network or not there.choose(penalties, example, seed_batches):
+                raise ValueError(
+                    f"{where}: expected one call, got a second one, for {network!r} after "
+                    f"{there.name!r}, which says something else. Name the module that "
+                    "holds both, with all penalties."
+                )
+            return
         self.sparsity = Sparsity(self, network, penalties, example, seed_batches)
 
     def _array_as_example(self) -> ExampleInput:
@@ -154,6 +158,12 @@ def check_network(module: nn.Module, name: str, where: str) -> None:
         found: Any = module.get_submodule(name)
     except AttributeError:
         found = None
+    if "_orig_mod" in getattr(found, "_modules", ()):
+        raise ValueError(
+            f"{where}: {name!r} was compiled by `torch.compile`, which wraps the network. Name "
+            f"what is inside, '{name}._orig_mod'; or, to compact while training, give it uncompiled"
+            " and compile it in place (`network.compile()`), here and in `prepare_network`."
+        )
     if not isinstance(found, nn.Module) or type(found).forward is nn.Module.forward:
         known = ", ".join(n for n, _ in module.named_children()) or "none yet"
         raise ValueError(

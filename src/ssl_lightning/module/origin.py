@@ -1,4 +1,4 @@
-"""What a network was before it was compacted in training: described, and made again."""
+"""What a network was before it was compacted in training: described, made again, replaced."""
 
 from __future__ import annotations
 
@@ -88,3 +88,19 @@ def with_parameters(network: nn.Module, make: Callable[[torch.Tensor], torch.Ten
         memo[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
     with CopyTensors(memo, None):
         return copy.deepcopy(network, memo)
+
+
+def replace_everywhere(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a submodule under all of the names that it has in a module.
+
+    Example:
+        >>> shared, new = nn.ReLU(), nn.Tanh()
+        >>> module = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+        >>> replace_everywhere(module, shared, new)
+        >>> module["a"] is module["b"][0] is new
+        True
+    """
+    for parent in list(module.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new

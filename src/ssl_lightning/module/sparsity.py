@@ -9,7 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ssl_lightning.checkpoints import read_plans
 from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
@@ -20,8 +22,10 @@ from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.measure import count_macs
 from ssl_lightning.module.macs import MacsShare
-from ssl_lightning.module.origin import Origin, maker, read_origin
+from ssl_lightning.module.origin import Origin, maker, read_origin, replace_everywhere
 from ssl_lightning.penalties import Attachment, Penalty, Regularizer, parse_penalty
+from ssl_lightning.penalties.attach import holds_any, warn_untrained
+from ssl_lightning.schedules import Constant
 from ssl_lightning.suggest import shortened
 
 OWN_ATTRIBUTES = ("_trainer", "_fabric", "sparsity")
@@ -67,6 +71,28 @@ class Sparsity:
         self._controls: Any = None  # state of the regularizer for the next one
         self._attachment: Attachment | None = None
         self._attached_at: int | None = None
+        self._held: list[int] = []  # sizes of the optimizers' parameter groups
+        self._waiting: list[int] | None = None  # the same, while nothing penalised is in them
+
+    def choose(
+        self,
+        penalties: Sequence[Penalty | Mapping[str, Any]],
+        example: Callable[[], ExampleInput],
+        seed_batches: bool,
+    ) -> bool:
+        """Take over what a repeated call of ``sparsify`` says, if it says the same or more.
+
+        Returns:
+            Whether it does: other penalties than those there are change nothing.
+        """
+        again = [parse_penalty(given) for given in penalties]
+        if self.penalties and again != self.penalties:
+            return False
+        if again != self.penalties:
+            self.penalties, self._regularizer = again, None
+        self.example = example if example() is not None else self.example
+        self.seed_batches = seed_batches
+        return True
 
     @property
     def network(self) -> nn.Module:
@@ -104,7 +130,7 @@ class Sparsity:
             self._regularizer = Regularizer(
                 self.network, self.penalties, self.example_input(), sizes
             )
-            if self._controls is not None:
+            if self._controls is not None and self.penalties:
                 self._regularizer.load_state_dict(self._controls)
         return self._regularizer
 
@@ -112,15 +138,45 @@ class Sparsity:
     def epoch(self) -> float:
         """Fractional epoch: optimizer steps done, divided by optimizer steps per epoch.
 
-        In manual optimization, batches are counted instead.
+        Counted are steps of this epoch, not of the run: accumulation, the size of batches or the
+        number of optimizers may change.
         """
         trainer: pl.Trainer = self.module.trainer
-        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
-        if per_epoch in (0, float("inf")):
+        each, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+        if batches in (0, float("inf")):
             return float(trainer.current_epoch)
-        if not self.module.automatic_optimization:  # several optimizers may step, or none
-            return trainer.current_epoch + max(0, trainer.fit_loop.batch_idx) / per_epoch
-        return trainer.global_step / -(-per_epoch // 1)
+        per_epoch = -(-batches // each)
+        loop: Any = trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.processed
+        steps = done // each
+        if done >= batches:  # of this epoch, at its end; or of the one before
+            now = loop.epoch_progress.current
+            steps = per_epoch if max(now.started, now.processed) > now.completed else 0
+        return float((trainer.current_epoch * per_epoch + steps) / per_epoch)
+
+    def check_schedules(self) -> None:
+        """Refuse schedules that are 0 throughout a run; say where they follow whole epochs only.
+
+        Raises:
+            ValueError: naming the penalty.
+        """
+        trainer: pl.Trainer = self.module.trainer
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        until: float | None = trainer.max_epochs
+        batches = trainer.num_training_batches
+        counted = self.module.automatic_optimization and 0 < batches < float("inf")
+        if trainer.max_steps >= 0 and counted:
+            per_epoch = -(-batches // trainer.accumulate_grad_batches)
+            last = trainer.max_steps / per_epoch
+            until = last if until is None or until < 0 else min(until, last)
+        self.regularizer.check_active(until)
+        if batches == float("inf") and any(p.schedule != Constant() for p in self.penalties):
+            rank_zero_warn(
+                "The data loader has no length, so that schedules of penalties change between "
+                "epochs only, and never in one that does not end. Set `limit_train_batches`, the "
+                "number of batches that make an epoch."
+            )
 
     def seed(self, *place: int) -> None:
         """Seed torch's generators with a function of the run's seed and a place in the run."""
@@ -135,18 +191,37 @@ class Sparsity:
         trainer = self.module.trainer
         optimizers = tuple(getattr(o, "optimizer", o) for o in trainer.optimizers)
         now = self._attachment
+        held = [len(group["params"]) for o in optimizers for group in o.param_groups]
+        if now is None and held == self._waiting:
+            return
         if now is not None:
             same = now.regularizer is self._regularizer and now.locks is self.locks
-            if same and now.optimizers == optimizers:
+            if same and now.optimizers == optimizers and held == self._held:
                 if self._attached_at is None:  # a run that is resumed knows its steps only now
                     self._attached_at = trainer.global_step
                 now.check_called(trainer.global_step - self._attached_at)
                 return
             now.detach()
-        self._attached_at = None
+        self._attached_at, self._held, self._attachment = None, held, None
+        self._waiting = held if self._waits(optimizers) else None
+        if self._waiting is not None:
+            return
         self._attachment = self.regularizer.attach(
             optimizers, epoch=lambda: self.epoch, locks=self.locks
         )
+
+    def _waits(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether all that is penalised is frozen and in no optimizer: a callback may unfreeze it.
+
+        It says so; once it is in an optimizer, the penalties are attached.
+        """
+        parameters = self.regularizer.parameters()
+        names = {name for term in self.regularizer.terms for name in term.parameters()}
+        frozen = names and not any(parameters[name].requires_grad for name in names)
+        if not frozen or any(holds_any(o, parameters, names) for o in optimizers):
+            return False
+        warn_untrained(self.regularizer.untrained(optimizers))
+        return True
 
     def macs_left(self) -> float | None:
         """Return the multiply-adds after compaction, in percent of those training started with.
@@ -212,13 +287,14 @@ class Sparsity:
     def _replace(self, network: nn.Module) -> None:
         self.module.prepare_network(network)
         if self.name:
-            self.module.set_submodule(self.name, network)
+            replace_everywhere(self.module, self.network, network)
         else:
             tables = ("_modules", "_parameters", "_buffers")  # the old view has the old ones
             vars(self.module).update({table: dict(vars(network)[table]) for table in tables})
             counts = {k: v for k, v in vars(network).items() if type(v) is int}
             vars(self.module).update(counts)  # of heads or channels, which a plan may change
             self._view = None
+        self.module._metric_attributes = None  # Lightning's, of the metrics that were there
         self._controls = self.controls()
         self._regularizer = None
 
@@ -287,7 +363,11 @@ class Sparsity:
         self.locks.load_state_dict(stored.get("locks", []), shapes)
         self.run_seed = seed
         if (controls := stored.get("regularizer")) is not None:
-            self.regularizer.load_state_dict(controls)
+            self._controls = controls  # for penalties that a callback may still give
+            if self.penalties:
+                self.regularizer.load_state_dict(controls)
+        elif self.controls() is not None:
+            self.regularizer.scales = [1.0] * len(self.penalties)
         return plans, origin
 
     def restore_plans(self, plans: list[Plan], origin: Origin | None) -> None:

@@ -65,6 +65,9 @@ class Attachment:
             if regularizer.has_mode("subgradient"):
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        for optimizer in self.optimizers if holders else ():
+            if optimizer not in holders:  # of another network, such as a discriminator's
+                self._handles.append(optimizer.register_step_post_hook(self._note_call))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of what holds an attachment is attached to no optimizer."""
@@ -131,6 +134,9 @@ class Attachment:
     def _add_subgradient(self, optimizer: Optimizer) -> None:
         self._evaluated.add(id(optimizer))
         self.regularizer.add_subgradient_(self.epoch(), optimizer)
+
+    def _note_call(self, *_: Any) -> None:
+        self._called = True
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._called = True

@@ -151,6 +151,7 @@ class Regularizer:
         given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         optimizers = list(given) if isinstance(given, Iterable) else [given]
         attachment = Attachment(self, optimizers, epoch, locks)
+        self._attachments = [a for a in self._attachments if a is not None]  # as in a copy
         for earlier in [a for a in self._attachments if not optimizers_apart(a, attachment)]:
             earlier.detach()
             self._attachments.remove(earlier)
@@ -339,6 +340,8 @@ class Regularizer:
                 f"parameters ({active[0][0].parameters()[0]}, ...). Call it with the optimizer "
                 "that trains them."
             )
+        frozen = (name for name in wanted if not parameters[name].requires_grad)
+        steps.update(dict.fromkeys(frozen))  # held by an optimizer or not, they do not step
         stepped = has_stepped(optimizer)
         where = stepped if isinstance(stepped, Tensor) else None
         for stage in disjoint_stages(active):
