@@ -11,24 +11,44 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from ssl_lightning.locks import GroupLocks
+from ssl_lightning.penalties.specs import Penalty
 from ssl_lightning.penalties.terms import Term, refuse_metric
 from ssl_lightning.schedules import Constant
 from ssl_lightning.steps import check_optimizer, has_stepped, moves_evenly
-
-if TYPE_CHECKING:
-    from ssl_lightning.penalties.regularizer import Regularizer
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 ENOUGH = 20
 """Steps after which an optimizer with penalties attached must have made one."""
+
+
+class Acting(Protocol):
+    """What an attachment asks of a :class:`~ssl_lightning.Regularizer`."""
+
+    penalties: list[Penalty]
+    terms: list[Term]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the model's parameters by qualified name."""
+
+    def has_mode(self, mode: str) -> bool:
+        """Whether any penalty is in a mode."""
+
+    def untrained(self, optimizer: Optimizer | Iterable[Optimizer]) -> dict[str, list[str]]:
+        """Return the terms that the proximal step of optimizers does not reach, and why."""
+
+    def add_subgradient_(self, epoch: float = 0.0, optimizer: Optimizer | None = None) -> None:
+        """Add the subgradients to the gradients."""
+
+    def proximal_step_(self, optimizer: Optimizer, epoch: float = 0.0) -> None:
+        """Apply the proximal maps."""
 
 
 class Attachment:
@@ -42,7 +62,7 @@ class Attachment:
 
     def __init__(
         self,
-        regularizer: Regularizer,
+        regularizer: Acting,
         optimizers: Iterable[Optimizer],
         epoch: float | Callable[[], float] | None,
         locks: GroupLocks | None,
@@ -152,7 +172,7 @@ class Attachment:
                 self.locks.enforce_(self.regularizer.parameters())
 
 
-def check_epoch(regularizer: Regularizer, epoch: float | Callable[[], float] | None) -> None:
+def check_epoch(regularizer: Acting, epoch: float | Callable[[], float] | None) -> None:
     """Refuse schedules that would never see the epoch change."""
     late = [p for p in regularizer.penalties if p.schedule != Constant()]
     if late and epoch is None:
@@ -163,7 +183,7 @@ def check_epoch(regularizer: Regularizer, epoch: float | Callable[[], float] | N
 
 
 def check_holders(
-    regularizer: Regularizer,
+    regularizer: Acting,
     optimizers: tuple[Optimizer, ...],
     parameters: Mapping[str, nn.Parameter],
     locks: GroupLocks | None,
