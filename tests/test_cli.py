@@ -445,8 +445,9 @@ def test_checkpoints_of_other_networks_are_named(folder, capsys):
     hparams = {"backbone": "lenet", "backbone_args": {}}
     torch.save({"state_dict": {"backbone.w": torch.ones(2)}, "hyper_parameters": hparams}, "a.ckpt")
     assert "a.ckpt does not fit the backbone 'lenet'" in failing(["compact", "a.ckpt"], capsys)
-    torch.save({"state_dict": {"backbone.w": torch.full((2,), float("nan"))}}, "b.ckpt")
-    assert "`backbone.w` in b.ckpt holds NaN" in failing(["compact", "b.ckpt"], capsys)
+    diverged = {"backbone.w": torch.full((2,), float("nan"))}
+    torch.save({"state_dict": diverged, "hyper_parameters": hparams}, "b.ckpt")
+    assert "`w` in b.ckpt holds NaN" in failing(["compact", "b.ckpt"], capsys)
     torch.save({"state_dict": {}}, "c.ckpt")
     assert "does not name its backbone" in failing(["compact", "c.ckpt"], capsys)
     torch.save([1], "d.ckpt")

@@ -170,9 +170,9 @@ def load_backbone(path: str | Path, model: OwnNetwork | None = None) -> TrainedB
         for k, v in content["state_dict"].items()
         if str(k).startswith(prefix)
     }
+    carry_out_(network, plans, str(path))
+    check_state(state, str(path), network)
     try:
-        carry_out_(network, plans, str(path))
-        check_state(state, str(path), network)
         network.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
