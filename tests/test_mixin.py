@@ -322,6 +322,19 @@ def test_a_checkpoint_from_before_the_compaction_is_loaded_after_it(tmp_path):
 
 def test_our_module_is_one_of_them():
     assert issubclass(SSLLightningModule, StructuredSparsity)
+    module = SSLLightningModule("lenet", penalties=[{"kind": "filter", "strength": 1e-3}])
+    for name in ("regularizer", "locks", "plans"):
+        assert getattr(module, name) is getattr(module.sparsity, name)
+
+
+def test_the_zoo_also_has_the_names_of_publishing():
+    from ssl_lightning import publishing, zoo
+
+    for name in zoo.PUBLISHING:
+        assert getattr(zoo, name) is getattr(publishing, name)
+    assert set(zoo.PUBLISHING) <= set(publishing.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = zoo.nothing
 
 
 class Steer(pl.Callback):

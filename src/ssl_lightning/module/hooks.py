@@ -45,6 +45,11 @@ def sparsity_of(module: Any, where: str = "") -> Sparsity:
     return sparsity
 
 
+def shortcut(name: str) -> Any:
+    """Return a property of a module that is an attribute of its state."""
+    return property(lambda module: getattr(sparsity_of(module), name), doc=f"`sparsity.{name}`.")
+
+
 def nothing(module: Any, *_: Any, **__: Any) -> None:
     """Do nothing."""
 

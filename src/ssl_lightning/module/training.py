@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from ssl_lightning.backbones import storable
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.module.batches import inputs_of, split_batch
-from ssl_lightning.module.hooks import logs_now, sparsity_of
+from ssl_lightning.module.hooks import logs_now, shortcut, sparsity_of
 from ssl_lightning.module.mixin import StructuredSparsity
 from ssl_lightning.module.parts import (
     backbone_settings,
@@ -100,6 +100,8 @@ class SSLLightningModule(StructuredSparsity):
         >>> module(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+
+    regularizer, locks, plans = map(shortcut, ("regularizer", "locks", "plans"))
 
     def __init__(
         self,
