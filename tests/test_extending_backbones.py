@@ -28,7 +28,7 @@ from ssl_lightning import (
     zoo,
 )
 from ssl_lightning.cli import main
-from toy import toy_loader
+from toy import short_config, toy_loader
 
 OWN_FILE = '''
 """A backbone of one's own: this file is all that it takes."""
@@ -203,49 +203,13 @@ def test_a_file_gives_a_registered_backbone_plain_values_only(tmp_path, value):
 # --- on the command line ---
 
 
-def config(own, backbone):
-    """A run of two epochs, pruned in the second."""
-    return {
-        "model": {
-            "backbone": backbone,
-            "penalties": [{"kind": "filter", "layers": "conv", "strength": 0.001}],
-            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02}},
-        },
-        "data": {
-            "class_path": "MNISTDataModule",
-            "init_args": {"source": "bundled", "batch_size": 32, "num_validation": 2000},
-        },
-        "trainer": {
-            "max_epochs": 2,
-            "limit_train_batches": 4,
-            "limit_val_batches": 1,
-            "logger": False,
-            "accelerator": "cpu",
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(own / "run"),
-            "callbacks": [
-                {
-                    "class_path": "ThresholdPruning",
-                    "init_args": {"start": 1, "threshold": 0.9, "relative": True},
-                },
-                {"class_path": "SaveCompact"},
-                {
-                    "class_path": "ModelCheckpoint",
-                    "init_args": {"dirpath": str(own / "run/checkpoints"), "save_last": True},
-                },
-            ],
-        },
-    }
-
-
 def failing(arguments, capsys):
     assert main(arguments) == 1
     return " ".join(capsys.readouterr().err.split())
 
 
 def test_the_name_works_on_the_command_line(own, capsys):
-    content = config(own, "tiny")
+    content = short_config(own, "tiny")
     content["model"]["backbone_args"] = {"width": 12, "pretrained": False}
     (own / "own.yaml").write_text(yaml.safe_dump(content))
     fit = ["fit", "--config", "own.yaml"]
@@ -295,11 +259,11 @@ register_backbone("my_backbone.Tiny", Tiny, input_shape=(1, 28, 28))
 def test_a_network_of_ones_own_is_published_once_it_is_registered(own, capsys, given):
     (own / "my_class.py").write_text(CLASS_BY_NAME)
     arguments = {"width": 12}
-    content = config(own, "tiny")
+    content = short_config(own, "tiny")
     content["model"]["backbone_args"] = arguments
     known = ["--import", "my_backbone"]
     if given == "by class_path":
-        content = config(own, {"class_path": "my_backbone.Tiny", "init_args": arguments})
+        content = short_config(own, {"class_path": "my_backbone.Tiny", "init_args": arguments})
         content["model"]["input_shape"] = [1, 28, 28]
         known = ["--import", "my_class"]
     content["seed_everything"] = 0

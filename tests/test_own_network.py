@@ -14,6 +14,7 @@ from torch import nn
 
 from ssl_lightning import SSLLightningModule, load_backbone, load_compact
 from ssl_lightning.cli import main
+from toy import short_config
 
 CODE = """
 import torch
@@ -53,37 +54,8 @@ def own(tmp_path, monkeypatch):
 
 def trained(own, **init_args):
     """Train two epochs, pruned in the second; return the checkpoint."""
-    content = {
-        "model": {
-            "backbone": {"class_path": "my_nets.MyNet", "init_args": {"width": 12, **init_args}},
-            "penalties": [{"kind": "filter", "layers": "conv", "strength": 0.001}],
-        },
-        "data": {
-            "class_path": "MNISTDataModule",
-            "init_args": {"source": "bundled", "batch_size": 32, "num_validation": 2000},
-        },
-        "trainer": {
-            "max_epochs": 2,
-            "limit_train_batches": 4,
-            "limit_val_batches": 1,
-            "logger": False,
-            "accelerator": "cpu",
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": str(own / "run"),
-            "callbacks": [
-                {
-                    "class_path": "ThresholdPruning",
-                    "init_args": {"start": 1, "threshold": 0.9, "relative": True},
-                },
-                {"class_path": "SaveCompact"},
-                {
-                    "class_path": "ModelCheckpoint",
-                    "init_args": {"dirpath": str(own / "run/checkpoints"), "save_last": True},
-                },
-            ],
-        },
-    }
+    network = {"class_path": "my_nets.MyNet", "init_args": {"width": 12, **init_args}}
+    content = short_config(own, network)
     (own / "own.yaml").write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", str(own / "own.yaml")]) == 0
     return own / "run" / "checkpoints" / "last.ckpt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,3 +59,39 @@ class Fn(nn.Module):
 
     def forward(self, *x):
         return self.function[0](self, *x)
+
+
+def short_config(folder: Path, backbone: Any) -> dict[str, Any]:
+    """A config of a run of two epochs on MNIST, pruned in the second and compacted."""
+    return {
+        "model": {
+            "backbone": backbone,
+            "penalties": [{"kind": "filter", "layers": "conv", "strength": 0.001}],
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02}},
+        },
+        "data": {
+            "class_path": "MNISTDataModule",
+            "init_args": {"source": "bundled", "batch_size": 32, "num_validation": 2000},
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "limit_train_batches": 4,
+            "limit_val_batches": 1,
+            "logger": False,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": str(folder / "run"),
+            "callbacks": [
+                {
+                    "class_path": "ThresholdPruning",
+                    "init_args": {"start": 1, "threshold": 0.9, "relative": True},
+                },
+                {"class_path": "SaveCompact"},
+                {
+                    "class_path": "ModelCheckpoint",
+                    "init_args": {"dirpath": str(folder / "run/checkpoints"), "save_last": True},
+                },
+            ],
+        },
+    }

@@ -102,6 +102,8 @@ class SSLLightningModule(StructuredSparsity):
     """
 
     regularizer, locks, plans = map(shortcut, ("regularizer", "locks", "plans"))
+    started_from: Recipe | None = None
+    initialised_from: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -139,24 +141,18 @@ class SSLLightningModule(StructuredSparsity):
                 "seed_batches": seed_batches,
             }
         )
-        self.started_from: Recipe | None = None
         self.backbone = self._make_backbone(backbone, dict(backbone_args or {}), num_classes)
-        self.init_from = init_from
-        self.initialised_from: dict[str, str] | None = None
-        self.make_optimizer = optimizer
-        self.make_lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
+        self.init_from, self.lr_interval = init_from, lr_interval
+        self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
         self.parameter_groups = parameter_groups or []
         self.input_shape = input_shape or getattr(self.backbone, "input_shape", None)
         self.classifies = loss is None
-        self.loss = loss
-        self.label_smoothing = label_smoothing
+        self.loss, self.label_smoothing = loss, label_smoothing
         self.num_classes = num_classes or (count_classes(self.backbone) if loss is None else None)
         self.metrics = make_metrics(metrics, self.num_classes if loss is None else None)
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.prepare_network(self.backbone)
-        self._batches_checked: set[str] = set()
-        self._found_rates: list[tuple[dict[str, Any], float]] = []
+        self._batches_checked, self._found_rates = set[str](), list[tuple[dict[str, Any], float]]()
         self.sparsify("backbone", penalties or [], seed_batches=seed_batches)
         sparsity_of(self).example = self._example
 
