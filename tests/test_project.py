@@ -29,6 +29,7 @@ ROOMS = [
     "penalties",
     "compaction",
     "measure",
+    "costs",
     "prune",
     "export",
     "report",

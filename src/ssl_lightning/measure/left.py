@@ -1,8 +1,11 @@
-"""How many multiply-adds compaction would leave, asked again and again while a network trains."""
+"""What compaction would leave of a network, asked again and again while it trains."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -21,13 +24,70 @@ from ssl_lightning.graph import (
 )
 from ssl_lightning.measure.macs import count_macs
 
+Answer = TypeVar("Answer")
+
+
+class CompactForm:
+    """Asks what a network would be if it were compacted now, again and again as its zeros change.
+
+    The network is captured once, and only analysed anew. Nothing is compared with the network's
+    function, as :func:`~ssl_lightning.compaction.make_plan` does, unless its sizes are fixed by
+    code.
+
+    Args:
+        example_input: as :func:`~ssl_lightning.compaction.make_plan` takes it.
+        constants: whether what is constant without being zero counts as removed, too.
+
+    Example:
+        >>> from ssl_lightning.backbones import create_backbone
+        >>> net, form = create_backbone("lenet"), CompactForm(torch.zeros(1, 1, 28, 28))
+        >>> with torch.no_grad():
+        ...     net.conv1.weight[10:] = 0
+        ...     net.conv1.bias[10:] = 0
+        >>> form.ask(net, lambda small: small.conv2.in_channels)
+        10
+    """
+
+    def __init__(self, example_input: ExampleInput, *, constants: bool = True) -> None:
+        self.inputs = as_inputs(example_input)
+        self.constants = constants
+        self._traced: tuple[nn.Module, nn.Module, Trace] | None = None
+
+    def ask(self, model: nn.Module, question: Callable[[nn.Module], Answer]) -> Answer:
+        """Return what a question about the compact form of a network is answered.
+
+        Args:
+            model: the network, with its present zeros; unchanged.
+            question: called with the compact form, in evaluation mode.
+
+        Raises:
+            ValueError: if the network cannot be captured, or its weights are not finite.
+        """
+        try:
+            return question(self._small(model, self._analysed(model)))
+        except Exception:  # sizes that code fixes raise anything; only a plan finds what may go
+            plan = make_plan(model, self.inputs, constants=self.constants)
+            return question(self._small(model, plan.modules))
+
+    def _small(self, model: nn.Module, modules: dict[str, SiteSlices]) -> nn.Module:
+        return apply_slices(working_copy(model, apart=False), modules).eval()
+
+    def _analysed(self, model: nn.Module) -> dict[str, SiteSlices]:
+        """Return what can be removed, from a trace that is made once."""
+        plain = with_plain_weights(working_copy(model, torch.float64))
+        if self._traced is None or self._traced[0] is not model:
+            inputs = self.inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+            self._traced = model, plain, trace(plain, inputs)
+        else:
+            self._traced[1].load_state_dict(plain.state_dict())
+        return analyse(self._traced[1], self._traced[2], constants=self.constants)
+
 
 class MacsLeft:
     """Counts the multiply-adds that a network would have if it were compacted now.
 
-    The network is captured once, and analysed anew only where other weights are zero than the last
-    time; while nothing is zero, not even that. The result is not compared with the network's, as
-    :func:`~ssl_lightning.compaction.make_plan` does, unless its sizes are fixed by code.
+    It is analysed anew only where other weights are zero than the last time; while nothing is
+    zero, not even that.
 
     Args:
         example_input: as :func:`~ssl_lightning.compaction.make_plan` takes it.
@@ -45,9 +105,8 @@ class MacsLeft:
     """
 
     def __init__(self, example_input: ExampleInput) -> None:
-        self.inputs = as_inputs(example_input)
+        self.form = CompactForm(example_input)
         self._last: tuple[nn.Module, str, int] | None = None
-        self._traced: tuple[nn.Module, nn.Module, Trace] | None = None
 
     def __call__(self, model: nn.Module) -> int:
         """Return the multiply-adds of one forward pass after compaction.
@@ -62,28 +121,8 @@ class MacsLeft:
 
     def count(self, model: nn.Module, *, dense: bool) -> int:
         """Return the multiply-adds, of the network as it is if nothing in it is zero."""
-        if dense:
-            return count_macs(model, self.inputs)
-        try:
-            return self.compacted(model, self.analysed(model))
-        except (
-            Exception
-        ):  # sizes that code fixes raise anything; only a plan finds what may go then
-            return self.compacted(model, make_plan(model, self.inputs).modules)
-
-    def compacted(self, model: nn.Module, modules: dict[str, SiteSlices]) -> int:
-        """Return the multiply-adds of what is left of a network."""
-        return count_macs(apply_slices(working_copy(model, apart=False), modules), self.inputs)
-
-    def analysed(self, model: nn.Module) -> dict[str, SiteSlices]:
-        """Return what can be removed, from a trace that is made once."""
-        plain = with_plain_weights(working_copy(model, torch.float64))
-        if self._traced is None or self._traced[0] is not model:
-            inputs = self.inputs.map(lambda x: x.double() if x.is_floating_point() else x)
-            self._traced = model, plain, trace(plain, inputs)
-        else:
-            self._traced[1].load_state_dict(plain.state_dict())
-        return analyse(self._traced[1], self._traced[2])
+        count = partial(count_macs, example_input=self.form.inputs)
+        return count(model) if dense else self.form.ask(model, count)
 
 
 @torch.no_grad()

@@ -50,3 +50,6 @@ IMPORTANCES: dict[str, Callable[..., Tensor]] = {
 
 ``random`` is a control: it retains any groups that are not zero.
 """
+
+SIZE_POWERS = {"l2": 0.5, "l1": 1.0, "random": 0.0}
+"""Importance -> power of the group size by which it grows."""

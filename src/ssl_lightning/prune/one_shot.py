@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.compaction.planning import check_finite
-from ssl_lightning.graph import ExampleInput, missing_heads, trace
+from ssl_lightning.costs import Costs, Target, parse_targets
+from ssl_lightning.graph import ExampleInput, missing_heads, trace, working_copy
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -22,9 +23,12 @@ from ssl_lightning.groups import (
 from ssl_lightning.groups.kinds import COUPLED_KINDS, HEAD
 from ssl_lightning.groups.resolve import make_sets, named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
-from ssl_lightning.prune.budget import within_budget, zero_
-from ssl_lightning.prune.importance import IMPORTANCES
-from ssl_lightning.suggest import pick
+from ssl_lightning.measure import count_macs
+from ssl_lightning.measure.left import CompactForm
+from ssl_lightning.prune.budget import UnreachableError, choose_groups, to_masks, zero_
+from ssl_lightning.prune.importance import IMPORTANCES, SIZE_POWERS
+from ssl_lightning.prune.ranking import in_multiples, ranking, relative
+from ssl_lightning.suggest import pick, shortened
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def prune_(
     fraction: float | None = None,
     macs: float | None = None,
     threshold: float | None = None,
+    budget: Mapping[str, float] | None = None,
     importance: str = "l2",
     multiple: int = 1,
 ) -> PruneReport:
@@ -95,7 +100,8 @@ def prune_(
     a shortcut instead). Zeroed coupled groups are what :func:`make_plan` and :func:`compact` then
     remove, unless the model's code fixes sizes; of other kinds some zeros may remain.
 
-    Exactly one of ``fraction``, ``macs`` and ``threshold`` says how many groups are zeroed.
+    Exactly one of ``fraction``, ``macs``, ``threshold`` and ``budget`` says how many groups are
+    zeroed.
 
     Args:
         model: any module that ``torch.export`` captures.
@@ -104,9 +110,13 @@ def prune_(
         kind: kind of the groups in all layers, if ``groups`` is not given.
         fraction: of all groups, to be zero: at least 0 and less than 1. Groups that are zero
             already count.
-        macs: fraction of the multiply-adds that the compact network should retain, above 0 and
-            at most 1; reached within 0.02. Plans and compacts several copies, which takes a while.
+        macs: fraction of the multiply-adds that the compact network retains at most, above 0 and
+            at most 1; the same as ``budget={"macs": ...}``.
         threshold: largest norm (not divided by the group size) to zero.
+        budget: what the compact network costs at most: ``macs``, ``parameters``, ``size`` (bytes),
+            ``depth`` (convolutions and linear layers; needs depth groups), each as a share of at
+            most 1 of the dense network's or an absolute number. As few groups are zeroed as
+            possible: with ``multiple=1`` and many groups, the budget is used up to 0.5 %.
         importance: ``"l2"``, ``"l1"``, or ``"random"`` (not with ``threshold``), which draws from
             torch's generator.
         multiple: retain a multiple of so many groups in every set that loses any (and has as many),
@@ -114,7 +124,7 @@ def prune_(
             cost as much as 48.
 
     Raises:
-        ValueError: if not exactly one of the three is given, it is out of range or cannot be
+        ValueError: if not exactly one of the four is given, it is out of range or cannot be
             reached, the importance or kind is unknown, ``multiple`` is not positive, or weights are
             not finite. The model is unchanged then.
 
@@ -128,7 +138,7 @@ def prune_(
         all             0/570
         not pruned: fc2: the network's output
     """
-    check_goal(fraction=fraction, macs=macs, threshold=threshold)
+    check_goal(fraction=fraction, macs=macs, threshold=threshold, budget=budget)
     if type(multiple) is not int or multiple < 1:
         raise ValueError(f"prune_: expected multiple >= 1, got {multiple!r}. Give 8 or 16, say.")
     norm = pick("importance", importance, IMPORTANCES)
@@ -137,30 +147,56 @@ def prune_(
             "prune_: importance='random' has no norms, so expected `fraction` or `macs`, got "
             f"threshold={threshold}. Give one of them, or importance='l2'."
         )
+    targets = parse_targets("prune_", {"macs": macs} if budget is None else budget)
     check_finite(model)
     around = Surroundings(model, example_input, strict=True)
     group_sets = resolve(model, around, groups, kind)
     retained = around.retained | ({} if kind == HEAD or groups else whole_heads(around))
     if not group_sets:
-        return nothing_to_prune(model, example_input, kind, macs, retained)
-    parameters = named_tensors(model)
+        return nothing_to_prune(model, example_input, kind, targets, retained)
     with torch.no_grad():
-        norms = [norm(s, parameters).cpu() for s in group_sets]
-    order = ranking(group_sets, [n / n.mean().clamp_min(1e-30) for n in norms])
+        norms = [norm(s, named_tensors(model)).cpu() for s in group_sets]
+    scores = relative(group_sets, norms, SIZE_POWERS[importance])
+    order = ranking(group_sets, scores)
     counted = None
-    if macs is not None:
-        rule = partial(in_multiples, group_sets, order, multiple=multiple)
-        chosen, counted = within_budget(model, example_input, group_sets, order, macs, rule)
+    if targets:
+        masks, counted = within(
+            targets, model, example_input, group_sets, scores, multiple, retained
+        )
+    elif threshold is not None:
+        first = order[torch.cat(norms)[order] <= threshold]
+        masks = to_masks(group_sets, in_multiples(group_sets, order, first, multiple))
     else:
-        if threshold is not None:
-            first = order[torch.cat(norms)[order] <= threshold]
-        else:
-            assert fraction is not None
-            first = order[: number_of(fraction, order, group_sets)]
-        chosen = in_multiples(group_sets, order, first, multiple)
-    masks = zero_(model, group_sets, chosen)
+        assert fraction is not None
+        first = order[: number_of(fraction, order, group_sets)]
+        masks = to_masks(group_sets, in_multiples(group_sets, order, first, multiple))
+    zero_(model, group_sets, masks)
     zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
     return PruneReport(zeroed, counted, retained)
+
+
+def within(
+    targets: list[Target],
+    model: nn.Module,
+    example_input: ExampleInput,
+    group_sets: Sequence[GroupSet],
+    scores: Sequence[Tensor],
+    multiple: int,
+    retained: Mapping[str, str],
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """Return the groups to zero to keep a budget, and the multiply-adds before and after."""
+    form = CompactForm(example_input)
+    costs = Costs(targets, model, example_input)
+    try:
+        choice = choose_groups(
+            model, form, group_sets, scores, costs, multiple=multiple, retained=retained
+        )
+    except UnreachableError as error:
+        raise UnreachableError(f"prune_: {', '.join(map(str, targets))}: {error}") from None
+    small = working_copy(model)
+    zero_(small, group_sets, choice.masks)
+    count = partial(count_macs, example_input=form.inputs)
+    return choice.masks, (count(model), form.ask(small, count))
 
 
 def whole_heads(around: Surroundings) -> dict[str, str]:
@@ -176,7 +212,7 @@ def nothing_to_prune(
     model: nn.Module,
     example_input: Tensor | tuple[Tensor, ...],
     kind: str,
-    macs: float | None,
+    targets: Sequence[Target],
     retained: dict[str, str],
 ) -> PruneReport:
     """Return the report of a model that has no such groups, with a warning.
@@ -189,13 +225,15 @@ def nothing_to_prune(
     if kind == HEAD:
         text += f", for {missing_heads(model, trace(model, example_input))}"
     text = "; ".join([text, *report.reasons()])
-    if macs is not None and macs < 1:
-        raise ValueError(f"{text}, so macs={macs} cannot be reached. Give other groups.")
+    if wanted := [str(t) for t in targets if not (t.is_share and t.value == 1)]:
+        raise UnreachableError(
+            f"{text}, so {', '.join(wanted)} cannot be reached. Give other groups."
+        )
     warnings.warn(f"{text}; nothing is pruned.", stacklevel=3)
     return report
 
 
-def check_goal(**goals: float | None) -> None:
+def check_goal(**goals: Any) -> None:
     """Make sure that exactly one goal is given, and in its range.
 
     Raises:
@@ -208,6 +246,13 @@ def check_goal(**goals: float | None) -> None:
             f"{' and '.join(given) or 'none'}. Give one, such as fraction=0.4."
         )
     ((name, value),) = given.items()
+    if name == "budget":
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError(
+                f"prune_: expected `budget` as a mapping, got {shortened(value)}. Give "
+                'budget={"macs": 0.5}, say.'
+            )
+        return
     ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
         "fraction": ("0 <= fraction < 1, the share of groups to zero", lambda v: 0 <= v < 1),
         "macs": ("0 < macs <= 1, the share of MACs to retain", lambda v: 0 < v <= 1),
@@ -250,27 +295,6 @@ def resolve(
     return list(found.values())
 
 
-def ranking(group_sets: Sequence[GroupSet], scores: Sequence[Tensor]) -> Tensor:
-    """Return the numbers of all groups that may be zeroed, least important first.
-
-    Groups are numbered through over all sets. The most important one of each set may not be zeroed.
-
-    Example:
-        >>> from ssl_lightning.groups import Member
-        >>> sets = [GroupSet(name, "filter", (Member(name, (3, 1), (0,)),)) for name in "ab"]
-        >>> ranking(sets, [torch.tensor([3.0, 1.0, 5.0]), torch.tensor([0.0, 2.0, 0.5])])
-        tensor([3, 5, 1, 0])
-    """
-    values = torch.cat([score.double() for score in scores])
-    start = 0
-    for group_set, score in zip(group_sets, scores, strict=True):
-        if group_set.kind != "depth":
-            values[start + int(score.argmax())] = math.inf
-        start += len(score)
-    order = values.argsort(stable=True)
-    return order[values[order].isfinite()]
-
-
 def number_of(fraction: float, order: Tensor, group_sets: Sequence[GroupSet]) -> int:
     """Return how many groups a fraction of all of them is.
 
@@ -286,35 +310,3 @@ def number_of(fraction: float, order: Tensor, group_sets: Sequence[GroupSet]) ->
             f"the {len(group_sets)} sets is retained. Give at most {highest}."
         )
     return count
-
-
-def in_multiples(
-    group_sets: Sequence[GroupSet], order: Tensor, chosen: Tensor, multiple: int
-) -> Tensor:
-    """Return the groups to zero instead of ``chosen``, so that multiples are retained.
-
-    Args:
-        group_sets: the groups, numbered through over all sets.
-        order: numbers of all groups that may be zeroed, least important first.
-        chosen: some of them.
-        multiple: of which a multiple is retained in every set that loses any and has as many.
-
-    Example:
-        >>> from ssl_lightning.groups import Member
-        >>> sets = [GroupSet("a", "filter", (Member("a", (9, 1), (0,)),))]
-        >>> order = torch.arange(8)
-        >>> [len(in_multiples(sets, order, order[:n], multiple=4)) for n in (0, 2, 4, 8)]
-        [0, 1, 5, 5]
-    """
-    sizes = torch.tensor([s.num_groups for s in group_sets])
-    owner = torch.arange(len(sizes)).repeat_interleave(sizes)
-    zeroed = owner[chosen].bincount(minlength=len(sizes))
-    result = []
-    for number, (size, lost) in enumerate(zip(sizes.tolist(), zeroed.tolist(), strict=True)):
-        mine = order[owner[order] == number]
-        if multiple == 1 or not lost or size < multiple:
-            result.append(chosen[owner[chosen] == number])
-            continue
-        retained = max(1, round((size - lost) / multiple)) * multiple
-        result.append(mine[: max(0, size - retained)])
-    return torch.cat(result)

@@ -1,0 +1,52 @@
+"""What may be budgeted: one row per resource."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from ssl_lightning.graph import WEIGHTED, Inputs
+from ssl_lightning.measure import count_macs, num_bytes, num_parameters
+
+Meter: TypeAlias = Callable[[nn.Module], float]
+"""From a compact network to what it costs."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Something that a network costs.
+
+    Attributes:
+        unit: of an absolute number, in words.
+        meter: from the network's inputs to its meter; None for latency, whose meter is made for an
+            engine.
+        absolute: name under which an absolute number is given; empty if that is the resource's
+            own, where a number above 1 is absolute.
+    """
+
+    unit: str
+    meter: Callable[[Inputs], Meter] | None
+    absolute: str = ""
+
+
+def num_layers(model: nn.Module) -> int:
+    """Return the number of convolutions and linear layers, of which collapsed ones are none.
+
+    Example:
+        >>> num_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Identity()))
+        1
+    """
+    return sum(isinstance(module, WEIGHTED) for module in model.modules())
+
+
+RESOURCES: dict[str, Resource] = {
+    "macs": Resource("multiply-adds", lambda x: lambda m: count_macs(m, x)),
+    "parameters": Resource("parameters", lambda x: num_parameters),
+    "size": Resource("bytes of weights and buffers", lambda x: num_bytes),
+    "depth": Resource("convolutions and linear layers", lambda x: num_layers),
+    "latency": Resource("milliseconds", None, absolute="latency_ms"),
+}
+"""Name in a budget -> resource."""
