@@ -2,6 +2,7 @@
 
 from lightning.pytorch.callbacks import Callback
 
+from ssl_lightning.callbacks.budget import Budget
 from ssl_lightning.callbacks.compact import SaveCompact
 from ssl_lightning.callbacks.control import PruneLike
 from ssl_lightning.callbacks.depth import DepthCollapse
@@ -13,6 +14,7 @@ from ssl_lightning.callbacks.sparsify import Sparsify
 CALLBACKS: dict[str, type[Callback]] = {
     cls.__name__: cls
     for cls in (
+        Budget,
         ThresholdPruning,
         DepthCollapse,
         CompactDuringFit,
@@ -26,6 +28,7 @@ CALLBACKS: dict[str, type[Callback]] = {
 
 __all__ = [
     "CALLBACKS",
+    "Budget",
     "CompactDuringFit",
     "DepthCollapse",
     "FilterPictures",

@@ -125,7 +125,7 @@ def begin_batch(module: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> 
         values = regularizer.values(epoch)
         module.log_dict({f"penalty/{kind}": value for kind, value in values.items()})
         pairs = zip(sparsity.penalties, regularizer.factors(epoch), strict=True)
-        module.log_dict({f"strength/{p.kind}": p.strength * factor for p, factor in pairs})
+        module.log_dict({f"strength/{p.kind}": p.base * factor for p, factor in pairs})
 
 
 def logs_now(trainer: pl.Trainer) -> bool:

@@ -68,6 +68,7 @@ class Sparsity:
         self._view: nn.Module | None = None
         self._make_dense: Callable[[], nn.Module] | None = None
         self._regularizer: Regularizer | None = None
+        self.steered = False
         self._controls: Any = None  # state of the regularizer for the next one
         self._attachment: Attachment | None = None
         self._attached_at: int | None = None
@@ -130,6 +131,7 @@ class Sparsity:
             self._regularizer = Regularizer(
                 self.network, self.penalties, self.example_input(), sizes
             )
+            self._regularizer.steered = self.steered
             if self._controls is not None and self.penalties:
                 self._regularizer.load_state_dict(self._controls)
         return self._regularizer
@@ -232,6 +234,12 @@ class Sparsity:
 
     # --- locked groups ----------------------------------------------------------------------------
 
+    def steer(self) -> None:
+        """Say that strengths will be set while training: penalties need none of their own."""
+        self.steered = True
+        if self._regularizer is not None:
+            self._regularizer.steered = True
+
     def prune_groups_(self, group_set: GroupSet, mask: Tensor, *, lock: bool) -> int:
         """Set groups to exactly zero and, with ``lock``, hold them there from now on.
 
@@ -299,11 +307,11 @@ class Sparsity:
         self._regularizer = None
 
     def controls(self) -> Any:
-        """Return the scales of the strengths as plain values; None while all of them are 1."""
+        """Return the scales of the strengths as plain values; None while they are the first."""
         if self._regularizer is None:
             return self._controls
         state = self._regularizer.state_dict()
-        return None if all(scale == 1.0 for scale in state["scales"]) else state
+        return None if state["scales"] == self._regularizer.first_scales() else state
 
     def _describe(self) -> Origin:
         network, example = self.network, self.example_input()
@@ -367,7 +375,7 @@ class Sparsity:
             if self.penalties:
                 self.regularizer.load_state_dict(controls)
         elif self.controls() is not None:
-            self.regularizer.scales = [1.0] * len(self.penalties)
+            self.regularizer.scales = self.regularizer.first_scales()
         return plans, origin
 
     def restore_plans(self, plans: list[Plan], origin: Origin | None) -> None:

@@ -57,6 +57,10 @@ class Regularizer:
             scaling still uses them, for what was removed had no effect, and selectors that match
             nothing any more are passed over.
 
+    Attributes:
+        steered: whether something sets :attr:`scales` while training; then penalties need no
+            strength of their own.
+
     Raises:
         ValueError: if a selector matches nothing, a strength is 0, two penalties want the same
             groups with different members, or a penalty function would spoil the weights.
@@ -88,7 +92,7 @@ class Regularizer:
                     "nothing. Give a positive strength, or take the penalty out."
                 )
             where = describe(index, penalty)
-            check_function(where, penalty.function, penalty.mode, penalty.strength)
+            check_function(where, penalty.function, penalty.mode, penalty.base)
         strict, full_sizes = full_sizes is None, full_sizes or {}
         selectors = [penalty.selector() for penalty in self.penalties]
         resolved = resolve_each(model, selectors, example_input, strict=strict)
@@ -109,7 +113,8 @@ class Regularizer:
             for s in sets
         ]
         self.terms = sorted(terms, key=lambda term: term.group_set.group_size)
-        self._scales = [1.0] * len(self.penalties)
+        self._scales = self.first_scales()
+        self.steered = False
         self._attachments: list[Attachment] = []
 
     def attach(
@@ -135,9 +140,10 @@ class Regularizer:
             What ends it: ``attachment.detach()``.
 
         Raises:
-            ValueError: if a penalty or lock could not act: an optimizer without a known proximal
-                step, groups whose members are split over optimizers in proximal mode, optimizers
-                that hold nothing of what is penalised, or a schedule without ``epoch``.
+            ValueError: if a penalty or lock could not act: no strength, an optimizer without a
+                known proximal step, groups whose members are split over optimizers in proximal
+                mode, optimizers that hold nothing of what is penalised, or a schedule without
+                ``epoch``.
 
         Example:
             >>> net, locks = nn.Linear(2, 2), GroupLocks()
@@ -150,6 +156,7 @@ class Regularizer:
         """
         given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         optimizers = list(given) if isinstance(given, Iterable) else [given]
+        self._check_strengths()
         attachment = Attachment(self, optimizers, epoch, locks)
         self._attachments = [a for a in self._attachments if a is not None]  # as in a copy
         for earlier in [a for a in self._attachments if not optimizers_apart(a, attachment)]:
@@ -158,6 +165,20 @@ class Regularizer:
         self._attachments.append(attachment)
         warn_untrained(attachment.untrained)
         return attachment
+
+    def first_scales(self) -> list[float]:
+        """Return the scales at the start: 0 where whoever steers the strength must say it."""
+        return [0.0 if p.strength is None else 1.0 for p in self.penalties]
+
+    def _check_strengths(self) -> None:
+        """Refuse a penalty whose strength nobody says."""
+        for index, (penalty, scale) in enumerate(zip(self.penalties, self._scales, strict=True)):
+            if penalty.strength is None and scale == 0 and not self.steered:
+                raise ValueError(
+                    f"{describe(index, penalty)}: it has no strength, and nothing that steers it, "
+                    "so it would do nothing. Give a strength, such as 1e-4, or a `Budget` callback "
+                    "(in a loop of your own: set `regularizer.scales` first)."
+                )
 
     def has_mode(self, mode: str) -> bool:
         """Whether any penalty is in a mode."""
@@ -207,9 +228,10 @@ class Regularizer:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Factors on the strengths, one per penalty, 1 at first: what a controller sets.
+        """Factors on the strengths, one per penalty: what a controller sets.
 
-        They act from the next step on. Assign all of them together.
+        1 at first, and 0 where a penalty has no strength: there the factor is the strength. They
+        act from the next step on. Assign all of them together.
 
         Raises:
             ValueError: unless each is a finite number >= 0, and there is one per penalty.

@@ -35,7 +35,8 @@ class Penalty:
     r"""A penalty function of the norms of one kind of group in some layers.
 
     Attributes:
-        strength: lambda, the weight of the penalty in the loss.
+        strength: lambda, the weight of the penalty in the loss. None: what steers the strength
+            (a ``Budget``, or whoever sets :attr:`Regularizer.scales`) says it; until then it is 0.
         layers: glob or globs on the qualified names of the layers.
         mode: ``"proximal"`` shrinks after each optimizer step, so that groups become exactly zero;
             ``"subgradient"`` adds to the gradient before it, as the paper's code does.
@@ -63,7 +64,7 @@ class Penalty:
         MCP(gamma=3.0)
     """
 
-    strength: float
+    strength: float | None = None
     layers: str | Sequence[str] = "*"
     mode: str = "proximal"
     schedule: Schedule = field(default_factory=Constant)
@@ -74,8 +75,9 @@ class Penalty:
 
     def __post_init__(self) -> None:
         where = f"The penalty of kind {self.kind!r}"
-        number = isinstance(self.strength, (int, float)) and math.isfinite(self.strength)
-        if not number or isinstance(self.strength, bool) or self.strength < 0:
+        given = 1.0 if self.strength is None else self.strength
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not number or not 0 <= given < math.inf:
             raise ValueError(
                 f"{where}: expected a finite strength >= 0, got {self.strength!r}. A typical one "
                 "is 1e-4 to 1e-2."
@@ -92,6 +94,11 @@ class Penalty:
         """Return the selector of the groups."""
         return Selector(self.kind, self.layers, self.members)
 
+    @property
+    def base(self) -> float:
+        """The strength that schedule and scale multiply: 1 if none is given."""
+        return 1.0 if self.strength is None else self.strength
+
     def group_strength(self, group_set: GroupSet, full_size: int | None = None) -> float:
         """Return the strength of each group of a set, scaling included, schedule not.
 
@@ -101,7 +108,7 @@ class Penalty:
         """
         size = group_set.group_size if full_size is None else full_size
         factor = math.sqrt(size) if self.scaling == "sqrt_size" else 1.0
-        return self.strength * factor
+        return self.base * factor
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mapping of plain values from which :func:`parse_penalty` makes it again.
@@ -180,8 +187,8 @@ def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
     """Return the penalty that a mapping ``{kind: ..., strength: ..., **arguments}`` describes.
 
     Raises:
-        ValueError: for an unknown kind, function or key, with the nearest known ones, or a missing
-            strength. And for a function or schedule given as ``{class_path: ...}``: the command
+        ValueError: for an unknown kind, function or key, with the nearest known ones. And for a
+            function or schedule given as ``{class_path: ...}``: the command
             line makes objects of those in its configs.
 
     Example:
@@ -205,8 +212,6 @@ def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
     cls = pick("penalty function", function, FUNCTIONS, REGISTER) if named else None
     own = [] if cls is None else [each.name for each in dataclasses.fields(cls)]
     check_keys(f"The penalty of kind {kind!r}", given, [*FIELDS, *own])
-    if "strength" not in given:
-        raise ValueError(f"The penalty of kind {kind!r} has no strength. Give one, such as 1e-3.")
     made = parse_function(function, {key: given[key] for key in own if key in given})
     settings = {key: value for key, value in given.items() if key not in ("function", *own)}
     return Penalty(**settings, function=made)

@@ -170,7 +170,8 @@ class Search:
 def first_within(excess: Callable[[int], float], most: int, near: float) -> int:
     """Find the smallest number from 0 to ``most`` whose excess, which falls, is at most 1.
 
-    Interpolation and bisection take turns: few steps where it falls evenly, and never many.
+    By interpolation, which takes few steps where it falls evenly; after some, bisection takes
+    turns with it, so that they are never many.
 
     Args:
         excess: of a number; slow; at most 1 for ``most``.
@@ -186,8 +187,9 @@ def first_within(excess: Callable[[int], float], most: int, near: float) -> int:
     if above <= 1:
         return 0
     low, tries = 0, 0
+    aim = (1.0 + near) / 2
     while high - low > 1:
-        share = 0.5 if tries % 2 else (above - 1.0) / max(above - below, 1e-9)
+        share = 0.5 if tries > 4 and tries % 2 else (above - aim) / max(above - below, 1e-9)
         middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
         found, tries = excess(middle), tries + 1
         if near <= found <= 1:

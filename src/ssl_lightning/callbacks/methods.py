@@ -1,0 +1,265 @@
+"""How a network is led to a budget: what happens between the start and the end of the window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.costs import Costs
+from ssl_lightning.groups import GroupSet, group_norms, nonzero_groups, zero_groups_
+from ssl_lightning.groups.resolve import named_tensors
+from ssl_lightning.measure.left import CompactForm
+from ssl_lightning.module import Sparsity
+from ssl_lightning.prune import IMPORTANCES, Choice, choose_groups, relative
+from ssl_lightning.prune.importance import SIZE_POWERS
+
+
+@dataclass
+class Window:
+    """What a method works on between the start and the end of a budget's window.
+
+    Attributes:
+        sparsity: of the module that trains.
+        group_sets: the groups that may go.
+        costs: what the budget allows.
+        form: gives the compact form of the network.
+        importance: a name of :data:`~ssl_lightning.prune.IMPORTANCES`.
+        multiple: of which multiple groups are retained.
+        num_steps: optimizer steps in the window.
+        step_size: of the optimizer, whole effect of a constant gradient.
+        retained: layer -> why outputs of it are in no group.
+    """
+
+    sparsity: Sparsity
+    group_sets: list[GroupSet]
+    costs: Costs
+    form: CompactForm
+    importance: str
+    multiple: int
+    num_steps: int
+    step_size: float
+    retained: Mapping[str, str] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the network's parameters and buffers by name."""
+        return named_tensors(self.sparsity.network)
+
+    @torch.no_grad()
+    def choose(self, costs: Costs | None = None) -> Choice:
+        """Choose the groups to zero now, for the budget or other limits."""
+        tensors = self.tensors()
+        score = IMPORTANCES[self.importance]
+        scores = [score(s, tensors).cpu() for s in self.group_sets]
+        scores = relative(self.group_sets, scores, SIZE_POWERS[self.importance])
+        return choose_groups(
+            self.sparsity.network,
+            self.form,
+            self.group_sets,
+            scores,
+            costs or self.costs,
+            multiple=self.multiple,
+            retained=self.retained,
+        )
+
+    @torch.no_grad()
+    def zero_(self, masks: Sequence[Tensor]) -> None:
+        """Zero groups of the network."""
+        tensors = self.tensors()
+        for group_set, mask in zip(self.group_sets, masks, strict=True):
+            zero_groups_(group_set, mask, tensors)
+
+    def gone(self) -> list[Tensor]:
+        """Return which groups are zero, one mask per set."""
+        tensors = self.tensors()
+        return [~nonzero_groups(s, tensors).cpu() for s in self.group_sets]
+
+    def cost(self) -> float:
+        """Return the cost of the compact form now, in units of the limit; at least that of none."""
+        return self.form.ask(self.sparsity.network, self.costs.excess)
+
+
+class Method:
+    """What happens in the window; at its end, the least important groups go whatever happened.
+
+    Subclasses override what they need. The state is plain values and is stored in checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def begin(self, window: Window) -> None:
+        """Start; called before the first step of the window."""
+
+    def update(self, window: Window, progress: float) -> dict[str, float]:
+        """Decide anew, every so many steps; return what to log.
+
+        Args:
+            window: what to work on.
+            progress: of the window, from 0 to 1.
+        """
+        return {}
+
+    def after_step(self, window: Window, progress: float) -> None:
+        """Act after a batch."""
+
+    def finish(self, window: Window) -> None:
+        """End; the groups are chosen next."""
+
+
+class OneShot(Method):
+    """Nothing happens before the end of the window."""
+
+
+class Gradual(Method):
+    """The budget falls along a cubic; groups are chosen anew at each update, and may come back.
+
+    Reference:
+        Zhu & Gupta, To prune, or not to prune, 2017, equation 1.
+    """
+
+    def update(self, window: Window, progress: float) -> dict[str, float]:
+        """Choose for the budget of now."""
+        costs = limits_at(window.costs, 1.0 - (1.0 - progress) ** 3)
+        masks = window.choose(costs).masks if costs is not None else None
+        self.state["masks"] = None if masks is None else [m.tolist() for m in masks]
+        return {}
+
+    def after_step(self, window: Window, progress: float) -> None:
+        """Hold the chosen groups at zero: their weights are kept apart from the gradient."""
+        masks = self.state.get("masks")
+        if masks is not None:
+            window.zero_([torch.tensor(m, dtype=torch.bool) for m in masks])
+
+
+class Fading(Method):
+    """Groups are chosen at the start, and their norms decay ever faster until the end.
+
+    Reference:
+        Wang et al., Neural Pruning via Growing Regularization, 2021, algorithm 1.
+    """
+
+    last = math.log(1e3)
+
+    def begin(self, window: Window) -> None:
+        """Choose."""
+        self.state["masks"] = [m.tolist() for m in window.choose().masks]
+        self.state["decayed"] = 0.0
+
+    @torch.no_grad()
+    def after_step(self, window: Window, progress: float) -> None:
+        """Shrink the chosen groups."""
+        decayed = self.last * progress**2
+        factor = math.exp(self.state["decayed"] - decayed)
+        self.state["decayed"] = decayed
+        tensors = window.tensors()
+        for group_set, mask in zip(window.group_sets, self.state["masks"], strict=True):
+            if any(mask):
+                factors = torch.where(torch.tensor(mask), factor, 1.0)
+                for member in group_set.members:
+                    tensor = tensors[member.parameter]
+                    member.scale_(tensor, factors.to(tensor))
+
+    def finish(self, window: Window) -> None:
+        """Let the chosen ones be those that go."""
+        window.zero_([torch.tensor(m, dtype=torch.bool) for m in self.state["masks"]])
+
+
+class Steered(Method):
+    """The penalties' strength is steered so that the cost follows a line to the budget.
+
+    The first strength would, without gradients, bring the median group to zero in the window. After that the logarithm of the strength moves with the distance from the line.
+    """
+
+    def begin(self, window: Window) -> None:
+        """Set the first strength."""
+        regularizer = window.sparsity.regularizer
+        tensors, rates = window.tensors(), []
+        for term in regularizer.terms:
+            norms = group_norms(term.group_set, tensors)
+            rates.append(norms / max(term.strength, 1e-30))
+        median = float(torch.cat(rates).median())
+        self.state["scale"] = median / (window.step_size * window.num_steps)
+        self.state["start"] = window.cost()
+        self.apply(window)
+
+    def update(self, window: Window, progress: float) -> dict[str, float]:
+        """Move the strength."""
+        start = self.state["start"]
+        wanted = start + (1.0 - start) * progress
+        cost = window.cost()
+        distance = (cost - wanted) / max(start - 1.0, 1e-9)
+        self.state["scale"] *= 2.0 ** min(max(4.0 * distance, -3.0), 1.0)
+        self.apply(window)
+        return {"strength": self.state["scale"], "cost": cost, "target": wanted}
+
+    def apply(self, window: Window) -> None:
+        """Give the penalties the present strength."""
+        regularizer = window.sparsity.regularizer
+        regularizer.scales = [self.state["scale"]] * len(regularizer.penalties)
+
+    def finish(self, window: Window) -> None:
+        """Switch the penalties off."""
+        regularizer = window.sparsity.regularizer
+        regularizer.scales = [0.0] * len(regularizer.penalties)
+
+
+class HeldNorms(Steered):
+    """As :class:`Steered`, and layers in front of batch norms keep the norm that they had.
+
+    Their scale does not matter for the function, but for the effective step size.
+    """
+
+    def begin(self, window: Window) -> None:
+        """Note the norms."""
+        super().begin(window)
+        self.state["norms"] = {n: float(w.norm()) for n, w in scale_free(window).items()}
+
+    @torch.no_grad()
+    def after_step(self, window: Window, progress: float) -> None:
+        """Restore the norms."""
+        tensors = window.tensors()
+        for name, norm in self.state["norms"].items():
+            weight = tensors[name]
+            weight.mul_(norm / weight.norm().clamp_min(1e-30))
+
+
+def scale_free(window: Window) -> dict[str, Tensor]:
+    """Return the weights of layers that a batch norm alone reads."""
+    from ssl_lightning.groups.surroundings import Surroundings
+
+    network = window.sparsity.network
+    around = Surroundings(network, window.form.inputs, strict=False)
+    found: dict[str, Tensor] = {}
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and around.norm_after(name):
+            found[f"{name}.weight"] = weight
+    return found
+
+
+def limits_at(costs: Costs, done: float) -> Costs | None:
+    """Return the limits on the way from the dense cost to the budget; None at its beginning."""
+    if done <= 0:
+        return None
+    found = object.__new__(Costs)
+    found.targets, found.meters, found.dense = costs.targets, costs.meters, costs.dense
+    found.limits = {
+        name: costs.dense[name] + done * (limit - costs.dense[name])
+        for name, limit in costs.limits.items()
+    }
+    return found
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "one_shot": OneShot,
+    "gradual": Gradual,
+    "fading": Fading,
+    "steered": Steered,
+    "held": HeldNorms,
+}
+"""Name in ``Budget(method=...)`` -> method."""

@@ -1,0 +1,176 @@
+"""Which way to a budget is best: the same network, cost and epochs, several seeds.
+
+``python tools/compare_budgets.py resnet20 short --ways one_shot gradual --seeds 0 1 2``
+
+Each run is a line of ``runs/budgets/results.jsonl``; runs that are there are not made again, so
+that the same command continues after an interruption. ``--table`` prints what there is. Errors are
+of the last epoch, in percent, on the validation split (by which ways are compared) and on the test
+split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from ssl_lightning import SSLLightningModule
+from ssl_lightning.callbacks import Budget
+from ssl_lightning.data import CIFAR10DataModule, ImagenetteDataModule, MNISTDataModule
+from ssl_lightning.schedules import StageLR
+
+COUPLED = {"kind": "coupled"}
+WAYS: dict[str, dict[str, Any]] = {
+    "one_shot": {"method": "one_shot", "at_once": True},
+    "random": {"method": "one_shot", "importance": "random", "at_once": True},
+    "one_shot_l1": {"method": "one_shot", "importance": "l1", "at_once": True},
+    "one_shot_later": {"method": "one_shot"},
+    "gradual": {"method": "gradual"},
+    "fading": {"method": "fading"},
+    "lasso": {"method": "steered", "penalties": [COUPLED]},
+    "mcp": {"method": "steered", "penalties": [COUPLED | {"function": "mcp"}]},
+    "lasso_held": {"method": "held", "penalties": [COUPLED]},
+    "mcp_held": {"method": "held", "penalties": [COUPLED | {"function": "mcp"}]},
+    "dense": {},
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet20": {
+        "module": {"backbone": "zoo:resnet20_cifar10_dense", "label_smoothing": 0.0},
+        "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
+        "data": lambda: CIFAR10DataModule(source="local", batch_size=128, augment=True),
+    },
+    "mobilenetv3": {
+        "module": {
+            "backbone": "timm:mobilenetv3_small_100",
+            "backbone_args": {"num_classes": 10},
+            "init_from": "runs/mobilenetv3_small_imagenette_dense/checkpoints/last.ckpt",
+            "input_shape": [3, 96, 96],
+            "label_smoothing": 0.1,
+        },
+        "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True},
+        "data": lambda: ImagenetteDataModule(source="local", batch_size=128, image_size=96),
+    },
+    "lenet": {
+        "module": {"backbone": "zoo:lenet_mnist_dense"},
+        "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+        "data": lambda: MNISTDataModule(source="local", batch_size=128),
+    },
+}
+LENGTHS = {"trial": (1, 1, 13), "short": (3, 4, 80), "long": (8, 12, 1.0)}
+"""Epochs of the window and after it, and batches per epoch (1.0: all)."""
+
+
+def train(
+    network: str, length: str, way: str, macs: float, seed: int, precision: Any
+) -> dict[str, Any]:
+    """Train once; return errors, cost and time."""
+    settings, choice = NETWORKS[network], dict(WAYS[way])
+    window, rest, batches = LENGTHS[length]
+    at_once = choice.pop("at_once", way == "dense")
+    stages = [window + rest] if at_once else [window, rest]
+    pl.seed_everything(seed, verbose=False)
+    module = SSLLightningModule(
+        **settings["module"],
+        channels_last=network != "lenet",
+        penalties=choice.pop("penalties", []),
+        optimizer=lambda p: torch.optim.SGD(p, **settings["sgd"]),
+        lr_scheduler=lambda o: StageLR(o, stages, [settings["sgd"]["lr"]] * len(stages)),
+    )
+    callbacks = []
+    if choice:
+        end = 0 if at_once else window
+        every = 12 if choice["method"] in ("steered", "held") else 40
+        factor = 1 if isinstance(batches, int) else 6
+        callbacks = [Budget(macs=macs, end=end, every_n_steps=every * factor, **choice)]
+    trainer = pl.Trainer(
+        max_epochs=window + rest,
+        limit_train_batches=batches,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=callbacks,
+    )
+    data, start = settings["data"](), time.time()
+    trainer.fit(module, data)
+    seconds = time.time() - start
+    trainer.limit_val_batches = 1.0
+    (val,) = trainer.validate(module, data, verbose=False)
+    (test,) = trainer.test(module, data, verbose=False)
+    share = module.sparsity.macs_left()
+    return {
+        "network": network,
+        "length": length,
+        "way": way,
+        "macs": macs,
+        "seed": seed,
+        "val": round(val["val/error"], 3),
+        "test": round(test["test/error"], 3),
+        "macs_left": None if share is None else round(share, 2),
+        "seconds": round(seconds),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print means over seeds, with the spread, best first."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["length"], row["macs"], row["way"]), []).append(row)
+    print("| network | length | MACs | way | seeds | validation % | test % | MACs left % |")
+    print("|---|---|---|---|---|---|---|---|")
+    means = {k: statistics.mean(r["val"] for r in v) for k, v in groups.items()}
+    for key in sorted(groups, key=lambda k: (k[:3], means[k])):
+        found = groups[key]
+        spread = [
+            statistics.stdev([r[s] for r in found]) if len(found) > 1 else 0.0
+            for s in ("val", "test")
+        ]
+        test = statistics.mean(r["test"] for r in found)
+        print(
+            f"| {' | '.join(map(str, key))} | {len(found)} | {means[key]:.2f} ± {spread[0]:.2f} | "
+            f"{test:.2f} ± {spread[1]:.2f} | {found[0]['macs_left']} |"
+        )
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=NETWORKS, nargs="?")
+    parser.add_argument("length", choices=LENGTHS, nargs="?")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--macs", type=float, default=0.5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed where it is faster")
+    parser.add_argument("--results", type=Path, default=Path("runs/budgets/results.jsonl"))
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    path: Path = args.results
+    rows = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+    if args.table:
+        return table(rows)
+    warnings.simplefilter("ignore")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = ("network", "length", "way", "macs", "seed")
+    done = {tuple(row[k] for k in keys) for row in rows}
+    for seed in args.seeds:
+        for way in args.ways:
+            if (args.network, args.length, way, args.macs, seed) not in done:
+                row = train(args.network, args.length, way, args.macs, seed, args.precision)
+                with path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
