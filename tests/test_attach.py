@@ -625,3 +625,22 @@ def test_coupled_that_would_repeat_all_its_groups_is_refused() -> None:
     kinds = [{"kind": "coupled", "strength": 1.0}, {"kind": "neuron_out", "strength": 1.0}]
     with pytest.raises(ValueError, match="have all of its groups"):
         Regularizer(net, kinds, torch.zeros(1, 4))
+
+
+def test_a_penalty_without_strength_is_refused_unless_something_steers_it():
+    net = torch.nn.Linear(3, 4)
+    sgd = SGD(net.parameters(), lr=0.1)
+    regularizer = Regularizer(net, [{"kind": "neuron_out"}])
+    assert regularizer.strengths() == {":neuron_out": 0.0}
+    with pytest.raises(ValueError, match=r"penalties\[0\] .*has no strength, and nothing"):
+        regularizer.attach(sgd)
+    regularizer.scales = [2.0]
+    attachment = regularizer.attach(sgd)
+    assert regularizer.strengths() == {":neuron_out": 4.0}  # times the root of the group size
+    attachment.detach()
+    regularizer.scales, regularizer.steered = [0.0], True
+    regularizer.attach(sgd)
+    before = net.weight.detach().clone()
+    net(torch.zeros(1, 3)).sum().backward()
+    sgd.step()
+    assert torch.equal(net.weight, before)

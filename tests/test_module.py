@@ -382,7 +382,6 @@ def test_too_few_classes_are_named(trainer):
             {"penalties": [{"kind": "filter", "strenght": 1}]},
             "no argument 'strenght'. Did you mean strength",
         ),
-        ({"penalties": [{"kind": "filter"}]}, "has no strength"),
         ({"backbone": nn.Flatten()}, "Pass `num_classes`"),
         ({"backbone": nn.Linear(2, 2), "backbone_args": {"a": 1}}, "given with a module"),
     ],

@@ -331,7 +331,6 @@ def test_every_penalty_round_trips(kind: str) -> None:
         ({"strength": 1}, "unknown kind None"),
         ({"kind": ["filter"], "strength": 1}, "unknown kind"),
         ("filter", "expected mappings"),
-        ({"kind": "filter"}, "has no strength"),
         ({"kind": "filter", "strengh": 1}, "no argument 'strengh'. Did you mean strength"),
         ({"kind": "filter", "strength": 1, "gamma": 3}, "no argument 'gamma'"),
         ({"kind": "filter", "strength": -1}, "expected a finite strength >= 0, got -1"),

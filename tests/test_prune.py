@@ -491,9 +491,11 @@ def test_the_search_finds_the_smallest_number_within(goal: int, power: float) ->
         calls.append(number)
         return costs[number] / goal
 
-    number = first_within(excess, 300, near=1.0)
+    number, found = first_within(excess, 0, 300, near=1.0)
     assert len(calls) <= 20
     assert costs[number] == max(c for c in costs if c <= goal)
+    assert found == costs[number] / goal
+    assert first_within(lambda n: 2.0, 3, 9, near=1.0) == (9, 2.0)
 
 
 @pytest.mark.parametrize(

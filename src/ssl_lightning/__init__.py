@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         register_backbone,
     )
     from ssl_lightning.callbacks import (
+        Budget,
         CompactDuringFit,
         DepthCollapse,
         FilterPictures,
@@ -102,6 +103,7 @@ __all__ = [
     "SCAD",
     "ArrayDataModule",
     "BenchmarkResult",
+    "Budget",
     "CIFAR10DataModule",
     "ColumnSparseConv2d",
     "CompactDuringFit",

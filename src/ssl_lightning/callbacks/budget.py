@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 
 from ssl_lightning.callbacks.during_fit import (
@@ -20,44 +23,58 @@ from ssl_lightning.callbacks.when import EpochStartCallback, example_of
 from ssl_lightning.compaction import check_sliceable, make_plan
 from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.groups import GroupSet, Selector
-from ssl_lightning.groups.resolve import resolve_each
+from ssl_lightning.groups.resolve import make_sets
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity, sparsity_of
 from ssl_lightning.prune import IMPORTANCES, UnreachableError
-from ssl_lightning.steps import number
+from ssl_lightning.schedules import StageLR
 from ssl_lightning.suggest import pick
+
+LOW_RATE = 0.2
+"""Retraining that starts at a smaller share of the first learning rate is warned of."""
 
 
 class Budget(EpochStartCallback):
-    """Bring a network down to what it may cost, compact it in the middle of training, and train on.
+    """Bring a network down to what it may cost, and retrain it.
 
     At the start of epoch ``end`` the least important groups are zeroed and locked, as few as the
-    budget asks for, and the network is compacted; so the budget is kept exactly, whatever happened
-    before. Penalties say which groups may go (their kinds and layers; by default all coupled
-    channels); they need no strength. What happens between ``start`` and ``end`` is the method's.
+    budget asks for, and the network is compacted: the budget is kept exactly, whatever happened
+    before. What remains is trained for the rest of the run.
+
+    Penalties say which groups may go, by their kinds and layers; they need no strength, and act no
+    more after ``end``. Without penalties, all coupled channels may go. What happens between
+    ``start`` and ``end`` is the business of the method.
+
+    Retraining wants a high learning rate again. A run without a scheduler gets a half cosine up to
+    ``end`` and another one after it, both from the optimizer's rate
+    (:class:`~ssl_lightning.schedules.StageLR`).
 
     Args:
-        macs, parameters, size, depth: what the compact network may cost at most: a share of at most
-            1 of the dense network's, or an absolute number (multiply-adds, parameters, bytes,
-            convolutions and linear layers). With several, all are kept. ``depth`` needs penalties
-            of kind depth.
+        macs: multiply-adds that the compact network may have at most: a share of at most 1 of the
+            dense network's, or an absolute number. With several targets, all are kept.
+        parameters: the same for parameters.
+        size: the same for the bytes of weights and buffers.
+        depth: the same for convolutions and linear layers; needs penalties of kind depth.
         start: epoch (counted from 0) from which the method acts.
-        end: epoch at whose start the budget is reached.
+        end: epoch at whose start the budget is reached. By default 0 for a network that is trained
+            already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
-        importance: ``"l2"``, ``"l1"`` or ``"random"`` (a control).
+        importance: ``"l2"``, ``"l1"`` or ``"random"`` (a control): of a group, in units of the mean
+            of its set.
         multiple: retain a multiple of so many groups in each set that loses any.
         every_n_steps: how often the method decides.
 
     Raises:
-        ValueError: for no target or one that is no number; at the start of training, for a budget
-            that cannot be reached, saying what is in the way, or a window outside of the run.
-        MisconfigurationException: at the start of training, where the network could not be
-            compacted (see :class:`CompactDuringFit`).
+        ValueError: for no target, one that is no number, or a window of no length; at the start of
+            training, for a budget that cannot be reached, saying what is in the way, an end after
+            the run, or an optimizer whose state cannot be sliced.
+        MisconfigurationException: as :class:`CompactDuringFit`; and for a run that is resumed after
+            ``end`` from a checkpoint without this budget.
 
     Example:
-        >>> Budget(macs=0.5, end=10).targets
-        [Target(resource='macs', value=0.5, is_share=True)]
+        >>> [str(target) for target in Budget(macs=0.5, depth=14, end=10).targets]
+        ['macs=0.5', 'depth=14']
     """
 
     def __init__(
@@ -67,7 +84,7 @@ class Budget(EpochStartCallback):
         size: float | None = None,
         depth: float | None = None,
         start: int = 0,
-        end: int = 0,
+        end: int | None = None,
         method: str = "one_shot",
         importance: str = "l2",
         multiple: int = 1,
@@ -77,20 +94,25 @@ class Budget(EpochStartCallback):
         self.targets = parse_targets("Budget", given)
         if not self.targets:
             raise ValueError("Budget: expected a target, got none. Give macs=0.5, say.")
-        if not 0 <= start <= end:
+        if start < 0 or (end is not None and end < start) or every_n_steps < 1 or multiple < 1:
             raise ValueError(
-                f"Budget: expected 0 <= start <= end (epochs, counted from 0), got start={start} "
-                f"and end={end}."
+                "Budget: expected 0 <= start <= end (epochs, counted from 0), every_n_steps >= 1 "
+                f"and multiple >= 1, got start={start}, end={end}, every_n_steps={every_n_steps} "
+                f"and multiple={multiple}."
             )
-        self.start, self.end = start, end
-        self.method: Method = pick("method", method, METHODS)()
-        self.importance = importance
         pick("importance", importance, IMPORTANCES)
-        self.multiple = multiple
-        self.every_n_steps = every_n_steps
+        self.method: Method = pick("method", method, METHODS)()
+        self.start, self.end = start, end
+        self.importance, self.multiple, self.every_n_steps = importance, multiple, every_n_steps
+        self.dense: dict[str, float] | None = None
         self.landed: dict[str, float] | None = None
-        self._next: int | None = None
+        self._next: int | None = None  # optimizer step of the next decision
         self._window: Window | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Name in checkpoints: several budgets may follow each other in one run."""
+        return f"Budget({', '.join(map(str, self.targets))})"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what would hold the old parameters; say that strengths come from here."""
@@ -100,59 +122,107 @@ class Budget(EpochStartCallback):
             sparsity_of(pl_module, "Budget").steer()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a budget that cannot be reached, before training."""
+        """Refuse a run in which the budget could not be reached; give it a learning-rate cycle."""
         sparsity = sparsity_of(pl_module, "Budget")
-        last = trainer.max_epochs
-        if last is not None and 0 <= last <= self.end and not getattr(trainer, "fast_dev_run", 0):
-            raise ValueError(
-                f"Budget: end={self.end} is never reached: the run has the epochs 0 to {last - 1}. "
-                "Lower `end` or raise `trainer.max_epochs`."
-            )
+        self.end = self.end_of(trainer, pl_module)
         for optimizer in trainer.optimizers:
             check_sliceable(optimizer)
         refuse_other_uses(sparsity)
         self._window = None
         if self.landed is None:
-            self.window(trainer, sparsity).choose()
+            self.choose(trainer, sparsity)
+        give_cycles(trainer, pl_module, self.end)
+
+    def end_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
+        """Return the epoch at whose start the budget is reached.
+
+        Raises:
+            ValueError: if the run does not reach it.
+        """
+        last = trainer.max_epochs
+        end = self.end
+        if end is None:
+            third = self.start if last is None or last < 0 else last // 3
+            end = self.start if is_trained(pl_module) else max(self.start, third)
+        smoke_test = getattr(trainer, "fast_dev_run", False)
+        if not smoke_test and last is not None and 0 <= last <= end:
+            raise ValueError(
+                f"Budget: end={end} is never reached: the run has the epochs 0 to {last - 1}. "
+                "Lower `end` or raise `trainer.max_epochs`."
+            )
+        return end
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a run that is resumed too late."""
+        super().on_train_start(trainer, pl_module)
+        assert self.end is not None
+        if self.landed is None and trainer.current_epoch > self.end:
+            raise MisconfigurationException(
+                f"Budget: the run is resumed in epoch {trainer.current_epoch}, after end="
+                f"{self.end}, from a checkpoint that knows nothing of this budget. Give the budget "
+                "of that run, or a later `end`."
+            )
 
     def window(self, trainer: pl.Trainer, sparsity: Sparsity) -> Window:
-        """Return what the method works on; made once."""
-        if self._window is None:
+        """Return what the method works on: of the present network, made once for it."""
+        if self._window is None or self._window.network is not sparsity.network:
             example = example_of(sparsity, "Budget")
             around = Surroundings(sparsity.network, example, strict=True)
-            form = CompactForm(example, constants=False)
-            batches = trainer.num_training_batches
-            steps = (self.end - self.start) * max(1, int(batches)) if batches < 1e9 else 1
-            group = trainer.optimizers[0].param_groups[0]
-            momentum = group.get("momentum", 0.0)
+            costs = Costs(self.targets, sparsity.network, example, dense=self.dense)
+            self.dense = costs.dense
             self._window = Window(
                 sparsity,
                 groups_of(sparsity, around),
-                Costs(self.targets, sparsity.network, example),
-                form,
+                costs,
+                CompactForm(example, constants=False),
                 self.importance,
                 self.multiple,
-                max(1, steps),
-                float(number(group["lr"])) / (1.0 - momentum),
+                trainer.optimizers[0],
                 around.retained,
             )
         return self._window
 
+    def num_steps(self, trainer: pl.Trainer) -> int:
+        """Return the number of optimizer steps in the window; 1 for data without a length."""
+        assert self.end is not None
+        batches = trainer.num_training_batches
+        if batches == float("inf"):
+            return 1
+        each = trainer.accumulate_grad_batches
+        return max(1, (self.end - self.start) * -(-int(batches) // each))
+
     def progress(self, sparsity: Sparsity) -> float:
         """Return how much of the window is over, from 0 to 1."""
-        if self.end == self.start:
-            return 1.0
-        return min(max((sparsity.epoch - self.start) / (self.end - self.start), 0.0), 1.0)
+        assert self.end is not None
+        length = max(self.end - self.start, 1)
+        return min(max((sparsity.epoch - self.start) / length, 0.0), 1.0)
+
+    def choose(self, trainer: pl.Trainer, sparsity: Sparsity) -> list[Tensor]:
+        """Return which groups to zero, one mask per set, the same in all processes.
+
+        Raises:
+            UnreachableError: if the budget cannot be reached.
+        """
+        try:
+            masks = self.window(trainer, sparsity).choose().masks
+        except UnreachableError as error:
+            raise UnreachableError(f"Budget: {error}") from None
+        common: list[Tensor] = trainer.strategy.broadcast(masks)
+        return common
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the window, or end it: choose, lock and compact."""
         sparsity = sparsity_of(pl_module, "Budget")
         epoch = trainer.current_epoch
-        if epoch == self.start and epoch < self.end and self._next is None:
-            self.method.begin(self.window(trainer, sparsity))
+        assert self.end is not None
+        if self.start == epoch < self.end and self._next is None:
+            window = self.window(trainer, sparsity)
+            window.num_steps = self.num_steps(trainer)
+            self.method.begin(window)
             self._next = trainer.global_step + self.every_n_steps
         if epoch == self.end and self.landed is None:
             self.land(trainer, sparsity)
+            pl_module.log_dict(self.figures())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -163,7 +233,12 @@ class Budget(EpochStartCallback):
             return
         sparsity = sparsity_of(pl_module, "Budget")
         window = self.window(trainer, sparsity)
+        before = window.gone()
         found = self.method.update(window, self.progress(sparsity))
+        after = window.gone()
+        pairs = list(zip(before, after, strict=True))
+        found["groups_gone"] = float(sum(int((new & ~old).sum()) for old, new in pairs))
+        found["groups_back"] = float(sum(int((old & ~new).sum()) for old, new in pairs))
         self._next += self.every_n_steps
         pl_module.log_dict({f"budget/{key}": value for key, value in found.items()})
 
@@ -176,16 +251,12 @@ class Budget(EpochStartCallback):
             self.method.after_step(self.window(trainer, sparsity), self.progress(sparsity))
 
     def land(self, trainer: pl.Trainer, sparsity: Sparsity) -> None:
-        """Zero and lock the least important groups, and compact."""
+        """Zero and lock the least important groups, compact, and switch the penalties off."""
         window = self.window(trainer, sparsity)
         if self._next is not None:
             self.method.finish(window)
         sparsity.regularizer.scales = [0.0] * len(sparsity.penalties)
-        try:
-            choice = window.choose()
-        except UnreachableError as error:
-            raise UnreachableError(f"Budget: {error}") from None
-        masks: list[Tensor] = trainer.strategy.broadcast(choice.masks)
+        masks = self.choose(trainer, sparsity)
         for group_set, mask in zip(window.group_sets, masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
         example = example_of(sparsity, "Budget")
@@ -194,25 +265,86 @@ class Budget(EpochStartCallback):
             compact_in_place_(trainer, sparsity, plan)
         self.landed = window.costs.of(sparsity.network)
         self._window = None
+        assert self.dense is not None
         text = ", ".join(
-            f"{name} {cost:,.6g} ({cost / window.costs.dense[name]:.1%} of dense, at most "
-            f"{window.costs.limits[name] / window.costs.dense[name]:.1%})"
+            f"{name} {self.dense[name]:,.6g} -> {cost:,.6g} ({cost / self.dense[name]:.1%}, at "
+            f"most {window.costs.limits[name] / self.dense[name]:.1%})"
             for name, cost in self.landed.items()
         )
-        rank_zero_info(f"Budget: {text} in epoch {trainer.current_epoch}.")
+        gone = sum(int(mask.sum()) for mask in masks)
+        of = sum(s.num_groups for s in window.group_sets)
+        rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in {trainer.current_epoch=}.")
+        warn_of_low_rate(trainer)
+
+    def figures(self) -> dict[str, float]:
+        """Return what to log of the compact network: its cost in percent of the dense one's."""
+        assert self.landed is not None
+        assert self.dense is not None
+        return {f"budget/{n}": 100.0 * cost / self.dense[n] for n, cost in self.landed.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values that :meth:`load_state_dict` reads."""
-        return {"landed": self.landed, "next": self._next, "method": dict(self.method.state)}
+        return {
+            "end": self.end,
+            "dense": self.dense,
+            "landed": self.landed,
+            "next": self._next,
+            "method": dict(self.method.state),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.landed, self._next = state_dict["landed"], state_dict["next"]
-        self.method.state = dict(state_dict["method"])
+        self.dense, self.landed = state_dict["dense"], state_dict["landed"]
+        self._next, self.method.state = state_dict["next"], dict(state_dict["method"])
+        if self.end is None:
+            self.end = state_dict["end"]
 
 
 def groups_of(sparsity: Sparsity, around: Surroundings) -> list[GroupSet]:
     """Return the groups that may go: those of the penalties, or else all coupled ones."""
     if sparsity.penalties:
         return sparsity.regularizer.group_sets
-    return resolve_each(sparsity.network, [Selector("coupled")], around=around)[0]
+    return make_sets(around, Selector("coupled")) if around.has_kind("coupled") else []
+
+
+def is_trained(module: pl.LightningModule) -> bool:
+    """Whether a module's settings say that its network was trained before."""
+    settings: dict[str, Any] = dict(module.hparams)
+    arguments = settings.get("backbone_args") or {}
+    name = settings.get("backbone")
+    stored = isinstance(name, str) and name.startswith("zoo:")
+    if stored:
+        return arguments.get("pretrained", True) is not False
+    return bool(
+        settings.get("init_from") or arguments.get("pretrained") or arguments.get("weights")
+    )
+
+
+def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int) -> None:
+    """Give optimizers without a scheduler a cycle up to ``end`` and a fresh one after it."""
+    last = trainer.max_epochs
+    automatic = module.automatic_optimization
+    if trainer.lr_scheduler_configs or last is None or last < 1 or end >= last or not automatic:
+        return
+    stages = [end, last - end] if end else [last]
+    make = partial(StageLR, epochs=stages, lr=[1.0] * len(stages))
+    configs = [LRSchedulerConfig(make(optimizer)) for optimizer in trainer.optimizers]
+    trainer.strategy.lr_scheduler_configs = configs
+    rank_zero_info(
+        "Budget: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
+        f"a cosine over {' and another over '.join(map(str, stages))} epochs."
+    )
+
+
+def warn_of_low_rate(trainer: pl.Trainer) -> None:
+    """Warn if what remains is retrained at a low learning rate."""
+    for optimizer in trainer.optimizers:
+        group = optimizer.param_groups[0]
+        first, now = group.get("initial_lr"), float(group["lr"])
+        if first and now < LOW_RATE * float(first):
+            rank_zero_warn(
+                f"Budget: retraining starts at the learning rate {now:.3g}, {now / first:.0%} of "
+                "the first. A fresh cycle recovers more: leave `lr_scheduler` out, or give StageLR "
+                "a stage that begins at `end`."
+            )
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ssl_lightning.costs import Costs
 from ssl_lightning.groups import GroupSet, group_norms, nonzero_groups, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
+from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import IMPORTANCES, Choice, choose_groups, relative
@@ -30,9 +33,9 @@ class Window:
         form: gives the compact form of the network.
         importance: a name of :data:`~ssl_lightning.prune.IMPORTANCES`.
         multiple: of which multiple groups are retained.
-        num_steps: optimizer steps in the window.
-        step_size: of the optimizer, whole effect of a constant gradient.
+        optimizer: that trains the network.
         retained: layer -> why outputs of it are in no group.
+        num_steps: optimizer steps in the window, known when the method begins.
     """
 
     sparsity: Sparsity
@@ -41,9 +44,13 @@ class Window:
     form: CompactForm
     importance: str
     multiple: int
-    num_steps: int
-    step_size: float
+    optimizer: Optimizer
     retained: Mapping[str, str] = field(default_factory=dict)
+    num_steps: int = 1
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = self.sparsity.network
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the network's parameters and buffers by name."""
@@ -172,7 +179,8 @@ class Fading(Method):
 class Steered(Method):
     """The penalties' strength is steered so that the cost follows a line to the budget.
 
-    The first strength would, without gradients, bring the median group to zero in the window. After that the logarithm of the strength moves with the distance from the line.
+    The first strength would, without gradients, bring the median group to zero in the window.
+    After that the logarithm of the strength moves with the distance from the line.
     """
 
     def begin(self, window: Window) -> None:
@@ -183,7 +191,9 @@ class Steered(Method):
             norms = group_norms(term.group_set, tensors)
             rates.append(norms / max(term.strength, 1e-30))
         median = float(torch.cat(rates).median())
-        self.state["scale"] = median / (window.step_size * window.num_steps)
+        group = window.optimizer.param_groups[0]
+        step = float(group["lr"]) / (1.0 - float(group.get("momentum", 0.0)))
+        self.state["scale"] = median / (step * window.num_steps)
         self.state["start"] = window.cost()
         self.apply(window)
 
@@ -217,7 +227,7 @@ class HeldNorms(Steered):
     def begin(self, window: Window) -> None:
         """Note the norms."""
         super().begin(window)
-        self.state["norms"] = {n: float(w.norm()) for n, w in scale_free(window).items()}
+        self.state["norms"] = {n: float(w.detach().norm()) for n, w in scale_free(window).items()}
 
     @torch.no_grad()
     def after_step(self, window: Window, progress: float) -> None:
@@ -230,8 +240,6 @@ class HeldNorms(Steered):
 
 def scale_free(window: Window) -> dict[str, Tensor]:
     """Return the weights of layers that a batch norm alone reads."""
-    from ssl_lightning.groups.surroundings import Surroundings
-
     network = window.sparsity.network
     around = Surroundings(network, window.form.inputs, strict=False)
     found: dict[str, Tensor] = {}
@@ -246,8 +254,7 @@ def limits_at(costs: Costs, done: float) -> Costs | None:
     """Return the limits on the way from the dense cost to the budget; None at its beginning."""
     if done <= 0:
         return None
-    found = object.__new__(Costs)
-    found.targets, found.meters, found.dense = costs.targets, costs.meters, costs.dense
+    found = copy.copy(costs)
     found.limits = {
         name: costs.dense[name] + done * (limit - costs.dense[name])
         for name, limit in costs.limits.items()

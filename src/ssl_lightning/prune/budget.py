@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ from ssl_lightning.prune.ranking import in_multiples, ranking
 
 NEAR = 0.995
 """The search ends at costs between this share of the limit and the limit."""
+
+ATTEMPTS = 4
+"""How often a group with which the cost falls under that is left out, for smaller ones after it."""
 
 
 class UnreachableError(ValueError):
@@ -51,9 +55,11 @@ def choose_groups(
     multiple: int = 1,
     retained: Mapping[str, str] | None = None,
 ) -> Choice:
-    """Choose as few of the least important groups as bring all costs down to their limits.
+    """Choose the least important groups whose removal brings all costs down to their limits.
 
-    A limit on the depth is kept by depth groups, the others by all groups that there are.
+    As few as possible; but a group that costs more than what is left to save is passed over, if
+    smaller ones after it come nearer to the limit. A limit on the depth is kept by depth groups,
+    the others by all groups that there are.
 
     Args:
         model: the network; unchanged.
@@ -113,8 +119,20 @@ class Search:
         rule = partial(in_multiples, self.sets, order, multiple=self.multiple)
         if self.excess(rule(order)) > 1:
             raise UnreachableError(self.why_not(rule(order)))
-        count = first_within(lambda n: self.excess(rule(order[:n])), len(order), NEAR)
-        return to_masks(self.sets, rule(order[:count]))
+        best, used, least = order, 0.0, 0
+        for _ in range(ATTEMPTS):
+            excess = partial(self.excess_of_first, rule, order)
+            count, found = first_within(excess, least, len(order), NEAR)
+            if used < found <= 1:
+                best, used = rule(order[:count]), found
+            if found > 1 or used >= NEAR or not count:
+                break
+            least, order = count - 1, torch.cat([order[: count - 1], order[count:]])
+        return to_masks(self.sets, best)
+
+    def excess_of_first(self, rule: Callable[[Tensor], Tensor], order: Tensor, count: int) -> float:
+        """Return the excess without the first so many groups of an order."""
+        return self.excess(rule(order[:count]))
 
     def left(self, chosen: Tensor) -> nn.Module:
         """Return a copy of the network with those groups zeroed."""
@@ -167,38 +185,43 @@ class Search:
         return ", ".join(texts)
 
 
-def first_within(excess: Callable[[int], float], most: int, near: float) -> int:
-    """Find the smallest number from 0 to ``most`` whose excess, which falls, is at most 1.
+def first_within(
+    excess: Callable[[int], float], least: int, most: int, near: float
+) -> tuple[int, float]:
+    """Find the smallest number from ``least`` to ``most`` whose excess, which falls, is at most 1.
 
     By interpolation, which takes few steps where it falls evenly; after some, bisection takes
     turns with it, so that they are never many.
 
     Args:
-        excess: of a number; slow; at most 1 for ``most``.
+        excess: of a number; slow.
+        least: the smallest number.
         most: the largest number.
         near: the search ends at the first excess between this and 1.
 
+    Returns:
+        The number and its excess; ``most`` if that of none is at most 1.
+
     Example:
-        >>> first_within(lambda n: (100 - n) / 33, 90, near=1.0)
-        67
+        >>> number, found = first_within(lambda n: (100 - n) / 33, 0, 90, near=1.0)
+        >>> number, found
+        (67, 1.0)
     """
-    low, high = -1, most  # the excess is above 1 at low, and at most 1 at high
-    above, below = excess(0), 0.0
-    if above <= 1:
-        return 0
-    low, tries = 0, 0
-    aim = (1.0 + near) / 2
+    low, above = least, excess(least)
+    if above <= 1 or least >= most:
+        return least, above
+    high, below, known, tries = most + 1, 0.0, math.inf, 0
     while high - low > 1:
-        share = 0.5 if tries > 4 and tries % 2 else (above - aim) / max(above - below, 1e-9)
+        share = 0.5 if tries > 4 and tries % 2 else (above - (1 + near) / 2) / (above - below)
         middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
         found, tries = excess(middle), tries + 1
         if near <= found <= 1:
-            return middle
+            return middle, found
         if found > 1:
             low, above = middle, found
         else:
-            high, below = middle, found
-    return high
+            high, below, known = middle, found, found
+    return (high, known) if high <= most else (most, above)
 
 
 def to_masks(group_sets: Sequence[GroupSet], chosen: Tensor) -> list[Tensor]:
