@@ -436,10 +436,9 @@ def resumable(
     return module
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    ("kill", "every"), [(5, 1), (12, 1), (14, 2), (17, 1), (24, None), (29, 1)]
-)
+@pytest.mark.parametrize(("kill", "every"), [(5, 1), (14, 2), (16, None), (29, 1)])
 def test_a_killed_run_resumes_bit_equal(
     trainer: Any, tmp_path: Path, method: str, kill: int, every: int | None
 ) -> None:

@@ -10,9 +10,9 @@ import pytest
 import ssl_lightning
 
 PUBLIC = """
-ArrayDataModule BACKBONES BenchmarkResult Budget CIFAR10DataModule ColumnSparseConv2d CompactDuringFit
-Constant Cosine DepthCollapse ExportResult FashionMNISTDataModule FilterPictures GroupKind
-GroupLasso GroupLocks GroupSet ImageDataModule ImageFolderDataModule ImageNetDataModule
+ArrayDataModule BACKBONES BenchmarkResult Budget CIFAR10DataModule ColumnSparseConv2d
+CompactDuringFit Constant Cosine DepthCollapse ExportResult FashionMNISTDataModule FilterPictures
+GroupKind GroupLasso GroupLocks GroupSet ImageDataModule ImageFolderDataModule ImageNetDataModule
 ImagenetteDataModule Inputs LabelledImages MCP MNISTDataModule Penalty PenaltyFunction Plan
 PruneLike PruneReport Ramp Regularizer SSLLightningModule SCAD SaveCompact Schedule Selector
 Sparsify SparsityMonitor StageLR StructuredSparsity SyntheticDataModule ThresholdPruning Window

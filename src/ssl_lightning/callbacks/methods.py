@@ -183,6 +183,7 @@ class Steered(Method):
     After that the logarithm of the strength moves with the distance from the line.
     """
 
+    @torch.no_grad()
     def begin(self, window: Window) -> None:
         """Set the first strength."""
         regularizer = window.sparsity.regularizer
