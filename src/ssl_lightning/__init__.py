@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         make_plan,
         save_compact,
     )
+    from ssl_lightning.costs import LatencyMeter, preferred_multiple
     from ssl_lightning.data import (
         ArrayDataModule,
         CIFAR10DataModule,
@@ -122,6 +123,7 @@ __all__ = [
     "ImagenetteDataModule",
     "Inputs",
     "LabelledImages",
+    "LatencyMeter",
     "MNISTDataModule",
     "Penalty",
     "PenaltyFunction",
@@ -160,6 +162,7 @@ __all__ = [
     "load_backbone",
     "load_compact",
     "make_plan",
+    "preferred_multiple",
     "prox_group_lasso",
     "prune_",
     "prune_like_",
