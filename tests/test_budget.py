@@ -358,6 +358,8 @@ def test_the_end_is_0_for_a_trained_network(trainer: Any, backbone: Any, end: in
         ({"macs": 0.5, "method": "oneshot"}, "Did you mean one_shot"),
         ({"macs": 0.5, "importance": "l3"}, "Unknown importance"),
         ({"macs": 0.5, "multiple": 0}, "multiple >= 1"),
+        ({"macs": 0.5, "multiple": "auto"}, "expected an engine for multiple='auto'"),
+        ({"latency": 0.5}, "Budget: expected an engine for a latency"),
     ],
 )
 def test_budgets_that_are_none(given: dict[str, Any], message: str) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         make_plan,
         save_compact,
     )
+    from ssl_lightning.costs import LatencyMeter, preferred_multiple
     from ssl_lightning.data import (
         ArrayDataModule,
         CIFAR10DataModule,
@@ -124,6 +125,7 @@ __all__ = [
     "ImagenetteDataModule",
     "Inputs",
     "LabelledImages",
+    "LatencyMeter",
     "MNISTDataModule",
     "Penalty",
     "PenaltyFunction",
@@ -162,6 +164,7 @@ __all__ = [
     "load_backbone",
     "load_compact",
     "make_plan",
+    "preferred_multiple",
     "prox_group_lasso",
     "prune_",
     "prune_like_",

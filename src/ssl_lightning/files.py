@@ -26,6 +26,16 @@ class DiskFullError(OSError):
     """There was no space for a file; what was there before is still there."""
 
 
+def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of what can be made again: the given one, else the user's.
+
+    That is below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    if folder:
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_lightning"
+
+
 def parse_json(text: str | bytes, where: str) -> Any:
     """Return the values of a JSON text from a file.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch import Tensor
 
 from ssl_lightning.callbacks.during_fit import (
     common_plan,
@@ -22,12 +21,14 @@ from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
 from ssl_lightning.compaction import check_sliceable, make_plan
 from ssl_lightning.costs import Costs, parse_targets
+from ssl_lightning.graph import working_copy
 from ssl_lightning.groups import GroupSet, Selector
 from ssl_lightning.groups.resolve import make_sets
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity, sparsity_of
-from ssl_lightning.prune import IMPORTANCES, UnreachableError
+from ssl_lightning.prune import IMPORTANCES, Choice, UnreachableError
+from ssl_lightning.prune.machines import check_multiple, meter_of, multiple_for
 from ssl_lightning.schedules import StageLR
 from ssl_lightning.suggest import pick
 
@@ -56,13 +57,19 @@ class Budget(EpochStartCallback):
         parameters: the same for parameters.
         size: the same for the bytes of weights and buffers.
         depth: the same for convolutions and linear layers; needs penalties of kind depth.
+        latency: share of the dense network's time in an engine, for a batch of one; predicted from
+            a table of layers, measured when groups are chosen, and kept within 3 %.
+        latency_ms: the same in milliseconds.
+        engine: where the network will run, one of ``measure.ENGINES``, such as ``"openvino"``.
         start: epoch (counted from 0) from which the method acts.
         end: epoch at whose start the budget is reached. By default 0 for a network that is trained
             already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
         importance: ``"l2"``, ``"l1"`` or ``"random"`` (a control): of a group, in units of the mean
             of its set.
-        multiple: retain a multiple of so many groups in each set that loses any.
+        multiple: retain a multiple of so many groups in each set that loses any. ``"auto"``, the
+            default where an engine is given, is the largest to which widths can be rounded up at
+            no cost there; without one the default is 1.
         every_n_steps: how often the method decides.
 
     Raises:
@@ -83,27 +90,37 @@ class Budget(EpochStartCallback):
         parameters: float | None = None,
         size: float | None = None,
         depth: float | None = None,
+        latency: float | None = None,
+        latency_ms: float | None = None,
+        engine: str | None = None,
         start: int = 0,
         end: int | None = None,
         method: str = "one_shot",
         importance: str = "l2",
-        multiple: int = 1,
+        multiple: int | Literal["auto"] | None = None,
         every_n_steps: int = 40,
     ) -> None:
         given = {"macs": macs, "parameters": parameters, "size": size, "depth": depth}
+        given |= {"latency": latency, "latency_ms": latency_ms}
         self.targets = parse_targets("Budget", given)
         if not self.targets:
             raise ValueError("Budget: expected a target, got none. Give macs=0.5, say.")
-        if start < 0 or (end is not None and end < start) or every_n_steps < 1 or multiple < 1:
+        if start < 0 or (end is not None and end < start) or every_n_steps < 1:
             raise ValueError(
-                "Budget: expected 0 <= start <= end (epochs, counted from 0), every_n_steps >= 1 "
-                f"and multiple >= 1, got start={start}, end={end}, every_n_steps={every_n_steps} "
-                f"and multiple={multiple}."
+                "Budget: expected 0 <= start <= end (epochs, counted from 0) and every_n_steps >= "
+                f"1, got start={start}, end={end} and every_n_steps={every_n_steps}."
+            )
+        check_multiple("Budget", multiple, engine)
+        if engine is None and any(target.resource == "latency" for target in self.targets):
+            raise ValueError(
+                "Budget: expected an engine for a latency, which is measured there, got none. "
+                "Give one, such as engine='openvino'."
             )
         pick("importance", importance, IMPORTANCES)
         self.method: Method = pick("method", method, METHODS)()
         self.start, self.end = start, end
-        self.importance, self.multiple, self.every_n_steps = importance, multiple, every_n_steps
+        self.importance, self.every_n_steps = importance, every_n_steps
+        self.multiple, self.engine = multiple, engine
         self.dense: dict[str, float] | None = None
         self.landed: dict[str, float] | None = None
         self._next: int | None = None  # optimizer step of the next decision
@@ -168,8 +185,12 @@ class Budget(EpochStartCallback):
         if self._window is None or self._window.network is not sparsity.network:
             example = example_of(sparsity, "Budget")
             around = Surroundings(sparsity.network, example, strict=True)
-            costs = Costs(self.targets, sparsity.network, example, dense=self.dense)
+            network = working_copy(sparsity.network).eval()
+            meter = meter_of(self.engine, network, example)
+            meters = {} if meter is None else {"latency": meter}
+            costs = Costs(self.targets, network, example, meters, self.dense)
             self.dense = costs.dense
+            self.multiple = multiple_for(self.multiple, meter)
             self._window = Window(
                 sparsity,
                 groups_of(sparsity, around),
@@ -197,17 +218,17 @@ class Budget(EpochStartCallback):
         length = max(self.end - self.start, 1)
         return min(max((sparsity.epoch - self.start) / length, 0.0), 1.0)
 
-    def choose(self, trainer: pl.Trainer, sparsity: Sparsity) -> list[Tensor]:
-        """Return which groups to zero, one mask per set, the same in all processes.
+    def choose(self, trainer: pl.Trainer, sparsity: Sparsity) -> Choice:
+        """Return which groups to zero, the same in all processes.
 
         Raises:
             UnreachableError: if the budget cannot be reached.
         """
         try:
-            masks = self.window(trainer, sparsity).choose().masks
+            choice = self.window(trainer, sparsity).choose()
         except UnreachableError as error:
             raise UnreachableError(f"Budget: {error}") from None
-        common: list[Tensor] = trainer.strategy.broadcast(masks)
+        common: Choice = trainer.strategy.broadcast(choice)  # times differ between processes
         return common
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -256,14 +277,16 @@ class Budget(EpochStartCallback):
         if self._next is not None:
             self.method.finish(window)
         sparsity.regularizer.scales = [0.0] * len(sparsity.penalties)
-        masks = self.choose(trainer, sparsity)
+        choice = self.choose(trainer, sparsity)
+        masks = choice.masks
         for group_set, mask in zip(window.group_sets, masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
         example = example_of(sparsity, "Budget")
         plan = common_plan(trainer.strategy, make_plan(sparsity.network, example, constants=False))
         if plan.removed():
             compact_in_place_(trainer, sparsity, plan)
-        self.landed = window.costs.of(sparsity.network)
+        small = working_copy(sparsity.network).eval()
+        self.landed = window.costs.of(small) | choice.measured()
         self._window = None
         assert self.dense is not None
         text = ", ".join(
@@ -288,6 +311,7 @@ class Budget(EpochStartCallback):
             "end": self.end,
             "dense": self.dense,
             "landed": self.landed,
+            "multiple": self.multiple,
             "next": self._next,
             "method": dict(self.method.state),
         }
@@ -296,6 +320,7 @@ class Budget(EpochStartCallback):
         """Restore what :meth:`state_dict` returned."""
         self.dense, self.landed = state_dict["dense"], state_dict["landed"]
         self._next, self.method.state = state_dict["next"], dict(state_dict["method"])
+        self.multiple = state_dict["multiple"]
         if self.end is None:
             self.end = state_dict["end"]
 

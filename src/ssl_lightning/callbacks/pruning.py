@@ -15,6 +15,7 @@ from ssl_lightning.graph import is_cut
 from ssl_lightning.groups import GroupSet, group_norms
 from ssl_lightning.module import sparsity_of
 from ssl_lightning.penalties import Regularizer
+from ssl_lightning.prune.ranking import mask_in_multiples, units
 
 
 class ThresholdPruning(EpochStartCallback):
@@ -42,11 +43,16 @@ class ThresholdPruning(EpochStartCallback):
             norms of groups would take most of them.
         layers: glob or globs on the layers to prune.
         lock: keep the zeroed groups at zero.
+        multiple: of channels: in every set that loses any, retain the multiple nearest to the
+            number otherwise (of half as many in sets of fewer, and so on). Groups that are zero
+            already stay zero, so if too few others are left, it is the multiple below. 8 or 16
+            suit most machines, which compute so many channels at a time;
+            :func:`~ssl_lightning.preferred_multiple` finds it for an engine.
 
     Raises:
         ValueError: for a negative threshold or occasion, a fraction out of range or beside a
-            threshold, ``layers`` beside a mapping, or a start after the last epoch; and, when
-            training starts, for a glob that matches none of the penalised groups.
+            threshold, ``layers`` beside a mapping, a multiple below 1, or a start after the last
+            epoch; and, when training starts, for a glob that matches none of the penalised groups.
 
     Example:
         >>> ThresholdPruning(start=20, threshold=1e-3, relative=True).occasions.at(20)
@@ -67,6 +73,7 @@ class ThresholdPruning(EpochStartCallback):
         layers: str | list[str] = "*",
         lock: bool = True,
         fraction: float | dict[str, float] | None = None,
+        multiple: int = 1,
     ) -> None:
         if not threshold >= 0:
             raise ValueError(
@@ -89,6 +96,10 @@ class ThresholdPruning(EpochStartCallback):
                 f"got fraction={fraction}, threshold={threshold}, relative={relative}. Give a "
                 "fraction of the groups, such as 0.6, or a threshold."
             )
+        if type(multiple) is not int or multiple < 1:
+            raise ValueError(
+                f"ThresholdPruning: expected multiple >= 1, got {multiple!r}. Give 8 or 16, say."
+            )
         self.occasions = Occasions("ThresholdPruning", start, every_n_epochs)
         self.threshold = threshold
         self.relative = relative
@@ -96,6 +107,7 @@ class ThresholdPruning(EpochStartCallback):
         self.fractions = fractions
         self.kinds = kinds
         self.lock = lock
+        self.multiple = multiple
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reject settings that would never prune anything."""
@@ -125,6 +137,9 @@ class ThresholdPruning(EpochStartCallback):
         for group_set in self.chosen(sparsity.regularizer):
             norms = group_norms(group_set, parameters).detach()
             mask = self.to_zero(norms, group_set.layer)
+            if self.multiple > 1 and not bool(mask.all()):
+                (unit,) = units([group_set], parameters, self.multiple)
+                mask = mask_in_multiples(group_set, norms, mask, unit)
             if bool(mask.all()) and group_set.kind != "depth":
                 emptied.append(group_set.name)
             total += sparsity.prune_groups_(group_set, mask, lock=self.lock)

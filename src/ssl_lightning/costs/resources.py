@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
@@ -13,6 +13,44 @@ from ssl_lightning.measure import count_macs, num_bytes, num_parameters
 
 Meter: TypeAlias = Callable[[nn.Module], float]
 """From a compact network to what it costs."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a network was predicted to cost, and what it costs.
+
+    Example:
+        >>> Check(predicted=3.0, measured=4.0).error
+        -0.25
+    """
+
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Difference of the prediction, as a share of what was measured."""
+        return self.predicted / self.measured - 1
+
+
+@runtime_checkable
+class CalibratedMeter(Protocol):
+    """A meter that predicts, and learns from networks that it measures.
+
+    A prediction is ``corrected(raw(network))``; only the second step changes.
+    """
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return what a network is predicted to cost."""
+
+    def raw(self, model: nn.Module) -> float:
+        """Return a number that falls and rises with the cost."""
+
+    def corrected(self, raw: float) -> float:
+        """Return the predicted cost, by what was measured so far."""
+
+    def calibrate_(self, model: nn.Module) -> Check:
+        """Measure a network, and predict by that from now on."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from ssl_lightning.costs.resources import RESOURCES, Meter
+from ssl_lightning.costs.resources import RESOURCES, CalibratedMeter, Check, Meter
 from ssl_lightning.graph import ExampleInput, as_inputs
 
 
@@ -95,7 +95,8 @@ class Costs:
         dense: what the dense network costs, where it is known already.
 
     Raises:
-        ValueError: if an absolute target is above what the dense network costs.
+        ValueError: if an absolute target is above what the dense network costs, or latency has no
+            meter.
 
     Attributes:
         dense: resource -> cost of the dense network.
@@ -123,7 +124,11 @@ class Costs:
         for target in targets:
             make = RESOURCES[target.resource].meter
             if target.resource not in self.meters:
-                assert make is not None, "latency needs a meter"
+                if make is None:
+                    raise ValueError(
+                        f"Expected an engine for the target {target}: it is measured there. Name "
+                        "one, such as engine='openvino'."
+                    )
                 self.meters[target.resource] = make(inputs)
         self.dense = dict(dense) if dense is not None else self.of(model)
         self.limits = {t.resource: t.limit(self.dense[t.resource]) for t in targets}
@@ -137,7 +142,32 @@ class Costs:
 
     def of(self, model: nn.Module) -> dict[str, float]:
         """Return resource -> what a network costs."""
-        return {target.resource: self.meters[target.resource](model) for target in self.targets}
+        return self.corrected(self.raw(model, [target.resource for target in self.targets]))
+
+    def raw(self, model: nn.Module, resources: Iterable[str]) -> dict[str, float]:
+        """Return what :meth:`corrected` turns into costs: the part that takes time."""
+        meters = {name: self.meters[name] for name in resources}
+        return {
+            name: meter.raw(model) if isinstance(meter, CalibratedMeter) else meter(model)
+            for name, meter in meters.items()
+        }
+
+    def corrected(self, raw: Mapping[str, float]) -> dict[str, float]:
+        """Return resource -> cost, by what has been measured so far."""
+        meters = {name: self.meters[name] for name in raw}
+        return {
+            name: meter.corrected(raw[name]) if isinstance(meter, CalibratedMeter) else raw[name]
+            for name, meter in meters.items()
+        }
+
+    def calibrate_(self, model: nn.Module, resources: Iterable[str]) -> dict[str, Check]:
+        """Measure a network where costs are predicted, and predict by that from now on."""
+        meters = {name: self.meters[name] for name in resources}
+        return {
+            name: meter.calibrate_(model)
+            for name, meter in meters.items()
+            if isinstance(meter, CalibratedMeter)
+        }
 
     def shares(self, costs: Mapping[str, float]) -> dict[str, float]:
         """Return resource -> a cost as a share of the dense network's."""

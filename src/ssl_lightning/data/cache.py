@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,13 +15,6 @@ from ssl_lightning.files import replacing
 
 VERSION = 1
 BLOCK = 1 << 24  # bytes read at a time to check a file
-
-
-def default_cache_dir(folder: str | None) -> Path:
-    """Folder of decoded images: ``folder``, else below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if folder:
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_lightning"
 
 
 def cache_key(files: Sequence[Path], size: int) -> str:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from ssl_lightning.data.augment import Int64Array, RandomResizedCrop, Resize, UInt8Array
 from ssl_lightning.data.base import ImageDataModule, Split
-from ssl_lightning.data.cache import cached_images, default_cache_dir
+from ssl_lightning.data.cache import cached_images
 from ssl_lightning.data.loading import MemoryImages, SeededDataset, as_is
 from ssl_lightning.data.packed import (
     DataFileError,
@@ -23,6 +23,7 @@ from ssl_lightning.data.packed import (
     LabelledImages,
     decode_image,
 )
+from ssl_lightning.files import cache_folder
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -206,7 +207,7 @@ class ImageFolderDataModule(ImageDataModule):
             [Path(file) for file in files],
             size,
             partial(decode, size=size),
-            default_cache_dir(self.cache_dir),
+            cache_folder(self.cache_dir),
         )
         crop = RandomResizedCrop(self.image_size, self.seed, 0.08, self.training_sizes or {})
         return MemoryImages(

@@ -7,10 +7,11 @@ without arguments, so that a timing holds nothing but the computation.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_lightning.compaction.equality import (
     LOWER,
@@ -22,7 +23,7 @@ from ssl_lightning.compaction.equality import (
 from ssl_lightning.graph import ExampleInput, as_inputs
 from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.measure.csr import CsrProduct
-from ssl_lightning.measure.engine import Call, Engine, prepare_by_file
+from ssl_lightning.measure.engine import Call, Engine, prepare_by_file, prepare_side_by_side
 from ssl_lightning.measure.runtimes import BUILT_IN, type_of
 from ssl_lightning.registry import Registration, register
 from ssl_lightning.suggest import pick, shortened
@@ -96,10 +97,11 @@ def installed_engines() -> list[str]:
     return [engine.name for engine in ENGINES.values() if engine.timed and engine.available]
 
 
-def engine_versions() -> dict[str, str]:
-    """Return package -> version of what the engines run on, where it is installed."""
+def engine_versions(engines: Iterable[Engine] | None = None) -> dict[str, str]:
+    """Return package -> version of what engines (all, by default) run on, where it is installed."""
+    used = ENGINES.values() if engines is None else engines
     found = {}
-    for package in ("torch", *{name for engine in ENGINES.values() for name in engine.packages}):
+    for package in ("torch", *{name for engine in used for name in engine.packages}):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -141,6 +143,30 @@ def prepare(name: str, model: nn.Module, example_input: ExampleInput) -> Call:
         if engine.prepare is not None:
             return engine.prepare(model, inputs)
         return prepare_by_file(engine, model, inputs)
+
+
+def prepare_several(name: str, parts: Sequence[tuple[nn.Module, Tensor]]) -> list[Call]:
+    """Build a call for each of several networks of one input, such as layers, at once if possible.
+
+    Args:
+        name: one of :data:`ENGINES`.
+        parts: networks as :func:`prepare` takes them, each with its input; all of one type.
+
+    Raises:
+        ValueError: as :func:`prepare`.
+
+    Example:
+        >>> x = torch.tensor(-1.0)
+        >>> calls = prepare_several("eager", [(nn.ReLU(), x), (nn.Tanh(), x)])
+        >>> [round(float(call()), 2) for call in calls]
+        [0.0, -0.76]
+    """
+    engine = find_engine(name)
+    single = all(x.dtype == torch.float32 for _, x in parts)  # what files compute in
+    if engine.split is None or not single or len(parts) < 2:
+        return [prepare(name, part, x) for part, x in parts]
+    with torch.inference_mode():
+        return prepare_side_by_side(engine, parts)
 
 
 @torch.no_grad()

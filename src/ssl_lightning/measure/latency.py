@@ -122,10 +122,10 @@ def _measured(
         _check_outputs(models, image)
         runs = []
         for (kind, size), group in groupby(settings, key=itemgetter(0, 1)):
-            converted, batch = _converted(models, inputs.at_batch(size), kind)
+            networks, batch = converted(models, inputs.at_batch(size), kind)
             for _, _, count in group:
                 with num_threads(count):
-                    runs.append(_run(converted, batch, (kind, size), engines, per_layer, time))
+                    runs.append(_run(networks, batch, (kind, size), engines, per_layer, time))
     layers = dict.fromkeys(layer for run in runs for layer in run.layers)
     return BenchmarkResult(
         machine=machine(first.device),
@@ -208,7 +208,7 @@ def _fastest(turns: Turns[Key], first: str) -> dict[str, Fastest]:
     return {name: Fastest(best[name][0], t.ratio, t.ratio_iqr) for name, t in timings.items()}
 
 
-def _converted(
+def converted(
     models: Mapping[str, nn.Module], x: Inputs, dtype: str
 ) -> tuple[Mapping[str, nn.Module], Inputs]:
     """Return models and inputs in that type: copies, unless they have it already."""

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.costs import Costs
+from ssl_lightning.costs import Check, Costs
 from ssl_lightning.graph import working_copy
 from ssl_lightning.groups import GroupSet, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
-from ssl_lightning.prune.ranking import in_multiples, ranking
+from ssl_lightning.prune.ranking import in_multiples, ranking, units
 
 NEAR = 0.995
 """The search ends at costs between this share of the limit and the limit."""
 
 ATTEMPTS = 4
 """How often a group with which the cost falls under that is left out, for smaller ones after it."""
+
+ROUNDS, TOLERANCE = 4, 0.03
+"""Most searches where costs are predicted; after each, the network found is measured, and if the
+prediction was off by more than the tolerance, the next search follows the corrected one."""
 
 
 class UnreachableError(ValueError):
@@ -35,13 +39,22 @@ class Choice:
 
     Attributes:
         masks: one per group set, ``(num_groups,)`` bool, True for the groups to zero.
-        costs: resource -> cost of the compact network.
+        costs: resource -> cost of the compact network; measured where it was predicted.
         shares: resource -> the same as a share of the dense network's.
+        checks: resource that is predicted -> what was predicted of this network, and measured.
+        first: the same of the network that was found first, before any but the dense one was
+            measured.
     """
 
     masks: list[Tensor]
     costs: dict[str, float]
     shares: dict[str, float]
+    checks: dict[str, Check] = field(default_factory=dict)
+    first: dict[str, Check] = field(default_factory=dict)
+
+    def measured(self) -> dict[str, float]:
+        """Return resource -> what was measured, of those that are predicted otherwise."""
+        return {name: check.measured for name, check in self.checks.items()}
 
 
 @torch.no_grad()
@@ -60,6 +73,11 @@ def choose_groups(
     As few as possible; but a group that costs more than what is left to save is passed over, if
     smaller ones after it come nearer to the limit. A limit on the depth is kept by depth groups,
     the others by all groups that there are.
+
+    Costs that are only predicted (latency) are measured once groups are found, and the search is
+    made again with the corrected prediction, four times at most. What is returned is the network
+    measured nearest to its limit; it may exceed that by the tolerance of 3 %, or by more if the
+    last search did not do better.
 
     Args:
         model: the network; unchanged.
@@ -80,22 +98,43 @@ def choose_groups(
     phases = [(("depth",), depth), (tuple(n for n in costs.limits if n != "depth"), others)]
     if "depth" not in costs.limits:
         phases = [(tuple(costs.limits), depth + others)]
+    checks, first = dict[str, Check](), dict[str, Check]()
     for resources, numbers in phases:
         if not resources:
             continue
         sets, mine = [group_sets[i] for i in numbers], [scores[i] for i in numbers]
         masks = [chosen[i] for i in numbers]
         part = Search(network, form, sets, mine, costs, resources, multiple, dict(retained or {}))
-        for mask, more in zip(masks, part.choose(), strict=True):
+        rounds = part.settle()
+        checks, first = checks | rounds[0].checks, first | rounds[-1].checks
+        for mask, more in zip(masks, to_masks(sets, rounds[0].chosen), strict=True):
             mask |= more
-        zero_(network, sets, masks)
-    found = form.ask(network, costs.of)
-    return Choice(chosen, found, costs.shares(found))
+        part.left(rounds[0].chosen)
+    found = form.ask(network, costs.of) | {name: c.measured for name, c in checks.items()}
+    return Choice(chosen, found, costs.shares(found), checks, first)
+
+
+@dataclass(frozen=True)
+class Round:
+    """The groups that one search found.
+
+    Attributes:
+        chosen: their numbers, through over all sets.
+        checks: resource that is predicted -> what was predicted without them, and measured.
+        excess: cost in units of the limit, of the resource where that is largest.
+    """
+
+    chosen: Tensor
+    checks: dict[str, Check]
+    excess: float
 
 
 @dataclass
 class Search:
-    """Finds the smallest number of groups, least important first, that keeps some limits."""
+    """Finds the smallest number of groups, least important first, that keeps some limits.
+
+    The network is a copy of its own, in which groups are zeroed.
+    """
 
     network: nn.Module
     form: CompactForm
@@ -106,8 +145,43 @@ class Search:
     multiple: int
     retained: dict[str, str]
 
-    def choose(self) -> list[Tensor]:
-        """Return one mask per set."""
+    def __post_init__(self) -> None:
+        self.known: dict[bytes, dict[str, float]] = {}
+        parameters = named_tensors(self.network)
+        names = {name for group_set in self.sets for name in group_set.parameters()}
+        self.before = {name: parameters[name].detach().clone() for name in names}
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Numbers of all groups that may be zeroed, least important first."""
+        return ranking(self.sets, self.scores)
+
+    @cached_property
+    def units(self) -> list[int]:
+        """Of which multiple groups are retained in each set."""
+        return units(self.sets, named_tensors(self.network), self.multiple)
+
+    def settle(self) -> list[Round]:
+        """Search until what was found is measured to cost what was predicted; at most 4 times.
+
+        Returns:
+            The best round, and the first.
+        """
+        rounds: list[Round] = []
+        for _ in range(ROUNDS):
+            chosen = self.choose()
+            if any(torch.equal(chosen, other.chosen) for other in rounds):
+                break
+            checks = self.measure(chosen)
+            costs = self.costs.corrected(self.raw(chosen))
+            costs |= {name: check.measured for name, check in checks.items()}
+            rounds.append(Round(chosen, checks, self.costs.worst(costs)))
+            if all(abs(check.error) <= TOLERANCE for check in checks.values()):
+                break
+        return [min(rounds, key=lambda found: abs(found.excess - 1)), rounds[0]]
+
+    def choose(self) -> Tensor:
+        """Return the numbers of the groups to zero, through over all sets."""
         if not self.sets:
             kinds = "depth" if self.resources == ("depth",) else "other"
             raise UnreachableError(
@@ -115,40 +189,62 @@ class Search:
                 "groups. Give some, such as `penalties: [{kind: "
                 f"{'depth' if kinds == 'depth' else 'coupled'}}}]`."
             )
-        order = ranking(self.sets, self.scores)
-        rule = partial(in_multiples, self.sets, order, multiple=self.multiple)
-        if self.excess(rule(order)) > 1:
-            raise UnreachableError(self.why_not(rule(order)))
-        best, used, least = order, 0.0, 0
+        order = self.order
+        all_of_them = self.rule(order)
+        if self.excess(all_of_them) > 1 and not self.within_measured(all_of_them):
+            raise UnreachableError(self.why_not(all_of_them))
+        best, used, least = all_of_them, 0.0, 0
         for _ in range(ATTEMPTS):
-            excess = partial(self.excess_of_first, rule, order)
+            excess = partial(self.excess_of_first, order)
             count, found = first_within(excess, least, len(order), NEAR)
             if used < found <= 1:
-                best, used = rule(order[:count]), found
+                best, used = self.rule(order[:count]), found
             if found > 1 or used >= NEAR or not count:
                 break
             least, order = count - 1, torch.cat([order[: count - 1], order[count:]])
-        return to_masks(self.sets, best)
+        return best
 
-    def excess_of_first(self, rule: Callable[[Tensor], Tensor], order: Tensor, count: int) -> float:
+    def excess_of_first(self, order: Tensor, count: int) -> float:
         """Return the excess without the first so many groups of an order."""
-        return self.excess(rule(order[:count]))
+        return self.excess(self.rule(order[:count]))
+
+    def within_measured(self, chosen: Tensor) -> bool:
+        """Whether the cost without those groups is within the limits once it is measured."""
+        return bool(self.measure(chosen)) and self.excess(chosen) <= 1
+
+    def rule(self, chosen: Tensor) -> Tensor:
+        """Return the groups to zero instead of those, so that multiples are retained."""
+        return in_multiples(self.sets, self.scores, self.order, chosen, self.units)
+
+    def measure(self, chosen: Tensor) -> dict[str, Check]:
+        """Measure what is only predicted without those groups; empty if nothing is."""
+        return self.form.ask(
+            self.left(chosen), lambda small: self.costs.calibrate_(small, self.resources)
+        )
 
     def left(self, chosen: Tensor) -> nn.Module:
-        """Return a copy of the network with those groups zeroed."""
-        network = working_copy(self.network)
-        zero_(network, self.sets, to_masks(self.sets, chosen))
-        return network
+        """Return the network with those groups zeroed, and others as they were.
+
+        It is one object, whose compact form is asked for without capturing it again.
+        """
+        parameters = named_tensors(self.network)
+        for name, value in self.before.items():
+            parameters[name].copy_(value)
+        zero_(self.network, self.sets, to_masks(self.sets, chosen))
+        return self.network
+
+    def raw(self, chosen: Tensor) -> dict[str, float]:
+        """Return the costs without those groups, before they are corrected; asked once."""
+        key = chosen.sort().values.numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = self.form.ask(
+                self.left(chosen), lambda small: self.costs.raw(small, self.resources)
+            )
+        return self.known[key]
 
     def excess(self, chosen: Tensor) -> float:
         """Return the cost without those groups, in units of the limit."""
-
-        def worst(small: nn.Module) -> float:
-            return self.costs.worst(
-                {name: self.costs.meters[name](small) for name in self.resources}
-            )
-
-        return self.form.ask(self.left(chosen), worst)
+        return self.costs.worst(self.costs.corrected(self.raw(chosen)))
 
     def why_not(self, chosen: Tensor) -> str:
         """Say what is left when all groups that may go are gone, and why."""

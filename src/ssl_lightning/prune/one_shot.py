@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.compaction.planning import check_finite
-from ssl_lightning.costs import Costs, Target, parse_targets
-from ssl_lightning.graph import ExampleInput, missing_heads, trace, working_copy
+from ssl_lightning.costs import Costs, LatencyMeter, Target, parse_targets
+from ssl_lightning.graph import ExampleInput, missing_heads, trace
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
@@ -25,9 +25,24 @@ from ssl_lightning.groups.resolve import make_sets, named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
-from ssl_lightning.prune.budget import UnreachableError, choose_groups, to_masks, zero_
+from ssl_lightning.prune.budget import (
+    Choice,
+    UnreachableError,
+    choose_groups,
+    to_masks,
+    zero_,
+)
 from ssl_lightning.prune.importance import IMPORTANCES, SIZE_POWERS
-from ssl_lightning.prune.ranking import in_multiples, ranking, relative
+from ssl_lightning.prune.machines import (
+    LatencyReport,
+    Multiple,
+    check_multiple,
+    latency_report,
+    meter_of,
+    multiple_for,
+    warn_of_odd_widths,
+)
+from ssl_lightning.prune.ranking import in_multiples, ranking, relative, units
 from ssl_lightning.suggest import pick, shortened
 
 
@@ -39,6 +54,8 @@ class PruneReport:
         zeroed: group set name -> number of groups it zeroed, and of all groups.
         macs: multiply-adds before, and of the compact network after; None if not counted.
         retained: layer -> why outputs of it are in no group (of coupled channels).
+        latency: what was predicted and measured, if that was a target.
+        multiple: of which multiples of channels were retained.
 
     Example:
         >>> print(PruneReport({"conv1:coupled": (3, 16), "conv2:coupled": (8, 8)}, (200, 100)))
@@ -52,6 +69,8 @@ class PruneReport:
     zeroed: dict[str, tuple[int, int]]
     macs: tuple[int, int] | None = None
     retained: dict[str, str] = field(default_factory=dict)
+    latency: LatencyReport | None = None
+    multiple: int = 1
 
     @property
     def total(self) -> tuple[int, int]:
@@ -68,6 +87,8 @@ class PruneReport:
         if self.macs is not None:
             before, after = self.macs
             lines.append(f"MACs {before:,} -> {after:,} ({100 * after / max(before, 1):.1f} %)")
+        if self.latency is not None:
+            lines.append(str(self.latency))
         return "\n".join([*lines, *self.reasons()])
 
     def reasons(self) -> list[str]:
@@ -89,7 +110,8 @@ def prune_(
     threshold: float | None = None,
     budget: Mapping[str, float] | None = None,
     importance: str = "l2",
-    multiple: int = 1,
+    multiple: Multiple = None,
+    engine: str | LatencyMeter | None = None,
 ) -> PruneReport:
     r"""Zero the least important groups of ``model`` in place, all at once.
 
@@ -115,18 +137,26 @@ def prune_(
         threshold: largest norm (not divided by the group size) to zero.
         budget: what the compact network costs at most: ``macs``, ``parameters``, ``size`` (bytes),
             ``depth`` (convolutions and linear layers; needs depth groups), each as a share of at
-            most 1 of the dense network's or an absolute number. As few groups are zeroed as
-            possible: with ``multiple=1`` and many groups, the budget is used up to 0.5 %.
+            most 1 of the dense network's or an absolute number; ``latency`` as a share, or
+            ``latency_ms``, of one call in ``engine``. As few groups are zeroed as possible: with
+            ``multiple=1`` and many groups, the budget is used up to 0.5 %. Latency is predicted,
+            measured, and searched for again until both agree to 3 %, four times at most.
         importance: ``"l2"``, ``"l1"``, or ``"random"`` (not with ``threshold``), which draws from
             torch's generator.
-        multiple: retain a multiple of so many groups in every set that loses any (and has as many),
-            the nearest to the number otherwise. Vector units compute 8 or 16 channels at a time: 33
-            cost as much as 48.
+        multiple: retain a multiple of so many channels in every set that loses any (of half as
+            many in sets of fewer, and so on), the nearest to the number otherwise. Vector units
+            compute 8 or 16 channels at a time: 33 cost as much as 48. ``"auto"``: the one that the
+            engine likes, see :func:`~ssl_lightning.costs.preferred_multiple`. None: that if an
+            engine is named, else 1.
+        engine: in which the network will run: one of ``measure.ENGINES``, in float32, with torch's
+            number of threads and the batch size of ``example_input``; or a
+            :class:`~ssl_lightning.costs.LatencyMeter` of other settings. Layers are timed in it,
+            once for each machine and version.
 
     Raises:
         ValueError: if not exactly one of the four is given, it is out of range or cannot be
-            reached, the importance or kind is unknown, ``multiple`` is not positive, or weights are
-            not finite. The model is unchanged then.
+            reached, the importance or kind is unknown, ``multiple`` is not positive, an engine is
+            unknown or missing, or weights are not finite. The model is unchanged then.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -139,8 +169,7 @@ def prune_(
         not pruned: fc2: the network's output
     """
     check_goal(fraction=fraction, macs=macs, threshold=threshold, budget=budget)
-    if type(multiple) is not int or multiple < 1:
-        raise ValueError(f"prune_: expected multiple >= 1, got {multiple!r}. Give 8 or 16, say.")
+    check_multiple("prune_", multiple, engine)
     norm = pick("importance", importance, IMPORTANCES)
     if importance == "random" and threshold is not None:
         raise ValueError(
@@ -154,49 +183,50 @@ def prune_(
     retained = around.retained | ({} if kind == HEAD or groups else whole_heads(around))
     if not group_sets:
         return nothing_to_prune(model, example_input, kind, targets, retained)
+    meter = meter_of(engine, model, example_input)
+    number = multiple_for(multiple, meter)
     with torch.no_grad():
         norms = [norm(s, named_tensors(model)).cpu() for s in group_sets]
     scores = relative(group_sets, norms, SIZE_POWERS[importance])
-    order = ranking(group_sets, scores)
-    counted = None
+    form, counted, latency = CompactForm(example_input), None, None
     if targets:
-        masks, counted = within(
-            targets, model, example_input, group_sets, scores, multiple, retained
-        )
-    elif threshold is not None:
-        first = order[torch.cat(norms)[order] <= threshold]
-        masks = to_masks(group_sets, in_multiples(group_sets, order, first, multiple))
+        costs = Costs(targets, model, example_input, {} if meter is None else {"latency": meter})
+        choice = within(costs, model, form, group_sets, scores, number, retained)
+        masks, latency = choice.masks, latency_report(choice, meter)
     else:
-        assert fraction is not None
-        first = order[: number_of(fraction, order, group_sets)]
-        masks = to_masks(group_sets, in_multiples(group_sets, order, first, multiple))
+        order = ranking(group_sets, scores)
+        if threshold is not None:
+            first = order[torch.cat(norms)[order] <= threshold]
+        else:
+            first = order[: number_of(fraction or 0.0, order, group_sets)]
+        liked = units(group_sets, named_tensors(model), number)
+        masks = to_masks(group_sets, in_multiples(group_sets, scores, order, first, liked))
     zero_(model, group_sets, masks)
     zeroed = {s.name: (int(m.sum()), s.num_groups) for s, m in zip(group_sets, masks, strict=True)}
-    return PruneReport(zeroed, counted, retained)
+    if targets:
+        count = partial(count_macs, example_input=form.inputs)
+        counted = count(model), form.ask(model, count)
+    if meter is not None and isinstance(multiple, int):
+        warn_of_odd_widths(form, model, meter, multiple)
+    return PruneReport(zeroed, counted, retained, latency, number)
 
 
 def within(
-    targets: list[Target],
+    costs: Costs,
     model: nn.Module,
-    example_input: ExampleInput,
+    form: CompactForm,
     group_sets: Sequence[GroupSet],
     scores: Sequence[Tensor],
     multiple: int,
     retained: Mapping[str, str],
-) -> tuple[list[Tensor], tuple[int, int]]:
-    """Return the groups to zero to keep a budget, and the multiply-adds before and after."""
-    form = CompactForm(example_input)
-    costs = Costs(targets, model, example_input)
+) -> Choice:
+    """Return the groups to zero to keep a budget."""
     try:
-        choice = choose_groups(
+        return choose_groups(
             model, form, group_sets, scores, costs, multiple=multiple, retained=retained
         )
     except UnreachableError as error:
-        raise UnreachableError(f"prune_: {', '.join(map(str, targets))}: {error}") from None
-    small = working_copy(model)
-    zero_(small, group_sets, choice.masks)
-    count = partial(count_macs, example_input=form.inputs)
-    return choice.masks, (count(model), form.ask(small, count))
+        raise UnreachableError(f"prune_: {', '.join(map(str, costs.targets))}: {error}") from None
 
 
 def whole_heads(around: Surroundings) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ssl_lightning.groups import GroupSet
+from ssl_lightning.groups import GroupSet, Member
 
 
 def relative(
@@ -62,33 +63,130 @@ def ranking(group_sets: Sequence[GroupSet], scores: Sequence[Tensor]) -> Tensor:
     return order[values[order].isfinite()]
 
 
+def units(
+    group_sets: Sequence[GroupSet], parameters: Mapping[str, Tensor], multiple: int
+) -> list[int]:
+    """Return for each set of which multiple groups are to be retained, for widths of a multiple.
+
+    A group of several channels (an attention head, a channel of each group of a convolution) needs
+    fewer of them. Sets of fewer groups take half of the multiple, and so on; depth groups and
+    groups in which no single dimension numbers channels (kernels, single weights) take 1.
+
+    Args:
+        group_sets: the groups.
+        parameters: name -> parameter.
+        multiple: of channels.
+
+    Example:
+        >>> from ssl_lightning.groups import Member
+        >>> rows = GroupSet("a", "filter", (Member("a", (24, 5), (0,)),))
+        >>> heads = GroupSet("b", "head", (Member("b", (3, 4, 8, 5), (1,)),))
+        >>> units([rows, heads], {"a": torch.zeros(24, 5), "b": torch.zeros(96, 5)}, 32)
+        [16, 4]
+    """
+    found = []
+    for group_set in group_sets:
+        channels: Counter[str] = Counter()  # in a group, of each parameter
+        for member in group_set.members:
+            shape = tuple(parameters[member.parameter].shape)
+            channels[member.parameter] += channels_of(member, shape)
+        fewest = min(channels.values())
+        unit = multiple // math.gcd(multiple, fewest) if fewest else 1
+        while unit > group_set.num_groups:
+            unit //= 2
+        found.append(unit)
+    return found
+
+
+def channels_of(member: Member, shape: tuple[int, ...]) -> int:
+    """Return how many positions a group has in the dimension of a parameter that numbers groups.
+
+    0 if there is no such dimension, or there are several.
+
+    Args:
+        member: the parameter's part in a group set.
+        shape: of the parameter.
+
+    Example:
+        >>> grouped = Member("w", (32, 4, 4, 3, 3), (1,))
+        >>> channels_of(grouped, (128, 4, 3, 3)), channels_of(Member("w", (8, 8), (0, 1)), (8, 8))
+        (32, 0)
+    """
+    owners: list[int] = []  # of each dimension of the view, the parameter's
+    for dim, size in enumerate(shape):
+        product = 1
+        while len(owners) < len(member.shape) and (product < size or dim not in owners):
+            product *= member.shape[len(owners)]
+            owners.append(dim)
+    dims = {owners[d] for d in member.index_dims}
+    if len(dims) != 1:
+        return 0
+    return 1 if member.index else shape[dims.pop()] // member.num_groups
+
+
+def mask_in_multiples(group_set: GroupSet, scores: Tensor, mask: Tensor, unit: int) -> Tensor:
+    """Return which groups of one set to zero instead of others: see :func:`in_multiples`.
+
+    Args:
+        group_set: the groups.
+        scores: ``(num_groups,)``, their importance, 0 for groups that are zero.
+        mask: ``(num_groups,)`` bool, not True for all.
+        unit: of which multiple groups are retained.
+
+    Example:
+        >>> from ssl_lightning.groups import Member
+        >>> rows = GroupSet("a", "filter", (Member("a", (4, 1), (0,)),))
+        >>> scores = torch.tensor([3.0, 1.0, 4.0, 2.0])
+        >>> mask_in_multiples(rows, scores, scores <= 1, unit=2)
+        tensor([False,  True, False,  True])
+    """
+    order = ranking([group_set], [scores.cpu()])
+    chosen = mask.cpu().nonzero().flatten()
+    zero = torch.zeros(len(mask), dtype=torch.bool)
+    zero[in_multiples([group_set], [scores.cpu()], order, chosen, [unit])] = True
+    return zero.to(mask.device)
+
+
 def in_multiples(
-    group_sets: Sequence[GroupSet], order: Tensor, chosen: Tensor, multiple: int
+    group_sets: Sequence[GroupSet],
+    scores: Sequence[Tensor],
+    order: Tensor,
+    chosen: Tensor,
+    units: Sequence[int],
 ) -> Tensor:
     """Return the groups to zero instead of ``chosen``, so that multiples are retained.
 
+    In each set that loses any, as many are retained as is the multiple nearest to the number
+    otherwise; all, if there are fewer. Groups that are zero already count as lost, and none is
+    retained by being spared: if too few others are left, it is the multiple below.
+
     Args:
         group_sets: the groups, numbered through over all sets.
+        scores: their importance, 0 for groups that are zero.
         order: numbers of all groups that may be zeroed, least important first.
         chosen: some of them.
-        multiple: of which a multiple is retained in every set that loses any and has as many.
+        units: of which multiple groups are retained in each set.
 
     Example:
         >>> from ssl_lightning.groups import Member
         >>> sets = [GroupSet("a", "filter", (Member("a", (9, 1), (0,)),))]
-        >>> order = torch.arange(8)
-        >>> [len(in_multiples(sets, order, order[:n], multiple=4)) for n in (0, 2, 4, 8)]
+        >>> order, scores = torch.arange(8), [torch.arange(1.0, 10.0)]
+        >>> [len(in_multiples(sets, scores, order, order[:n], units=[4])) for n in (0, 2, 4, 8)]
         [0, 1, 5, 5]
     """
     sizes = torch.tensor([s.num_groups for s in group_sets])
     owner = torch.arange(len(sizes)).repeat_interleave(sizes)
-    zeroed = owner[chosen].bincount(minlength=len(sizes))
+    zeroed = owner[chosen].bincount(minlength=len(sizes)).tolist()
     result = []
-    for number, (size, lost) in enumerate(zip(sizes.tolist(), zeroed.tolist(), strict=True)):
+    for number, (size, lost, unit) in enumerate(zip(sizes.tolist(), zeroed, units, strict=True)):
         mine = order[owner[order] == number]
-        if multiple == 1 or not lost or size < multiple:
+        left = int((scores[number] > 0).sum())
+        lost = max(lost, size - left)
+        if unit == 1 or not lost or left < unit:
             result.append(chosen[owner[chosen] == number])
             continue
-        retained = max(1, round((size - lost) / multiple)) * multiple
-        result.append(mine[: max(0, size - retained)])
+        retained = max(1, round((size - lost) / unit)) * unit
+        if retained > left:
+            retained = size if left == size else left // unit * unit
+        result.append(mine[: size - retained])
     return torch.cat(result)

@@ -1,0 +1,117 @@
+"""Which multiples of channels an engine likes, by its own timings, and what other widths cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ssl_lightning.costs.latency import LatencyMeter
+from ssl_lightning.costs.shapes import SMALLEST, LayerShape, Profile
+from ssl_lightning.costs.table import LayerTimes
+from ssl_lightning.graph import ExampleInput
+
+MULTIPLES = (1, 2, 4, 8, 16, 32)
+"""Those that ``multiple="auto"`` chooses from."""
+
+ABOVE = {1: 9, 2: 10, 4: 12, 8: 8, 16: 16, 32: 32}
+"""Multiple -> what is added to a power of two, from 64, for a width that is one and no larger."""
+
+MOST_LAYERS, NEARLY = 12, 1.03
+"""Shapes that are tried, those that take longest; and what counts as no cost."""
+
+
+def slowdowns(times: LayerTimes, found: Profile) -> dict[int, float]:
+    """Return how much longer a network's layers take at widths of each multiple than expected.
+
+    Expected is what powers of two around the width lead one to: the time is 1 where that depends
+    on the width smoothly, and above where an engine computes 16 channels at a time and gets 8.
+
+    Args:
+        times: of layers.
+        found: the dense network's layers, of which those are tried that take longest.
+
+    Returns:
+        Multiple -> time at widths that are multiples of it, but not of twice as much, over the
+        expected time.
+    """
+    dense = times.times(found.layers)
+    longest = sorted(found.layers, key=lambda s: -found.layers[s] * dense[s])[:MOST_LAYERS]
+    tried = {
+        (multiple, shape): mapped(shape, lambda w, m=multiple: near(w, m))  # type: ignore[misc]
+        for multiple in MULTIPLES
+        for shape in longest
+    }
+    exact = times.exact(tried.values())
+    smooth = times.times(tried.values(), smooth=True)
+    return {
+        multiple: math.fsum(found.layers[s] * exact[tried[multiple, s]] for s in longest)
+        / math.fsum(found.layers[s] * smooth[tried[multiple, s]] for s in longest)
+        for multiple in MULTIPLES
+    }
+
+
+def near(width: int, multiple: int) -> int:
+    """Return a width near three quarters of one, a multiple but not of twice as much.
+
+    Example:
+        >>> [near(64, multiple) for multiple in MULTIPLES]
+        [41, 42, 44, 40, 48, 32]
+    """
+    power = 1 << (max(3 * width // 4, 16).bit_length() - 1)
+    return power + (ABOVE[multiple] if multiple < power else 0)
+
+
+def mapped(shape: LayerShape, change: Callable[[int], int]) -> LayerShape:
+    """Return a layer with other widths: those of a depthwise one are its groups."""
+    if shape.groups > 1 and shape.inputs == 1:
+        return replace(shape, groups=change(shape.groups))
+    inputs, outputs = (w if w < SMALLEST else change(w) for w in (shape.inputs, shape.outputs))
+    return replace(shape, inputs=inputs, outputs=outputs)
+
+
+def preferred(times: LayerTimes, found: Profile) -> int:
+    """Return the multiple that an engine likes in a network: see :func:`preferred_multiple`."""
+    cost = slowdowns(times, found)
+    best = min(cost.values())
+    liked = MULTIPLES[-1]
+    for multiple in reversed(MULTIPLES):
+        if cost[multiple] > NEARLY * best:
+            break
+        liked = multiple
+    return liked
+
+
+def preferred_multiple(
+    model: nn.Module, example_input: ExampleInput, engine: str = "eager", **settings: Any
+) -> int:
+    """Return the multiple of channels that an engine likes in a network.
+
+    Engines compute several channels at a time, and some have slower code for other numbers. The
+    twelve shapes of layers that take longest in the network are timed at widths that are multiples
+    of 1, 2, 4, 8, 16 and 32 and no larger ones. What is returned is the smallest of them such that
+    it and all larger ones take at most 3 % longer than the best of them, each compared with the
+    time that the powers of two around it lead one to expect. So 33 channels may be rounded to such
+    a multiple and the time per multiply-add is as small as it gets, and rounding to a larger
+    multiple would win nothing.
+
+    Args:
+        model: the dense network.
+        example_input: its inputs, as :class:`LatencyMeter` takes them.
+        engine: one of ``measure.ENGINES``.
+        settings: further arguments of :class:`LatencyMeter`: dtype, threads, cache.
+
+    Raises:
+        ValueError: if the engine or type is unknown, or the engine's packages are not installed.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10))
+        >>> preferred_multiple(net, torch.zeros(1, 64), threads=1, cache=False) in MULTIPLES
+        True
+    """
+    meter = LatencyMeter(model, example_input, engine, **settings)
+    return preferred(meter.table, meter.dense_profile)
