@@ -82,6 +82,8 @@ def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
         ["benchmark", str(path)],
         ["export", str(path)],
         ["export", str(small)],
+        ["prune", str(path), "--fraction=0.2"],
+        ["sensitivity", str(small)],
     ):
         said = failing(arguments, capsys)
         assert "is of the network 'my_nets.MyNet'. Give it: `--model my_nets.MyNet` or" in said
@@ -107,6 +109,10 @@ def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
     ):
         assert main(["export", str(network), named]) == 0
         assert file.is_file()
+    for network in (path, small):
+        arguments = ["--fraction=0.4", "--output", str(own / "pruned")]
+        assert main(["prune", str(network), named, *arguments]) == 0
+        assert "model=...)` to SSLLightningModule" in capsys.readouterr().out
     assert main(["test", f"--config={own / 'own.yaml'}", f"--ckpt_path={path}"]) == 0
     assert main(["fit", f"--config={own / 'run/config.yaml'}", f"--ckpt_path={path}"]) == 0
 
@@ -115,6 +121,8 @@ def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
     network = load_backbone(path, MyNet).model
     x = torch.randn(3, 1, 28, 28)
     assert network.conv.out_channels == 12  # not the default: the checkpoint holds the arguments
+    thinner = load_compact(own / "pruned", MyNet(12)).conv.out_channels
+    assert 0 < thinner < load_compact(small, MyNet(12)).conv.out_channels
     for folder in (small, own / "again"):
         for model in (MyNet, MyNet(12), lambda: MyNet(12)):
             loaded = load_compact(folder, model)

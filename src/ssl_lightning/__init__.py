@@ -86,7 +86,7 @@ if TYPE_CHECKING:
         prox_group_lasso,
         register_penalty_function,
     )
-    from ssl_lightning.prune import PruneReport, prune_, prune_like_
+    from ssl_lightning.prune import PruneReport, Sensitivity, prune_, prune_like_, sensitivity
     from ssl_lightning.schedules import (
         Constant,
         Cosine,
@@ -139,6 +139,7 @@ __all__ = [
     "SaveCompact",
     "Schedule",
     "Selector",
+    "Sensitivity",
     "Sparsify",
     "SparsityMonitor",
     "StageLR",
@@ -178,6 +179,7 @@ __all__ = [
     "register_shrinker",
     "resolve_groups",
     "save_compact",
+    "sensitivity",
     "zoo",
 ]
 __getattr__, __dir__ = lazy.attach(__name__)

@@ -61,10 +61,10 @@ class TrainedBackbone:
             masked.__dict__["input_shape"] = self.model.input_shape
         return masked
 
-    def recipe(self, plan: Plan) -> Recipe:
-        """Return how the network that ``plan`` leaves of the model is made again."""
+    def recipe(self, *plans: Plan) -> Recipe:
+        """Return how the model is made again, or what further plans leave of it."""
         start = self.started_from or Recipe(self.name, self.arguments)
-        return start.then(*self.plans, plan)
+        return start.then(*self.plans, *plans)
 
 
 PARTS: dict[str, type] = {

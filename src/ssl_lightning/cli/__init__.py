@@ -13,6 +13,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("training", "measure a checkpoint on the test split"),
     "predict": ("training", "class probabilities of a checkpoint"),
     "compact": ("compact", "write the smaller network that computes the same as a checkpoint"),
+    "sensitivity": ("sensitivity", "the error after removing shares of each layer's channels"),
+    "prune": ("prune", "remove the least important channels of a network, without training"),
     "benchmark": ("benchmark", "measure dense, masked and compact networks side by side"),
     "export": ("export", "write a network for onnxruntime, OpenVINO or torch.export"),
     "report": ("report", "tables and figures of a benchmark"),
@@ -103,5 +105,5 @@ def is_users(error: BaseException) -> bool:
 def usage() -> str:
     """Return the overview of all commands."""
     program = sys.argv[0].rpartition(os.sep)[2] or "ssl-lightning"
-    rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
     return USAGE.format(program=program, commands=rows)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
+from ssl_lightning.cli.data import data_section, make_data
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
-from ssl_lightning.data import named_class
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.measure.turns import several
@@ -76,7 +74,9 @@ def benchmark_checkpoint(
     settings |= {"threads": threads, "per_layer": per_layer, "repeats": repeats}
     trained, folder = load_trained(checkpoint, model, config), Path(checkpoint).parent.parent
     models = networks(trained, forms, dense, compacted)
-    errors = measure_errors(trained_ones(models, dense), data_section(data, folder))
+    errors = measure_errors(
+        trained_ones(models, dense), data_section(data, folder, ", or `--data none`")
+    )
     result = benchmark(models, example_of(trained), **settings)
     groups = groups_left(trained.original(), trained.model)
     path = Path(output) if output else folder / "report.json"
@@ -134,40 +134,12 @@ def compact_network(trained: TrainedBackbone, folder: str | None) -> nn.Module:
     return compact(trained.model, make_plan(trained.model, torch.zeros_like(example_of(trained))))
 
 
-def data_section(config: str | None, folder: Path) -> dict[str, Any] | None:
-    """Return the ``data`` section of a config, or None if errors are not to be measured.
-
-    A config that the user did not name, which lies beside the checkpoint, may only name the
-    library's data modules: no code is imported because a file names it.
-    """
-    path = Path(config) if config else folder / "config.yaml"
-    if config == "none" or (config is None and not path.is_file()):
-        return None
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or "class_path" not in (content.get("data") or {}):
-        raise ValueError(
-            f"{path} has no `data: {{class_path: ...}}` section. Give a config that `fit` takes, "
-            "or `--data none`."
-        )
-    section: dict[str, Any] = content["data"]
-    if config is None and named_class(str(section["class_path"])) is None:
-        Console().print(
-            f"Errors are not measured: {path} names the data module {section['class_path']}. To "
-            f"import it, give `--data {path}`."
-        )
-        return None
-    return section
-
-
 def measure_errors(
     models: dict[str, nn.Module], section: dict[str, Any] | None
 ) -> dict[str, float]:
     """Return the error in percent of every network on the test split."""
     if section is None:
         return {}
-    package, _, name = section["class_path"].rpartition(".")
-    module = import_module(package or "ssl_lightning.data")
-    data = getattr(module, name)(**section.get("init_args", {}))
-    data.prepare_data()
+    data = make_data(section)
     data.setup("test")
     return {key: measure_error(model, data.test_dataloader()) for key, model in models.items()}

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
+from ssl_lightning.cli.sources import print_change, sizes_of
 from ssl_lightning.compaction import choose_layers, compact, make_plan, save_compact
-from ssl_lightning.measure import count_macs, num_parameters
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -48,13 +48,7 @@ def compact_checkpoint(
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
     recipe = trained.recipe(plan)
     save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
-    original = trained.original()
-    for what, count in (
-        ("parameters", num_parameters),
-        ("MACs", lambda model: count_macs(model, example)),
-    ):
-        before, after = count(original), count(small)
-        console.print(f"{what}: {before:,} -> {after:,} ({100 * after / before:.1f} %)")
+    print_change(console, sizes_of(trained.original(), example), sizes_of(small, example))
     for note in plan.notes:
         console.print(f"note: {note}")
     console.print(f"The outputs of both networks agree. Wrote {folder}")

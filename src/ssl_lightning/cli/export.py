@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from torch import nn
 
-from ssl_lightning import zoo
-from ssl_lightning.cli.network import (
-    LAST,
-    load_trained,
-    not_needed,
-    own_network,
-    refuse_folder,
-    with_own_network,
-)
 from ssl_lightning.cli.parse import call
-from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.cli.sources import NamedNetwork, named_network
+from ssl_lightning.compaction import compact, make_plan
 from ssl_lightning.export import ExportResult, export_model
 from ssl_lightning.export.exporting import TOLERANCE
 from ssl_lightning.measure.engines import file_formats
 from ssl_lightning.suggest import pick
-from ssl_lightning.zoo.cards import CARD
-from ssl_lightning.zoo.entries import list_models, zoo_root
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -43,29 +31,31 @@ def export_network(
     size: Literal["dynamic", "fixed"] = "dynamic",
     masked: bool = False,
     tolerance: float = TOLERANCE,
+    backbone_args: dict[str, Any] | None = None,
     model: str | None = None,
     config: str | None = None,
 ) -> None:
     """Write a network for another runtime, once that runtime was seen to compute the same.
 
     Args:
-        network: checkpoint that ``fit`` wrote, folder that ``compact`` wrote, or folder of a zoo
-            entry.
+        network: checkpoint that ``fit`` wrote, folder that ``compact`` wrote, ``zoo:<name>``, or
+            name of a backbone, such as ``timm:mobilenetv3_small_100``.
         format: onnx, torch_export or openvino.
         output: file to write; default: ``model`` with the format's suffix in the folder above the
-            checkpoint's, or, for a folder, its name with that suffix beside it.
+            checkpoint's, or, for a folder or a name, that with this suffix.
         batch: the one batch size that the file takes, or dynamic.
         size: dynamic (the file takes other heights and widths where the network does), or fixed.
         masked: leave the zeros of a checkpoint in; otherwise it is compacted first.
         tolerance: largest difference of outputs to accept, relative to the largest output.
+        backbone_args: arguments of a backbone given by name, such as '{"pretrained": true}'.
         model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
             own.
         config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
     engine = pick("export format", format, file_formats())
-    net = read_network(Path(network), masked=masked, model=model, config=config)
-    path = Path(output) if output else default_path(Path(network), engine.suffix)
-    example = torch.zeros(1, *net.input_shape)  # type: ignore[misc]
+    named = named_network(network, model, config, backbone_args)
+    net, example = in_form(named, masked=masked), named.example()
+    path = Path(output) if output else named.beside(f"model{engine.suffix}", engine.suffix)
     result = export_model(net, example, path, format, batch=batch, size=size, tolerance=tolerance)
     sizes = ", ".join(map(str, result.batch_sizes))
     console = Console()
@@ -93,53 +83,8 @@ def what_sizes(result: ExportResult, own: Sequence[int]) -> str:
     return f"height and width: dynamic, compared at {text}{refused}"
 
 
-def read_network(
-    path: Path, *, masked: bool, model: str | None = None, config: str | None = None
-) -> nn.Module:
-    """Return the network of a checkpoint, a compact network's folder or a zoo entry's.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is none, or a network is given that is not needed.
-    """
-    if (path / CARD).is_file():
-        if model is not None or config is not None:
-            raise not_needed(f"{path} is an entry of the zoo", config)
-        folder = path.resolve()
-        return zoo.load(folder.name, root=folder.parent)
-    refuse_folder(path, LAST, "compact")
-    refuse_name(path)
-    if path.is_dir():
-        own = own_network(model, config)
-        return with_own_network(lambda given: load_compact(path, given), path, own)
-    trained = load_trained(path, model, config)
-    if masked:
-        return trained.masked()
-    example = torch.zeros(1, *trained.model.input_shape)  # type: ignore[misc]
-    return compact(trained.model, make_plan(trained.model, example))
-
-
-def refuse_name(path: Path) -> None:
-    """Refuse the name of a zoo entry, and say which folder it is.
-
-    Raises:
-        ValueError: if nothing is at the path, and an entry has this name.
-    """
-    if path.exists():
-        return
-    with suppress(FileNotFoundError):  # there is no zoo
-        if path.name == str(path) and str(path) in list_models():
-            folder = zoo_root() / path
-            raise ValueError(f"No file or folder {path}. The zoo's entry of this name is {folder}.")
-
-
-def default_path(network: Path, suffix: str) -> Path:
-    """Return where to write what a network becomes.
-
-    Example:
-        >>> default_path(Path("runs/a/checkpoints/last.ckpt"), ".onnx").as_posix()
-        'runs/a/model.onnx'
-    """
-    if network.is_dir():
-        folder = network.resolve()
-        return network.parent / f"{folder.name}{suffix}"
-    return network.parent.parent / f"model{suffix}"
+def in_form(named: NamedNetwork, *, masked: bool) -> nn.Module:
+    """Return a network as it is written: a checkpoint's is compacted, unless its zeros stay in."""
+    if masked or named.trained is None:
+        return named.masked()
+    return compact(named.model, make_plan(named.model, named.example()))

@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 
 from ssl_lightning.backbones import class_path, create_backbone
 from ssl_lightning.checkpoints import load_backbone
-from ssl_lightning.compaction.store import Recipe
-from ssl_lightning.suggest import check_keys, shortened
-from ssl_lightning.zoo.loading import PREFIX, load_with_digest, load_with_recipe
+from ssl_lightning.suggest import shortened
+from ssl_lightning.zoo.loading import PREFIX, load_with_digest
 
 
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
@@ -64,22 +63,6 @@ def refuse_another_network(stored: Mapping[str, Any], own: Mapping[str, Any]) ->
             "it. Give that network: load_from_checkpoint(path, backbone=...), or the config that "
             "it was trained with."
         )
-
-
-def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
-    """Return the network of a zoo entry, in training mode, and how it is made again.
-
-    Args:
-        backbone: ``"zoo:<name>"``.
-        arguments: ``pretrained`` and ``root`` of :func:`ssl_lightning.zoo.load`.
-
-    Raises:
-        FileNotFoundError: if there is no zoo, or a file of the entry is missing.
-        ValueError: if another argument is given, the name is unknown, or a file is damaged.
-    """
-    check_keys(f"The backbone {backbone}", arguments, ("pretrained", "root"))
-    model, recipe = load_with_recipe(backbone.removeprefix(PREFIX), **arguments)
-    return model.train(), recipe
 
 
 def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:

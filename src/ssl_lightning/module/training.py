@@ -24,7 +24,6 @@ from ssl_lightning.module.parts import (
     clip_task_gradient,
     count_classes,
     default_optimizer,
-    load_entry,
     make_backbone,
     refuse_another_network,
     scheduler_settings,
@@ -41,7 +40,7 @@ from ssl_lightning.module.tasks import (
     task_settings,
 )
 from ssl_lightning.penalties import parse_penalty
-from ssl_lightning.zoo.loading import PREFIX
+from ssl_lightning.zoo.loading import PREFIX, load_entry
 
 BARS = (TQDMProgressBar, RichProgressBar)
 """Progress bars that may be asked twice to show an epoch's figures."""
@@ -162,7 +161,7 @@ class SSLLightningModule(StructuredSparsity):
         self.backbone_arguments = arguments
         if isinstance(backbone, str) and backbone.startswith(PREFIX):
             network, self.started_from = load_entry(backbone, arguments)
-            return network
+            return network.train()
         if num_classes is not None and isinstance(backbone, str):
             arguments.setdefault("num_classes", num_classes)
         return make_backbone(backbone, arguments)

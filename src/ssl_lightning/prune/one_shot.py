@@ -89,14 +89,23 @@ class PruneReport:
             lines.append(f"MACs {before:,} -> {after:,} ({100 * after / max(before, 1):.1f} %)")
         if self.latency is not None:
             lines.append(str(self.latency))
-        return "\n".join([*lines, *self.reasons()])
+        return "\n".join([*lines, *reasons(self.retained)])
 
-    def reasons(self) -> list[str]:
-        """Return a line for each reason for which layers were not pruned."""
-        layers: dict[str, list[str]] = {}
-        for name, reason in self.retained.items():
-            layers.setdefault(reason, []).append(name or "the model")
-        return [f"not pruned: {', '.join(names)}: {why}" for why, names in layers.items()]
+
+def reasons(retained: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason for which layers are not pruned.
+
+    Args:
+        retained: layer -> why.
+
+    Example:
+        >>> reasons({"": "a gate", "fc": "a gate"})
+        ['not pruned: the model, fc: a gate']
+    """
+    layers: dict[str, list[str]] = {}
+    for name, reason in retained.items():
+        layers.setdefault(reason, []).append(name or "the model")
+    return [f"not pruned: {', '.join(names)}: {why}" for why, names in layers.items()]
 
 
 def prune_(
@@ -254,7 +263,7 @@ def nothing_to_prune(
     text = f"prune_: {type(model).__name__} has no {kind} groups that compaction could remove"
     if kind == HEAD:
         text += f", for {missing_heads(model, trace(model, example_input))}"
-    text = "; ".join([text, *report.reasons()])
+    text = "; ".join([text, *reasons(retained)])
     if wanted := [str(t) for t in targets if not (t.is_share and t.value == 1)]:
         raise UnreachableError(
             f"{text}, so {', '.join(wanted)} cannot be reached. Give other groups."
@@ -299,8 +308,16 @@ def resolve(
     around: Surroundings,
     groups: Sequence[GroupSet | Selector | Mapping[str, Any]] | None,
     kind: str,
+    where: str = "prune_",
 ) -> list[GroupSet]:
     """Return the group sets to prune: none if the model has none of a coupled kind.
+
+    Args:
+        model: the network.
+        around: what is known of it.
+        groups: group sets or selectors; None for all of a kind.
+        kind: of the groups, if there are none given.
+        where: beginning of messages.
 
     Raises:
         ValueError: if there are none in ``groups``, or they are not of this model.
@@ -313,13 +330,13 @@ def resolve(
     resolved = [s for part in resolve_each(model, selectors, around=around) for s in part]
     found = {s.name: s for s in (*sets, *resolved)}
     if not found:
-        raise ValueError("prune_: expected `groups` to hold group sets or selectors, got none.")
+        raise ValueError(f"{where}: expected `groups` to hold group sets or selectors, got none.")
     parameters = named_tensors(model)
     for group_set in found.values():
         for name in group_set.parameters():
             if name not in parameters:
                 raise ValueError(
-                    f"prune_: {type(model).__name__} has no parameter `{name}`, which the groups "
+                    f"{where}: {type(model).__name__} has no parameter `{name}`, which the groups "
                     f"{group_set.name} need. Resolve the groups on this model."
                 )
     return list(found.values())

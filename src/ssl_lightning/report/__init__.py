@@ -6,6 +6,11 @@ from ssl_lightning.report.engines import engine_chart, engine_table, has_engines
 from ssl_lightning.report.pictures import filter_grid, filter_picture, filter_pictures
 from ssl_lightning.report.printing import print_report
 from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.sensitivity import (
+    print_sensitivity,
+    sensitivity_chart,
+    sensitivity_table,
+)
 from ssl_lightning.report.sparse import break_even_chart, sparse_table, speedup_chart
 from ssl_lightning.report.table import comparison_table, percent, short_count
 
@@ -23,6 +28,9 @@ __all__ = [
     "has_engines",
     "percent",
     "print_report",
+    "print_sensitivity",
+    "sensitivity_chart",
+    "sensitivity_table",
     "short_count",
     "sparse_table",
     "speedup_chart",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
 
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, Recipe, read_compact
+from ssl_lightning.suggest import check_keys
 from ssl_lightning.zoo.cards import CONFIG, Card
 from ssl_lightning.zoo.entries import checked_entry
 
@@ -49,6 +51,23 @@ def load_with_recipe(
     """
     card, files = checked_entry(name, root)
     return build(files, card, pretrained), read_recipe(files)
+
+
+def load_entry(backbone: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Recipe]:
+    """Return the network of an entry that is named as a backbone, and how it is made again.
+
+    Args:
+        backbone: ``"zoo:<name>"``.
+        arguments: ``pretrained`` and ``root`` of :func:`load`.
+
+    Returns:
+        The network, in eval mode, and its recipe.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load`, and if another argument is given.
+    """
+    check_keys(f"The backbone {backbone}", arguments, ("pretrained", "root"))
+    return load_with_recipe(backbone.removeprefix(PREFIX), **arguments)
 
 
 def load_with_digest(name: str) -> tuple[nn.Module, str]:
