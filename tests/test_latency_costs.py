@@ -572,3 +572,12 @@ def test_layers_prepared_together_compute_what_they_compute_alone(name):
         found: Any = call()
         found = found[0] if isinstance(found, list) else found
         torch.testing.assert_close(found, part(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_engines_that_read_files(name: str) -> None:
+    """Of a network with gradients, as in training, whose parts are written to files."""
+    pytest.importorskip(name)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    meter = LatencyMeter(model, torch.zeros(1, 16), name, threads=1, cache=False)
+    assert meter(model) == meter.dense_ms > 0

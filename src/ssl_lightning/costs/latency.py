@@ -137,8 +137,8 @@ class LatencyMeter:
     def _base(self) -> tuple[Call, float, float]:
         """Measure the dense network: its call, its milliseconds, the rest's per element."""
         parts = {"dense": self._prepare(self.dense)}
-        with num_threads(self.table.threads), torch.inference_mode():
-            layer, x = REFERENCE.build(self.table.kind, self.table.device)
+        layer, x = REFERENCE.build(self.table.kind, self.table.device)  # not in inference mode
+        with num_threads(self.table.threads):
             parts["reference"] = prepare(self.engine, layer, x)
         layers = self.layers_ms(self.dense_profile)  # first, for the table's reference
         turns = self._timed(parts)
