@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ class MacsLeft:
 
     Args:
         example_input: as :func:`~ssl_lightning.compaction.make_plan` takes it.
+        measure: from a network and its inputs to what is counted, if not multiply-adds.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -44,8 +46,12 @@ class MacsLeft:
         1349000
     """
 
-    def __init__(self, example_input: ExampleInput) -> None:
-        self.inputs = as_inputs(example_input)
+    def __init__(
+        self,
+        example_input: ExampleInput,
+        measure: Callable[[nn.Module, ExampleInput], int] = count_macs,
+    ) -> None:
+        self.inputs, self.measure = as_inputs(example_input), measure
         self._last: tuple[nn.Module, str, int] | None = None
         self._traced: tuple[nn.Module, nn.Module, Trace] | None = None
 
@@ -63,7 +69,7 @@ class MacsLeft:
     def count(self, model: nn.Module, *, dense: bool) -> int:
         """Return the multiply-adds, of the network as it is if nothing in it is zero."""
         if dense:
-            return count_macs(model, self.inputs)
+            return self.measure(model, self.inputs)
         try:
             return self.compacted(model, self.analysed(model))
         except (
@@ -73,7 +79,8 @@ class MacsLeft:
 
     def compacted(self, model: nn.Module, modules: dict[str, SiteSlices]) -> int:
         """Return the multiply-adds of what is left of a network."""
-        return count_macs(apply_slices(working_copy(model, apart=False), modules), self.inputs)
+        left = apply_slices(working_copy(model, apart=False), modules)
+        return self.measure(left, self.inputs)
 
     def analysed(self, model: nn.Module) -> dict[str, SiteSlices]:
         """Return what can be removed, from a trace that is made once."""
