@@ -1,4 +1,7 @@
-"""Sweeps: spaces, fronts, stopping, trials that run again, kills, shared studies, W&B files."""
+"""Sweeps: spaces, fronts, stopping, trials that run again, kills, shared studies, W&B files.
+
+``SSL_KILLS=20`` kills a sweep 20 times instead of a few.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import copy
 import csv
 import os
 import random
+import re
 import shutil
 import sqlite3
 import statistics
@@ -43,6 +47,7 @@ from swept import (
 COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
 STRENGTH = "model.penalties.0.strength"
 TRIALS = 3
+KILLS = int(os.environ.get("SSL_KILLS", "4"))
 
 WRONG = {
     "nothing": ({}, "expected keys of the config"),
@@ -172,7 +177,7 @@ def test_trials_are_stopped_above_the_median_of_those_no_more_costly(finished, o
         lowest = min(error for error, _ in curve.values())
         enough = len(peers) >= STARTUP and last >= warmup
         wanted = enough and lowest > statistics.median(peers)
-        assert worth_stopping(curve, finished, warmup) == wanted
+        assert worth_stopping(curve, finished, warmup) is wanted
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +230,7 @@ def test_a_sweep_that_is_killed_again_and_again_becomes_the_whole_one(whole, tmp
         (out / "study.db").exists,
         (out / "trial-0000" / "resume" / "last.ckpt").exists,
         (out / "trial-0001" / "checkpoints" / "last.ckpt").exists,
-        lambda: draws.random() < 0.01,
+        *[lambda: draws.random() < 0.01] * (KILLS - 3),
     ]
     running = 0
     for moment in moments:
@@ -292,6 +297,7 @@ def test_a_trial_of_a_machine_without_signs_of_life_is_replaced(tmp_path):
     assert (lost.trial.number, new.trial.number, new.begun) == (0, 1, False)
     assert [trial.number for trial in other.trials()] == [1]
     assert other.next(1, 0) is None
+    assert SharedStudy(url, "s", tmp_path / "gone").next(1, 0) is None
     assert not gone.tell(0, FAIL, None, "late")
     assert not gone.tell(0, COMPLETE, (1.0, 2.0))
     assert other.tell(1, COMPLETE, (1.0, 2.0))
@@ -434,3 +440,14 @@ def test_failed_and_diverged_trials_are_recorded_and_the_sweep_goes_on(tmp_path)
 
 def test_processes_of_new_interpreters_tell_how_they_ended():
     assert [in_process("spawn", os._exit, status) for status in (0, 3)] == [0, 3]
+
+
+def test_the_page_names_options_and_files_that_exist(capsys):
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    used = set(re.findall(r"--[a-z_]+", page))
+    assert len(used) >= 8
+    assert used <= known
+    assert all((ROOT / path).is_file() for path in re.findall(r"configs/[\w/]+\.yaml", page))

@@ -245,7 +245,7 @@ def row(each: Outcome, keys: list[str]) -> tuple[str, ...]:
     """Return the cells of a trial."""
     values = [each.values.get(key, "-") for key in keys]
     shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]
-    return (str(each.number), f"{each.error:.2f}", f"{each.cost:.1f}", *shown, each.config)
+    return (str(each.number), f"{each.error:.4g}", f"{each.cost:.1f}", *shown, each.config)
 
 
 def short_name(key: str, keys: Sequence[str]) -> str:

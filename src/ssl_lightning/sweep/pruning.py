@@ -45,7 +45,7 @@ def worth_stopping(curve: Curve, finished: Iterable[Curve], warmup: int) -> bool
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize")
     study.add_trials([as_trial(each, TrialState.COMPLETE) for each in peers])
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=warmup)
-    return pruner.prune(study, as_trial(curve, TrialState.RUNNING))
+    return bool(pruner.prune(study, as_trial(curve, TrialState.RUNNING)))
 
 
 def as_trial(curve: Curve, state: object) -> FrozenTrial:

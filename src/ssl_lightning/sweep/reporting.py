@@ -92,17 +92,17 @@ class Reporter(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report, then store a checkpoint, then stop if it is not worth going on."""
+        """Report, then stop if it is not worth going on, or store a checkpoint."""
         self.epoch = trainer.current_epoch
         if self.validated:
             self.report(trainer, pl_module)
+            if self.reporting.prune and not is_last(trainer):
+                warmup = self.reporting.warmup
+                self.stopped = worth_stopping(self.curve, self.finished(), warmup)
+                trainer.should_stop = trainer.should_stop or self.stopped
         self.validated = False
         if not is_last(trainer):
             super().on_train_epoch_end(trainer, pl_module)
-            if self.reporting.prune and worth_stopping(
-                self.curve, self.finished(), self.reporting.warmup
-            ):
-                self.stopped = trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Store what was trained, where no other callback stores checkpoints."""
@@ -138,7 +138,8 @@ class Reporter(ModelCheckpoint):
             if not math.isfinite(metrics.get(key, 0.0)):
                 raise ValueError(f"Diverged: {key} is {metrics[key]} after epoch {epoch}.")
         self.latest = epoch, metrics[name], self.cost(pl_module)
-        self.curve = {**self.curve, epoch: self.latest[1:]}
+        before = {e: found for e, found in self.curve.items() if e < epoch}  # of a killed process
+        self.curve = {**before, epoch: self.latest[1:]}
         self.trial.set_user_attr("curve", {str(e): list(found) for e, found in self.curve.items()})
 
     def cost(self, pl_module: pl.LightningModule) -> float:

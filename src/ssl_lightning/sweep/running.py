@@ -148,7 +148,7 @@ class Sweep:
         reason, values = "", None
         if status == 0 and "result" in found:
             error, cost = found["result"]
-            line = f"{self.reporting.error} {error:.2f}, {cost:.1f} % of the {self.left} left"
+            line = f"{self.reporting.error} {error:.4g}, {cost:.1f} % of the {self.left} left"
             state = TrialState.PRUNED if found.get("stopped") else TrialState.COMPLETE
             if found.get("stopped"):
                 line += f" when it was stopped after epoch {max(curve_of(found))}"

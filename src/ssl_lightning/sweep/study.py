@@ -138,7 +138,8 @@ class SharedStudy:
 
     def _check_folders(self, owner: str) -> None:
         """Refuse folders of trials that the study does not know: their checkpoints are others'."""
-        known = {t.number for t in self.trials() if t.user_attrs.get("owner") == owner}
+        trials = self.study.get_trials(deepcopy=False)
+        known = {found.number for found in trials if found.user_attrs.get("owner") == owner}
         for folder in sorted(self.output.glob("trial-[0-9]*")):
             number = folder.name.partition("-")[2]
             if number.isdecimal() and int(number) not in known:

@@ -44,7 +44,7 @@ def wandb_sweep(
         >>> trainer = {"default_root_dir": "runs/a", "logger": None}
         >>> found = wandb_sweep({"trainer": trainer}, ["a.yaml"], space, "runs/s", "s", "val/error")
         >>> found["command"][2]
-        'exec ssl-lightning fit --config a.yaml --trainer.logger=lightning.pytorch.loggers....
+        'exec ssl-lightning fit --config a.yaml --trainer.default_root_dir=runs/s/wandb-$...
         >>> found["parameters"]
         {'model.lr': {'distribution': 'log_uniform_values', 'min': 0.0001, 'max': 0.1}}
     """
