@@ -13,10 +13,10 @@ from rich.console import Console
 from torch import nn
 
 from conftest import ROOT
+from ssl_lightning import suggest
 from ssl_lightning.cli import main
 from ssl_lightning.compaction.equality import tensors_of
 from ssl_lightning.kernels import ColumnSparseConv2d
-from ssl_lightning.measure import engine as engine_module
 from ssl_lightning.measure import sparse
 from ssl_lightning.measure.csr import CsrConv2d
 from ssl_lightning.measure.engines import ENGINES, installed_engines, prepare
@@ -84,7 +84,7 @@ def test_every_engine_computes_the_same(engine, dtype):
 
 
 def test_an_engine_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(suggest, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"'openvino' needs openvino.*ssl-lightning\[engines\]"):
         prepare("openvino", nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 1, 1))
     assert installed_engines() == ["eager", "compile"]
@@ -93,7 +93,7 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("make", [CsrConv2d, ColumnSparseConv2d.from_conv])
 def test_exporters_do_not_know_sparse_operators(engine, make, monkeypatch):
-    monkeypatch.setattr(engine_module, "find_spec", lambda name: True)
+    monkeypatch.setattr(suggest, "find_spec", lambda name: True)
     layer = make(nn.Conv2d(1, 2, 1)).eval()
     with pytest.raises(ValueError, match=rf"does not know the operators of {type(layer).__name__}"):
         prepare(engine, nn.Sequential(layer), torch.zeros(1, 1, 2, 2))

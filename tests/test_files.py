@@ -22,7 +22,7 @@ from lightning.pytorch import Callback
 from conftest import ROOT
 from killed_run import EPOCHS, STEPS, train
 from ssl_lightning.checkpoints import read_checkpoint
-from ssl_lightning.files import DiskFullError
+from ssl_lightning.files import DiskFullError, FolderLock
 
 KILLS = int(os.environ.get("SSL_KILLS", "2"))
 FILLED = max(2, KILLS // 2)
@@ -190,3 +190,30 @@ def test_a_full_disk_of_any_size_leaves_the_checkpoint_before(whole, tmp_path, n
         check_same(train(tmp_path).backbone.state_dict(), weights)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from ssl_lightning.files import FolderLock
+
+lock = FolderLock(Path(sys.argv[1]))
+child = os.fork()
+if not child:
+    os.write(1, f"{os.getpid()}".encode())
+    os.close(1)
+    time.sleep(60)
+os.close(1)
+time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process_though_a_forked_child_lives(tmp_path):
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        child = int(process.stdout.read())
+        with pytest.raises(ValueError, match=f"process {process.pid} on"):
+            FolderLock(tmp_path)
+        process.kill()
+    FolderLock(tmp_path).release()
+    os.kill(child, 9)

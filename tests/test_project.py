@@ -39,11 +39,12 @@ ROOMS = [
     "module",
     "callbacks",
     "publishing",
+    "sweep",
     "cli",
 ]
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
-LIGHTNING = {"data", "module", "callbacks", "publishing", "cli"}
+LIGHTNING = {"data", "module", "callbacks", "publishing", "sweep", "cli"}
 TORCHLESS = {"lazy", "suggest", "registry", "files", "report"}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 from zlib import crc32
 
 from safetensors import SafetensorError
@@ -208,13 +209,28 @@ def in_turn(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+HELD: WeakSet[FolderLock] = WeakSet()
+"""Locks of this process; its children do not have them."""
+
+
+def forget_locks() -> None:
+    """Close a child's copies of the locks of the process that it was forked from."""
+    for lock in list(HELD):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=forget_locks)
+
+
 class FolderLock:
     """That one process works in a folder; the second is refused.
 
-    As :func:`in_turn`, the lock ends with the process.
+    As :func:`in_turn`, the lock ends with the process, though processes that it forked, such as
+    workers of a data loader, live on.
 
     Args:
-        folder: made if missing; it gets a file ``.lock`` that names the process.
+        folder: made if missing; it gets a file that names the process.
+        name: of that file. Locks of different names do not exclude each other.
 
     Raises:
         ValueError: if another process works in it.
@@ -232,9 +248,9 @@ class FolderLock:
         process
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / ".lock"
+        self.path = folder / name
         self.handle: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,6 +262,7 @@ class FolderLock:
                 "runs in one folder would mix their files. Give this run a folder of its own "
                 "(--trainer.default_root_dir), or wait for the other."
             ) from error
+        HELD.add(self)
         os.ftruncate(self.handle, 0)
         os.write(self.handle, f"{os.getpid()} on {socket.gethostname()}\n".encode())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -69,6 +70,38 @@ def check_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> No
     for key in given:
         if key not in known:
             raise ValueError(f"{where} has no argument {shortened(key)}. {nearest(key, known)}")
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Return those of some packages that would have to be installed."""
+    return [name for name in names if find_spec(name) is None]
+
+
+def require(what: str, packages: Iterable[str], extra: str, otherwise: str = "") -> None:
+    """Make sure that packages are installed.
+
+    Args:
+        what: needs them.
+        packages: their names.
+        extra: of this library that brings them; none if empty.
+        otherwise: what else the user may do.
+
+    Raises:
+        ValueError: if one is missing, saying how to install it.
+
+    Example:
+        >>> require("The command `sweep`", ["no_such_package"], "sweep")
+        Traceback (most recent call last):
+        ...
+        ValueError: The command `sweep` needs no_such_package, not installed here. Install with...
+    """
+    if missing := missing_packages(packages):
+        wanted = f"'ssl-lightning[{extra}]'" if extra else " ".join(missing)
+        end = f", {otherwise}." if otherwise else "."
+        raise ValueError(
+            f"{what} needs {' and '.join(missing)}, not installed here. Install with "
+            f"`pip install {wanted}`{end}"
+        )
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

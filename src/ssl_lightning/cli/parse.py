@@ -18,6 +18,7 @@ def call(
     name: str,
     arguments: list[str],
     by_hand: Mapping[str, Mapping[str, Any]] | None = None,
+    imports: bool = True,
 ) -> Any:
     """Parse ``arguments`` for ``function`` and call it; ``--help`` shows its docstring.
 
@@ -28,6 +29,7 @@ def call(
         by_hand: argument as it is typed, such as ``"runs"`` or ``"--all"`` -> settings of
             :meth:`argparse.ArgumentParser.add_argument`, for parameters that need others than
             their signature gives.
+        imports: whether modules to import may be named.
     """
     summary = (function.__doc__ or "").split("\n\n")[0]
     parser = OneSentenceParser(prog=f"ssl-lightning {name}", description=summary)
@@ -36,12 +38,13 @@ def call(
         parser.add_argument(argument, **settings)
     skipped: set[str | int] = {argument.lstrip("-") for argument in given}
     parser.add_function_arguments(function, as_positional=True, skip=skipped)
-    add_import(parser)
+    if imports:
+        add_import(parser)
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--masked` for `--masked true`
             action.nargs, action.const = "?", True
     values = vars(parser.parse_args(arguments))
-    import_modules(values.pop(IMPORT))
+    import_modules(values.pop(IMPORT, None))
     return function(**values)
 
 

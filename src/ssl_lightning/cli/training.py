@@ -16,8 +16,15 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks, loggers
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    callbacks,
+    loggers,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from torch import optim
@@ -25,6 +32,7 @@ from torch import optim
 from ssl_lightning.callbacks import CALLBACKS
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
+from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.own_runs import remember_run
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
@@ -40,9 +48,13 @@ from ssl_lightning.registry import ADMITTED, as_mapping, check_class
 from ssl_lightning.schedules import Schedule
 from ssl_lightning.suggest import first_line
 from ssl_lightning.suggest import shortened as on_one_line
+from ssl_lightning.sweep.paths import set_at
 from ssl_lightning.zoo.loading import PREFIX
 
 DEFAULT_FOLDER = "runs/default"
+DUMP = inspect.signature(ArgumentParser.dump).parameters
+KEEP_NONE = "skip_unset" if "skip_unset" in DUMP else "skip_none"
+"""Name of the parser's argument, which was another once."""
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
 
 set_parsing_settings(instantiate_subclass_spec_in_any=False)  # `admit_classes` says which
@@ -115,6 +127,7 @@ class SSLCLI(LightningCLI):
 
     asked: str = "fit"
     given: Sequence[str] = ()
+    items: Mapping[str, Any] = MappingProxyType({})
     traces: Mapping[str, Traces] = MappingProxyType({})
 
     @staticmethod
@@ -135,6 +148,11 @@ class SSLCLI(LightningCLI):
                 asked.refuse(found)
         super().parse_arguments(parser, args)
         import_modules(self.config.get(self.asked, self.config).get(IMPORT))
+        if self.items:
+            content = whole(parsers[self.asked], self.config[self.asked])
+            for path, value in self.items.items():
+                set_at(content, path, value)
+            self.config = parser.parse_object({"subcommand": self.asked, self.asked: content})
 
     def before_fit(self) -> None:
         """Refuse, before processes are started, what each of them would refuse."""
@@ -272,24 +290,76 @@ def help_of(name: str, full: bool) -> str:
     return text.getvalue() if full else shortened(text.getvalue())
 
 
-def carry_out(name: str, arguments: list[str]) -> None:
-    """Let LightningCLI parse the arguments and run the subcommand."""
+def carry_out(
+    name: str,
+    arguments: Sequence[str],
+    cli: type[SSLCLI] = SSLCLI,
+    content: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> SSLCLI:
+    """Let LightningCLI parse the arguments and run the subcommand.
+
+    Args:
+        name: of the subcommand.
+        arguments: of the command line.
+        cli: the class to do it.
+        content: plain values of a config, in place of arguments.
+        callbacks: that the trainer gets besides those of the config.
+    """
     SSLCLI.asked = name
     SSLCLI.given = arguments
-    program, sys.argv = sys.argv, [sys.argv[0], name, *arguments]
+    SSLCLI.items, others = split_items(arguments)
+    program, sys.argv = sys.argv, [sys.argv[0], name, *others]
+    if content is not None:
+        sys.argv = sys.argv[:1]
     try:
-        SSLCLI(
+        return cli(
             SSLLightningModule,
             LightningDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_callback=RunFolderConfig,
-            trainer_defaults={"default_root_dir": DEFAULT_FOLDER},
+            trainer_defaults={"default_root_dir": DEFAULT_FOLDER, "callbacks": list(callbacks)},
             parser_class=TrainingParser,
             parser_kwargs={name: {"usage": USAGE}},
+            args=None if content is None else {"subcommand": name, name: content},
         )
     finally:
-        sys.argv = program
+        sys.argv, SSLCLI.items = program, {}
+
+
+class ParsedOnly(SSLCLI):
+    """Parses arguments, and makes and does nothing."""
+
+    def _set_seed(self) -> None:
+        """Leave the random generators alone."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do nothing."""
+
+
+def resolved(
+    name: str, arguments: Sequence[str] = (), content: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Return the config that a subcommand would run with: all of it, and as ``fit`` stores it.
+
+    Args:
+        name: of the subcommand.
+        arguments: of the command line.
+        content: plain values of a config, in place of arguments.
+    """
+    cli = carry_out(name, arguments, ParsedOnly, content)
+    parser, config = cli._parser(name), cli.config[name]
+    return whole(parser, config), parser.dump(config)
+
+
+def whole(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Return a config as plain values, with those that are None."""
+    content: dict[str, Any] = yaml.safe_load(parser.dump(config, **{KEEP_NONE: False}))
+    return content
 
 
 def quieten() -> None:

@@ -6,21 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from ssl_lightning import zoo
 from ssl_lightning.cli.parse import call
+from ssl_lightning.cli.tables import Rows, console, show_table
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.listing import latency_cell
 from ssl_lightning.zoo.wording import function_of, layers_of, schedule_of
-
-WIDTH = 120  # characters, where the output is no terminal
-
-Rows = list[tuple[str, ...]]
 
 
 def run(name: str, arguments: list[str]) -> int | None:
@@ -297,22 +289,6 @@ def usage() -> str:
         "usage: ssl-lightning zoo ACTION [ARGUMENTS]\n\nPublished compact networks.\n\n"
         f"actions:\n{rows}\n\n`ssl-lightning zoo ACTION --help` says more.\n"
     )
-
-
-def show_table(title: str, columns: tuple[str, ...], rows: Rows) -> None:
-    """Print a table; long cells are folded, never cut."""
-    table = Table(title=title or None, box=SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console().print(table)
-
-
-def console() -> Console:
-    """Return the terminal, or a wide one if the output is no terminal."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=WIDTH)
 
 
 def storage(card: zoo.Card) -> str:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +16,7 @@ from torch import nn
 from ssl_lightning.graph import Inputs
 from ssl_lightning.measure.capturing import Captured, capture
 from ssl_lightning.registry import check_name
+from ssl_lightning.suggest import missing_packages, require
 
 Call = Callable[[], object]
 """Computes, and returns the output: a tensor, or several in lists, tuples or mappings."""
@@ -105,7 +105,7 @@ class Engine:
 
     def missing(self) -> list[str]:
         """Return the packages that would have to be installed."""
-        return [name for name in self.packages if find_spec(name) is None]
+        return missing_packages(self.packages)
 
     def require(self) -> None:
         """Make sure that its packages are installed.
@@ -113,12 +113,8 @@ class Engine:
         Raises:
             ValueError: if not.
         """
-        if missing := self.missing():
-            wanted = f"'ssl-lightning[{self.extra}]'" if self.extra else " ".join(missing)
-            raise ValueError(
-                f"The engine {self.name!r} needs {' and '.join(missing)}, not installed here. "
-                f"Install with `pip install {wanted}`, or leave the engine out."
-            )
+        what = f"The engine {self.name!r}"
+        require(what, self.packages, self.extra, "or leave the engine out")
 
 
 def prepare_by_file(engine: Engine, model: nn.Module, inputs: Inputs) -> Call:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -91,6 +90,7 @@ class MacsLeft:
 
     Args:
         example_input: as :func:`~ssl_lightning.compaction.make_plan` takes it.
+        measure: from a network and its inputs to what is counted, if not multiply-adds.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -104,8 +104,12 @@ class MacsLeft:
         1349000
     """
 
-    def __init__(self, example_input: ExampleInput) -> None:
-        self.form = CompactForm(example_input)
+    def __init__(
+        self,
+        example_input: ExampleInput,
+        measure: Callable[[nn.Module, ExampleInput], int] = count_macs,
+    ) -> None:
+        self.form, self.measure = CompactForm(example_input), measure
         self._last: tuple[nn.Module, str, int] | None = None
 
     def __call__(self, model: nn.Module) -> int:
@@ -121,8 +125,11 @@ class MacsLeft:
 
     def count(self, model: nn.Module, *, dense: bool) -> int:
         """Return the multiply-adds, of the network as it is if nothing in it is zero."""
-        count = partial(count_macs, example_input=self.form.inputs)
-        return count(model) if dense else self.form.ask(model, count)
+        return self.counted(model) if dense else self.form.ask(model, self.counted)
+
+    def counted(self, model: nn.Module) -> int:
+        """Return what is counted of a network."""
+        return self.measure(model, self.form.inputs)
 
 
 @torch.no_grad()
