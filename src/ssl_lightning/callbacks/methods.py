@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.costs import Costs
+from ssl_lightning.graph import working_copy
 from ssl_lightning.groups import GroupSet, group_norms, nonzero_groups, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
@@ -51,6 +52,7 @@ class Window:
 
     def __post_init__(self) -> None:
         self.network = self.sparsity.network
+        self._copy = working_copy(self.network)  # one, so that it is captured once
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the network's parameters and buffers by name."""
@@ -63,14 +65,16 @@ class Window:
         score = IMPORTANCES[self.importance]
         scores = [score(s, tensors).cpu() for s in self.group_sets]
         scores = relative(self.group_sets, scores, SIZE_POWERS[self.importance])
+        self._copy.load_state_dict(self.network.state_dict())
         return choose_groups(
-            self.sparsity.network,
+            self._copy,
             self.form,
             self.group_sets,
             scores,
             costs or self.costs,
             multiple=self.multiple,
             retained=self.retained,
+            in_place=True,
         )
 
     @torch.no_grad()
@@ -87,7 +91,8 @@ class Window:
 
     def cost(self) -> float:
         """Return the cost of the compact form now, in units of the limit; at least that of none."""
-        return self.form.ask(self.sparsity.network, self.costs.excess)
+        self._copy.load_state_dict(self.network.state_dict())
+        return self.form.ask(self._copy, self.costs.excess)
 
 
 class Method:

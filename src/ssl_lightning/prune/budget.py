@@ -67,6 +67,7 @@ def choose_groups(
     *,
     multiple: int = 1,
     retained: Mapping[str, str] | None = None,
+    in_place: bool = False,
 ) -> Choice:
     """Choose the least important groups whose removal brings all costs down to their limits.
 
@@ -80,18 +81,20 @@ def choose_groups(
     last search did not do better.
 
     Args:
-        model: the network; unchanged.
+        model: the network.
         form: gives its compact form.
         group_sets: the groups to choose from.
         scores: their importance, one tensor ``(num_groups,)`` per set.
         costs: what to compare with.
         multiple: of which multiple groups are retained in sets that lose any.
         retained: layer -> why outputs of it are in no group, for the message.
+        in_place: whether the groups are zeroed in the network itself, not in a copy, which
+            would be captured anew each time.
 
     Raises:
         UnreachableError: if they cannot; it says what is left and why.
     """
-    network = working_copy(model)
+    network = model if in_place else working_copy(model)
     chosen = [torch.zeros(s.num_groups, dtype=torch.bool) for s in group_sets]
     depth = [i for i, s in enumerate(group_sets) if s.kind == "depth"]
     others = [i for i in range(len(group_sets)) if i not in depth]
