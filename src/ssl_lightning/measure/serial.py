@@ -134,3 +134,41 @@ class Record:
                 f"{path}: expected JSON, got an error: {error}. Write it again."
             ) from error
         return cls.from_dict(data)
+
+
+class VersionedRecord(Record):
+    """A record with the version of its format: a dataclass with a field ``schema``.
+
+    It must be checked in ``__post_init__``: ``self.check_schema(self.schema)``.
+    """
+
+    known_schema: ClassVar[int]
+    """The version that this code reads and writes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold, the schema first."""
+        data = super().to_dict()
+        return {"schema": data.pop("schema"), **data}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Build a record from :meth:`to_dict`.
+
+        Raises:
+            ValueError: if the schema is unknown, or a field is missing, unknown or of another type.
+        """
+        cls.check_schema(data.get("schema") if isinstance(data, dict) else cls.known_schema)
+        return super().from_dict(data)
+
+    @classmethod
+    def check_schema(cls, schema: Any) -> None:
+        """Reject records of another version.
+
+        Raises:
+            ValueError: naming both versions.
+        """
+        if schema != cls.known_schema:
+            raise ValueError(
+                f"{cls.what}.schema: expected {cls.known_schema}, got {shortened(schema)}. "
+                "Read it with the version of ssl_lightning that wrote it, or write it again."
+            )

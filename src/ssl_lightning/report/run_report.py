@@ -1,18 +1,16 @@
 """One JSON file that holds everything known about a compacted network. Imports no torch."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
 
 from ssl_lightning.measure.record import BenchmarkResult
-from ssl_lightning.measure.serial import Record
+from ssl_lightning.measure.serial import VersionedRecord
 
 SCHEMA = 2
 GROUP_KINDS = ("filters", "channels", "columns")
 
 
 @dataclass(frozen=True)
-class RunReport(Record):
+class RunReport(VersionedRecord):
     """Errors, retained groups and benchmark of one network in its versions.
 
     Attributes:
@@ -33,42 +31,15 @@ class RunReport(Record):
     benchmark: BenchmarkResult
     schema: int = SCHEMA
     what = "report"
+    known_schema = SCHEMA
 
     def __post_init__(self) -> None:
-        check_schema(self.schema)
+        self.check_schema(self.schema)
         for model, error in self.errors.items():
             _check_error(model, error, list(self.benchmark.models))
         for layer, kinds in self.layers.items():
             for kind, counts in kinds.items():
                 check_counts(f"report.layers.{layer}", kind, counts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold, the schema first."""
-        data = dataclasses.asdict(self)
-        return {"schema": data.pop("schema"), **data}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Self:
-        """Build a report from :meth:`to_dict`.
-
-        Raises:
-            ValueError: if the schema is unknown, or a field is missing, unknown or of another type.
-        """
-        check_schema(data.get("schema") if isinstance(data, dict) else SCHEMA)
-        return super().from_dict(data)
-
-
-def check_schema(schema: Any) -> None:
-    """Reject reports of another version.
-
-    Raises:
-        ValueError: naming both versions.
-    """
-    if schema != SCHEMA:
-        raise ValueError(
-            f"report.schema: expected {SCHEMA}, got {schema!r}. "
-            "Read it with the version of ssl_lightning that wrote it, or write it again."
-        )
 
 
 def _check_error(model: str, error: float, measured: list[str]) -> None:
