@@ -33,7 +33,7 @@ WRONG_TYPE = re.compile(
     r"Expected an? (?:<class '(\S+)'>|(\S.*?))(?:\. Got value: (.*)|\Z)", re.DOTALL
 )
 UNRECOGNIZED = re.compile(r"unrecognized arguments: (-*)([\w.\-]+)|ambiguous option: (-+)([\w.]+)")
-NO_VALUE = re.compile(r"argument (?:-\w/)?-*([\w.]+): expected one argument")
+NO_VALUE = re.compile(r"argument (?:-\w/)?-*([\w.]+): expected (?:at least )?one argument")
 
 FORM = "{class_path: %s, init_args: {...}}"
 MOST_NAMES = 20

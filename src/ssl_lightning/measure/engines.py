@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from ssl_lightning.graph import ExampleInput, as_inputs
 from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.measure.csr import CsrProduct
 from ssl_lightning.measure.engine import Call, Engine, prepare_by_file, prepare_side_by_side
+from ssl_lightning.measure.machine import package_versions
 from ssl_lightning.measure.runtimes import BUILT_IN, type_of
 from ssl_lightning.registry import Registration, register
 from ssl_lightning.suggest import pick, shortened
@@ -100,13 +100,7 @@ def installed_engines() -> list[str]:
 def engine_versions(engines: Iterable[Engine] | None = None) -> dict[str, str]:
     """Return package -> version of what engines (all, by default) run on, where it is installed."""
     used = ENGINES.values() if engines is None else engines
-    found = {}
-    for package in ("torch", *{name for engine in used for name in engine.packages}):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return dict(sorted(found.items()))
+    return package_versions(["torch", *{name for engine in used for name in engine.packages}])
 
 
 def prepare(name: str, model: nn.Module, example_input: ExampleInput) -> Call:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -26,6 +28,22 @@ def machine(device: torch.device) -> Machine:
         python=platform.python_version(),
         torch=str(torch.__version__),
     )
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return package -> version of those that are installed, by name.
+
+    Example:
+        >>> list(package_versions(["torch", "numpy", "no-such-package"]))
+        ['numpy', 'torch']
+    """
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))
 
 
 def memory_format(x: Tensor) -> str:
