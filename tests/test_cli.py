@@ -599,6 +599,8 @@ WRONG_ARGUMENTS = [
     ("export --masked a.ckpt", "`masked`: expected bool, got 'a.ckpt'."),
     ("benchmark a.ckpt --engine eager", "There is no option `engine`. Did you mean engines?"),
     ("benchmark paper-table4 --layr x", "There is no option `layr`. Did you mean layers?"),
+    ("benchmark training --backbone", "`backbone`: expected a value, got none. Write it behind"),
+    ("benchmark training --backbone a --kindz", "There is no option `kindz`. Did you mean kinds?"),
 ]  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
+from ssl_lightning.cli import cost, sparse
 from ssl_lightning.cli.data import data_section, make_data
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
-from ssl_lightning.cli.sparse import COMMANDS
 from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
@@ -23,11 +23,14 @@ from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
 
+COMMANDS = sparse.COMMANDS | cost.COMMANDS
+
 
 def run(name: str, arguments: list[str]) -> None:
     """Carry out the command: a checkpoint, or one of the fixed comparisons."""
     if arguments and arguments[0] in COMMANDS:
-        call(COMMANDS[arguments[0]], f"{name} {arguments[0]}", arguments[1:])
+        what = arguments[0]
+        call(COMMANDS[what], f"{name} {what}", arguments[1:], cost.BY_HAND.get(what))
     else:
         call(benchmark_checkpoint, name, arguments)
 
@@ -51,7 +54,8 @@ def benchmark_checkpoint(
 ) -> None:
     """Measure the dense, masked and compact network of a run side by side.
 
-    ``benchmark paper-table4`` and ``benchmark break-even`` compare sparse layers with dense ones.
+    ``benchmark paper-table4`` and ``benchmark break-even`` compare sparse layers with dense ones,
+    ``benchmark training`` training steps with and without penalties.
 
     Args:
         checkpoint: file that ``fit`` wrote: the masked network.

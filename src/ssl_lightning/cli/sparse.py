@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 
+from ssl_lightning.cli.records import check_output, finish
 from ssl_lightning.measure.sparse import break_even_cases, measure_sparse, table4_cases
-from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
+from ssl_lightning.measure.sparse_record import CONV_PART, SparseRow
 from ssl_lightning.measure.table4 import LAYERS
 from ssl_lightning.measure.turns import several
 from ssl_lightning.report.sparse import (
@@ -45,6 +45,7 @@ def paper_table4(
             one call.
         output: JSON file to write; the bars per layer are drawn beside it as a PNG.
     """
+    check_output(output)
     cases = table4_cases(several(configurations), several(layers))
     record = measure_sparse(
         "AlexNet at the sparsity of Table 4",
@@ -56,7 +57,7 @@ def paper_table4(
         repeats=repeats,
         progress=show,
     )
-    finish(record, output, speedup_chart)
+    finish(record, sparse_table(record), speedup_chart, output, TABLE_WIDTH)
 
 
 def break_even(
@@ -81,6 +82,7 @@ def break_even(
         repeats: interleaved samples per engine, of two milliseconds or one call.
         output: JSON file to write; the curve is drawn beside it as a PNG.
     """
+    check_output(output)
     record = measure_sparse(
         f"AlexNet {layer}, dense to sparse",
         break_even_cases(layer, sparsities),
@@ -91,7 +93,7 @@ def break_even(
         repeats=repeats,
         progress=show,
     )
-    finish(record, output, break_even_chart)
+    finish(record, sparse_table(record), break_even_chart, output, TABLE_WIDTH)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"paper-table4": paper_table4, "break-even": break_even}
@@ -110,17 +112,3 @@ def show(row: SparseRow) -> None:
         f"{row.speedup:.2f}x of {row.limit:.2f}x over {row.dense_engine}",
         highlight=False,
     )
-
-
-def finish(
-    record: SparseRecord, output: str | None, draw: Callable[[SparseRecord, Path], None]
-) -> None:
-    """Print the table; write record and picture."""
-    console = Console()
-    console = console if console.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)
-    console.print(sparse_table(record))
-    if output is not None:
-        path = Path(output)
-        record.save(path)
-        draw(record, path.with_suffix(".png"))
-        console.print(f"Wrote {path} and {path.with_suffix('.png')}")

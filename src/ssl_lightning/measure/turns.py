@@ -82,10 +82,55 @@ def take_turns(
             timer.timeit(1)
     loops = {name: _loops(timer.timeit(1).mean, min_run_time) for name, timer in timers.items()}
     samples: dict[Name, list[float]] = {name: [] for name in timers}
-    for i in range(repeats):
-        for name in reversed(timers) if i % 2 else timers:
-            samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
+    for name in in_turns(list(timers), repeats):
+        samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
     return Turns(samples, loops)
+
+
+def take_steps(
+    calls: Mapping[Name, Call],
+    *,
+    repeats: int,
+    warmup: int,
+    clock: Callable[[], float] = default_clock,
+) -> Turns[Name]:
+    """Time single calls in turns: of what is long and changes with every call, as training does.
+
+    Unlike :func:`take_turns`, nothing runs between one timed call and the next one's.
+
+    Args:
+        calls: name -> function without arguments.
+        repeats: rounds.
+        warmup: untimed rounds before.
+        clock: seconds; torch's own waits for the GPU.
+
+    Example:
+        >>> steps = []
+        >>> calls = {"a": lambda: steps.append("a"), "b": lambda: steps.append("b")}
+        >>> turns = take_steps(calls, repeats=2, warmup=1)
+        >>> "".join(steps), len(turns.samples["a"])
+        ('abbaab', 2)
+    """
+    samples: dict[Name, list[float]] = {name: [] for name in calls}
+    for name in in_turns(list(calls), warmup + repeats):
+        start = clock()
+        calls[name]()
+        samples[name].append(1e3 * (clock() - start))
+    timed = {name: times[warmup:] for name, times in samples.items()}
+    return Turns(timed, dict.fromkeys(calls, 1))
+
+
+def in_turns(names: Sequence[Name], rounds: int) -> Iterator[Name]:
+    """Yield each name once per round, in an order that is reversed after every round.
+
+    So none is always faster or slower by what ran before it.
+
+    Example:
+        >>> "".join(in_turns("abc", 2))
+        'abccba'
+    """
+    for i in range(rounds):
+        yield from reversed(names) if i % 2 else names
 
 
 def interleave(
@@ -119,10 +164,21 @@ def interquartile_range(values: Sequence[float]) -> float:
         >>> interquartile_range([1.0, 2.0, 3.0, 4.0, 5.0])
         2.0
     """
-    if len(values) < 2:
-        return 0.0
-    quartiles = statistics.quantiles(values, n=4, method="inclusive")
-    return quartiles[2] - quartiles[0]
+    low, _, high = quartiles(values)
+    return high - low
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile.
+
+    Example:
+        >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0]), quartiles([7.0])
+        ((2.0, 3.0, 4.0), (7.0, 7.0, 7.0))
+    """
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ssl_lightning.report.sensitivity import (
 )
 from ssl_lightning.report.sparse import break_even_chart, sparse_table, speedup_chart
 from ssl_lightning.report.table import comparison_table, percent, short_count
+from ssl_lightning.report.training import training_chart, training_reasons, training_table
 
 __all__ = [
     "RunReport",
@@ -36,4 +37,7 @@ __all__ = [
     "short_count",
     "sparse_table",
     "speedup_chart",
+    "training_chart",
+    "training_reasons",
+    "training_table",
 ]
