@@ -70,6 +70,14 @@ def test_a_timed_step_is_a_training_step():
     assert not torch.equal(model.conv1.weight[4], before[4])
 
 
+def test_from_one_batch_to_the_next_is_more_than_the_module_s_step():
+    module = step_module({}, create_backbone("mlp"), [])
+    with quiet(), TrainingSteps(module, BATCH) as step:
+        assert step.seconds == step.whole_seconds == 0
+        step()
+        assert 0 < step.seconds < step.whole_seconds
+
+
 def test_each_call_is_one_step_of_the_module(trainer):
     """The same as as many batches of a fit."""
     torch.manual_seed(0)

@@ -2,98 +2,55 @@
 
 ``python tools/step_cost.py --backbone resnet20 --kinds filter channel shape depth``
 
-The three train in threads of one process that take turns after every step (A B C, C B A, ...), on
-the same images, which are in memory already; so drifts of the machine's speed hit all alike. A
-step is all from one batch to the next. Printed are the medians, the median and quartiles of the
-step-by-step ratios, and the time inside the proximal step itself. Run it on an idle machine.
+The three take turns after every step (A B C, C B A, ...), on the same images, which are in memory
+already; so drifts of the machine's speed hit all alike. A step is all from one batch to the next.
+Printed are the medians, the median and quartiles of the step-by-step ratios, and the time inside
+the proximal step itself. Run it on an idle machine. ``ssl-lightning benchmark training`` compares
+penalties with each other, in plain loops.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
-import threading
 import time
-import warnings
+from contextlib import ExitStack
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 
 from ssl_lightning import SSLLightningModule, create_backbone
+from ssl_lightning.measure.engine import quiet
+from ssl_lightning.measure.training_loop import TrainingLoop, small_steps
+from ssl_lightning.measure.turns import Turns, quartiles, take_steps
+from ssl_lightning.publishing.stepping import TrainingSteps
 
 PATTERNS = {"depth": "layer*.conv?"}
-PROXIMAL: list[float] = []  # seconds of every proximal step
+WARMUP = 2
+PLAIN, MODULE, PENALISED = NAMES = ("plain loop", "module", "module with penalties")
 
 
-def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
-    """Return the optimizer of all three."""
-    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+class PlainSteps:
+    """A plain loop, with the seconds that it spent so far."""
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self.loop, self.whole_seconds = loop, 0.0
+
+    def __call__(self) -> None:
+        """Make one step."""
+        start = time.perf_counter()
+        self.loop()
+        self.whole_seconds += time.perf_counter() - start
 
 
-class Turns:
-    """Lets the loops of several threads make one step each in turn, and times the steps.
-
-    The order is reversed after every round (A B C, C B A, ...), since a step is slower or faster
-    by what ran before it.
-    """
-
-    def __init__(self, number: int, steps: int) -> None:
-        self.steps = steps
-        self.round = list(range(number))
-        self.order = list(self.round)
-        self.changed = threading.Condition()
-        self.times: list[list[float]] = [[] for _ in range(number)]
-
-    def batches(self, who: int, batch: Any) -> Any:
-        """Yield the batch once per step, each time when it is this loop's turn."""
-        for _ in range(self.steps):
-            with self.changed:
-                self.changed.wait_for(lambda: self.order[0] == who)
-            start = time.perf_counter()
-            yield batch
-            self.times[who].append(time.perf_counter() - start)
-            with self.changed:
-                self.order.pop(0)
-                self.start_round()
-                self.changed.notify_all()
-
-    def start_round(self) -> None:
-        """Begin the next round, in reversed order, if this one is over."""
-        if not self.order:
-            self.round.reverse()
-            self.order = list(self.round)
-
-    def leave(self, who: int) -> None:
-        """Let the others continue without this loop (trainers do not ask for a batch too many)."""
-        with self.changed:
-            self.round = [other for other in self.round if other != who]
-            self.order = [other for other in self.order if other != who]
-            self.start_round()
-            self.changed.notify_all()
-
-
-class Batches:
-    """What a loop trains on: an iterable with a length, as the trainer wants it."""
-
-    def __init__(self, turns: Turns, who: int, batch: Any) -> None:
-        self.turns, self.who, self.batch = turns, who, batch
-
-    def __len__(self) -> int:
-        return self.turns.steps
-
-    def __iter__(self) -> Any:
-        return self.turns.batches(self.who, self.batch)
-
-
-def train_module(options: argparse.Namespace, penalties: list[Any], batches: Batches) -> None:
-    """Train an SSLLightningModule, writing down how long its proximal steps take."""
+def training_module(
+    options: argparse.Namespace, penalties: list[Any], proximal: list[float]
+) -> SSLLightningModule:
+    """Return a module that notes how many milliseconds each of its proximal steps takes."""
     module = SSLLightningModule(
         create_backbone(options.backbone),
         penalties=penalties,
-        optimizer=make_optimizer,
+        optimizer=small_steps,
         channels_last=True,
     )
     step = module.sparsity.regularizer.proximal_step_
@@ -101,32 +58,10 @@ def train_module(options: argparse.Namespace, penalties: list[Any], batches: Bat
     def timed(*arguments: Any) -> None:
         start = time.perf_counter()
         step(*arguments)
-        PROXIMAL.append(time.perf_counter() - start)
+        proximal.append(1e3 * (time.perf_counter() - start))
 
     module.sparsity.regularizer.proximal_step_ = timed if penalties else step
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision=options.precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, batches)
-
-
-def train_plainly(options: argparse.Namespace, batches: Batches) -> None:
-    """Train by a hand-written loop under the same settings."""
-    model = create_backbone(options.backbone).to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model.parameters())
-    mixed = options.precision == "bf16-mixed"
-    for x, y in batches:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = F.cross_entropy(model(x.to(memory_format=torch.channels_last)), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    return module
 
 
 def main() -> None:
@@ -138,51 +73,45 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     penalties = [
         {"kind": kind, "strength": 1e-5, "layers": PATTERNS.get(kind, "*")}
         for kind in options.kinds
     ]
-    shape = create_backbone(options.backbone).input_shape
-    batch = (torch.randn(options.batch_size, *shape), torch.arange(options.batch_size) % 10)
-    turns = Turns(3, options.steps)
-    loops = [
-        lambda: train_plainly(options, Batches(turns, 0, batch)),
-        lambda: train_module(options, [], Batches(turns, 1, batch)),
-        lambda: train_module(options, penalties, Batches(turns, 2, batch)),
-    ]
-
-    def run(who: int) -> None:
-        try:
-            loops[who]()
-        finally:
-            turns.leave(who)
-
-    threads = [threading.Thread(target=run, args=(who,)) for who in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    report(options, [times[2:] for times in turns.times])
+    net = create_backbone(options.backbone)
+    images = torch.randn(options.batch_size, *net.input_shape)
+    batch = images, torch.arange(options.batch_size) % 10
+    autocast = torch.bfloat16 if options.precision == "bf16-mixed" else None
+    proximal: list[float] = []
+    threads = torch.get_num_threads()
+    with quiet(), ExitStack() as stack:
+        steps: dict[str, Any] = {PLAIN: PlainSteps(TrainingLoop(net, batch, autocast=autocast))}
+        for name, given in ((MODULE, []), (PENALISED, penalties)):
+            module = training_module(options, given, proximal)
+            trainer = TrainingSteps(module, batch, options.precision, threads)
+            steps[name] = stack.enter_context(trainer)
+        turns = take_steps(
+            steps,
+            repeats=options.steps - WARMUP,
+            warmup=WARMUP,
+            clock=lambda: sum(step.whole_seconds for step in steps.values()),
+        )
+    report(options, turns, proximal[WARMUP:])
 
 
-def report(options: argparse.Namespace, times: list[list[float]]) -> None:
+def report(options: argparse.Namespace, turns: Turns[str], proximal: list[float]) -> None:
     """Print medians and ratios."""
     print(f"{options.backbone}, batch {options.batch_size}, {options.precision}, ", end="")
     print(f"{torch.get_num_threads()} threads, penalties on {', '.join(options.kinds)}, ", end="")
-    print(f"{len(times[0])} steps each")
-    names = ("plain loop", "module", "module with penalties")
-    for name, values in zip(names, times, strict=True):
-        print(f"{name:<24}{1e3 * statistics.median(values):9.2f} ms")
-    share = [p / s for p, s in zip(PROXIMAL[2:], times[2], strict=False)]
-    low, middle, high = statistics.quantiles(share, n=4)
-    print(f"proximal step alone: {1e3 * statistics.median(PROXIMAL):.2f} ms, ", end="")
+    print(f"{len(turns.samples[PLAIN])} steps each")
+    for name in NAMES:
+        print(f"{name:<24}{statistics.median(turns.samples[name]):9.2f} ms")
+    share = [p / s for p, s in zip(proximal, turns.samples[PENALISED], strict=True)]
+    low, middle, high = quartiles(share)
+    print(f"proximal step alone: {statistics.median(proximal):.2f} ms, ", end="")
     print(f"{100 * middle:.2f} % of its step (quartiles {100 * low:.2f} to {100 * high:.2f})")
-    for a, b in ((1, 0), (2, 1)):
-        ratios = [p / q for p, q in zip(times[a], times[b], strict=False)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"{names[a]} / {names[b]}: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
+    for name, base in ((MODULE, PLAIN), (PENALISED, MODULE)):
+        low, middle, high = quartiles(turns.ratios(name, base))
+        print(f"{name} / {base}: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

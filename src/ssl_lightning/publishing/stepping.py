@@ -33,6 +33,7 @@ class TrainingSteps:
         seconds: spent so far in the module's ``optimizer_step``: forward pass, zeroing of
             gradients, backward pass, optimizer and penalties, but not the trainer's own work
             between batches.
+        whole_seconds: spent so far from one batch to the next, with that work.
 
     Example:
         >>> from ssl_lightning.measure.engine import quiet
@@ -49,7 +50,7 @@ class TrainingSteps:
         self, module: pl.LightningModule, batch: Any, precision: Any = "32-true", threads: int = 1
     ) -> None:
         self.module, self.batch, self.precision = module, batch, precision
-        self.threads, self.seconds = threads, 0.0
+        self.threads, self.seconds, self.whole_seconds = threads, 0.0, 0.0
         self._orders: SimpleQueue[bool] = SimpleQueue()
         self._results: SimpleQueue[Exception | None] = SimpleQueue()
         self._thread = Thread(target=self._train, daemon=True)
@@ -69,7 +70,9 @@ class TrainingSteps:
     def __iter__(self) -> Iterator[Any]:
         """Yield the batch once per call; it was trained on when the next one is asked for."""
         while self._orders.get():
+            start = time.perf_counter()
             yield self.batch
+            self.whole_seconds += time.perf_counter() - start
             self._results.put(None)
         raise Enough
 
