@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_the_curve_rises_and_goes_through_points_that_rise(points):
         curve.add(x, y)
     places = sorted([0.0, *(x for x, _ in points), *range(0, 200, 7)])
     heights = [curve(x) for x in places]
-    assert all(a <= b * (1 + 1e-9) for a, b in zip(heights, heights[1:], strict=False))
+    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(heights))
     assert heights[-1] > 0
     values = [curve.points[x] for x in sorted(curve.points)]
     if values == sorted(values):
@@ -435,17 +436,18 @@ def test_a_damaged_table_is_named_and_built_anew(engine, tmp_path, name):
 def test_a_folder_that_cannot_be_written_is_no_obstacle(engine, tmp_path):
     fake = engine(fused)
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is damaged"):
         meter = fake.meter(net(), cache=tmp_path / "file" / "folder")
-        assert meter(net()) == meter.dense_ms
-    assert any("Cannot keep the table of layer times" in str(w.message) for w in warned)
+    with pytest.warns(UserWarning, match="Cannot keep the table of layer times"):
+        meter(net())
+    assert meter(net()) == meter.dense_ms
 
 
 # --- multiples ------------------------------------------------------------------------------------
 
 LIKED = {
     "smooth": (bilinear, {1}),
-    "stairs of 4": (stairs(4), {2, 4}),  # 2 costs 2 % more
+    "stairs of 4": (stairs(4), {4}),
     "stairs of 8": (stairs(8), {8}),
     "stairs of 16": (stairs(16), {16}),
     "stairs of 32": (stairs(32), {32}),

@@ -20,7 +20,8 @@ apply_plan benchmark choose_layers column_sparse_conv2d compact count_macs creat
 expand export_model for_inference group_lasso group_lasso_subgradient group_norms kept_groups
 list_backbones load_backbone load_compact make_plan prox_group_lasso prune_ prune_like_
 register_kind register_penalty_function register_schedule resolve_groups save_compact zoo
-Engine Rule publishing register_backbone register_engine register_rule register_shrinker
+Engine LatencyMeter Rule preferred_multiple publishing register_backbone register_engine
+register_rule register_shrinker
 """.split()
 
 NO_EXAMPLE = {
