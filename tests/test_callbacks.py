@@ -189,6 +189,41 @@ def test_threshold_pruning_by_fraction_counts_zeros_and_takes_turns(trainer):
 
 
 @pytest.mark.parametrize(
+    ("zeros", "goal", "multiple", "left"),
+    [
+        (0, {"fraction": 0.5}, 1, 3),
+        (0, {"fraction": 0.5}, 2, 4),  # the nearest to 3, of 2 and 4 the even multiple
+        (0, {"fraction": 0.5}, 4, 4),
+        (0, {"fraction": 0.7}, 4, 4),  # never none
+        (0, {"fraction": 0.0}, 4, 6),  # loses none
+        (0, {"fraction": 0.7}, 16, 4),  # of 6, as many as half of half of 16
+        (1, {"threshold": 0.0}, 2, 4),  # 5 are left, 6 cannot be
+        (1, {"threshold": 0.0}, 4, 4),
+        (3, {"threshold": 0.0}, 2, 2),
+        (3, {"threshold": 0.0}, 4, 3),  # too few for a multiple
+        (0, {"threshold": 1e9}, 4, 0),  # a layer that is emptied stays empty
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ThresholdPruning zeroes all groups")
+def test_threshold_pruning_retains_multiples(trainer, zeros, goal, multiple, left):
+    net = make_toy()
+    with torch.no_grad():
+        for parameter in (net.conv1.weight, net.conv1.bias, net.bn1.weight, net.bn1.bias):
+            parameter[:zeros] = 0
+    norms = reference_filter_norms(net)
+    callback = ThresholdPruning(start=0, multiple=multiple, **goal)
+    trainer(max_epochs=1, callbacks=[callback]).fit(toy_module(FILTERS, net=net), toy_loader())
+    alive = [bool(w.any()) for w in net.conv1.weight]
+    assert alive == [bool(rank >= 6 - left) for rank in np.argsort(np.argsort(norms))]
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 1.5, True, "auto"])
+def test_threshold_pruning_refuses_wrong_multiples(multiple):
+    with pytest.raises(ValueError, match="ThresholdPruning: expected multiple >= 1, got"):
+        ThresholdPruning(start=0, multiple=multiple)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         {"fraction": 1.0},

@@ -436,16 +436,18 @@ def test_a_damaged_table_is_named_and_built_anew(engine, tmp_path, name):
 def test_a_folder_that_cannot_be_written_is_no_obstacle(engine, tmp_path):
     fake = engine(fused)
     (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="is damaged"):
+        meter = fake.meter(net(), cache=tmp_path / "file" / "folder")
     with pytest.warns(UserWarning, match="Cannot keep the table of layer times"):
-        ms = fake.meter(net(), cache=tmp_path / "file" / "folder")(net())
-    assert ms > 0
+        meter(net())
+    assert meter(net()) == meter.dense_ms
 
 
 # --- multiples ------------------------------------------------------------------------------------
 
 LIKED = {
     "smooth": (bilinear, {1}),
-    "stairs of 4": (stairs(4), {2, 4}),  # 2 costs 2 % more
+    "stairs of 4": (stairs(4), {4}),
     "stairs of 8": (stairs(8), {8}),
     "stairs of 16": (stairs(16), {16}),
     "stairs of 32": (stairs(32), {32}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ MULTIPLES = (1, 2, 4, 8, 16, 32)
 ABOVE = {1: 9, 2: 10, 4: 12, 8: 8, 16: 16, 32: 32}
 """Multiple -> what is added to a power of two, from 64, for a width that is one and no larger."""
 
-MOST_LAYERS, NEARLY = 12, 1.03
+MOST_LAYERS, NEARLY = 12, 1.02
 """Shapes that are tried, those that take longest; and what counts as no cost."""
 
 
@@ -76,13 +77,8 @@ def mapped(shape: LayerShape, change: Callable[[int], int]) -> LayerShape:
 def preferred(times: LayerTimes, found: Profile) -> int:
     """Return the multiple that an engine likes in a network: see :func:`preferred_multiple`."""
     cost = slowdowns(times, found)
-    best = min(cost.values())
-    liked = MULTIPLES[-1]
-    for multiple in reversed(MULTIPLES):
-        if cost[multiple] > NEARLY * best:
-            break
-        liked = multiple
-    return liked
+    least = list(accumulate((cost[multiple] for multiple in MULTIPLES), min))
+    return next(m for m, c in zip(MULTIPLES, least, strict=True) if c <= NEARLY * least[-1])
 
 
 def preferred_multiple(
@@ -92,11 +88,10 @@ def preferred_multiple(
 
     Engines compute several channels at a time, and some have slower code for other numbers. The
     twelve shapes of layers that take longest in the network are timed at widths that are multiples
-    of 1, 2, 4, 8, 16 and 32 and no larger ones. What is returned is the smallest of them such that
-    it and all larger ones take at most 3 % longer than the best of them, each compared with the
-    time that the powers of two around it lead one to expect. So 33 channels may be rounded to such
-    a multiple and the time per multiply-add is as small as it gets, and rounding to a larger
-    multiple would win nothing.
+    of 1, 2, 4, 8, 16 and 32 and no larger ones, and compared with the time that the powers of two
+    around each lead one to expect. What is returned is the smallest multiple with at most 2 % more
+    than the best: there, the time per multiply-add is as small as it gets, and a larger multiple
+    would win nothing.
 
     Args:
         model: the dense network.

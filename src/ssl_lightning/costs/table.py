@@ -29,7 +29,7 @@ from ssl_lightning.suggest import first_line, pick
 TimeCalls: TypeAlias = Callable[[Mapping[Any, Call]], Turns[Any]]
 """Times calls in turns."""
 
-in_turns: TimeCalls = partial(take_turns, repeats=11, warmup=1, min_run_time=0.001)
+in_turns: TimeCalls = partial(take_turns, repeats=15, warmup=1, min_run_time=0.0005)
 """How layers and networks are timed."""
 
 REFERENCE = LayerShape(
@@ -175,10 +175,14 @@ class LayerTimes:
         self.stored.layers.update(found)
 
     def in_table(self, turns: Turns[Any], name: str) -> float:
-        """Return the milliseconds of a call that was timed in turns with the reference."""
+        """Return the milliseconds of a call that was timed in turns with the reference.
+
+        By the least of the samples: whatever else the machine does only adds to them.
+        """
+        least = min(turns.samples["reference"])
         if not self.stored.reference_ms:
-            self.stored.reference_ms = turns.timing("reference", "reference").median_ms
-        return turns.timing(name, "reference").ratio * self.stored.reference_ms
+            self.stored.reference_ms = least
+        return min(turns.samples[name]) / least * self.stored.reference_ms
 
 
 def path_of(table: StoredTable, cache: bool | str | Path) -> Path:

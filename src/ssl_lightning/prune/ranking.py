@@ -135,10 +135,10 @@ def mask_in_multiples(group_set: GroupSet, scores: Tensor, mask: Tensor, unit: i
 
     Example:
         >>> from ssl_lightning.groups import Member
-        >>> rows = GroupSet("a", "filter", (Member("a", (4, 1), (0,)),))
-        >>> scores = torch.tensor([3.0, 1.0, 4.0, 2.0])
-        >>> mask_in_multiples(rows, scores, scores <= 1, unit=2)
-        tensor([False,  True, False,  True])
+        >>> rows = GroupSet("a", "filter", (Member("a", (5, 1), (0,)),))
+        >>> scores = torch.tensor([3.0, 0.0, 4.0, 5.0, 2.0])
+        >>> mask_in_multiples(rows, scores, scores <= 2, unit=2)
+        tensor([False,  True, False, False, False])
     """
     order = ranking([group_set], [scores.cpu()])
     chosen = mask.cpu().nonzero().flatten()
