@@ -23,7 +23,7 @@ import torch
 
 from ssl_lightning import SSLLightningModule
 from ssl_lightning.callbacks import Budget
-from ssl_lightning.data import CIFAR10DataModule, ImagenetteDataModule, MNISTDataModule
+from ssl_lightning.data import CIFAR10DataModule, MNISTDataModule
 from ssl_lightning.schedules import StageLR
 
 COUPLED = {"kind": "coupled"}
@@ -45,17 +45,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "module": {"backbone": "zoo:resnet20_cifar10_dense", "label_smoothing": 0.0},
         "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
         "data": lambda: CIFAR10DataModule(source="local", batch_size=128, augment=True),
-    },
-    "mobilenetv3": {
-        "module": {
-            "backbone": "timm:mobilenetv3_small_100",
-            "backbone_args": {"num_classes": 10},
-            "init_from": "runs/mobilenetv3_small_imagenette_dense/checkpoints/last.ckpt",
-            "input_shape": [3, 96, 96],
-            "label_smoothing": 0.1,
-        },
-        "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True},
-        "data": lambda: ImagenetteDataModule(source="local", batch_size=128, image_size=96),
     },
     "lenet": {
         "module": {"backbone": "zoo:lenet_mnist_dense"},
