@@ -83,26 +83,24 @@ def cost_of(widths: dict[str, int]) -> dict[str, float]:
 
 
 def by_loops(net: nn.Module, targets: dict[str, float], multiple: int) -> dict[str, int]:
-    """Take the least important groups one after the other until the budget is kept; count."""
+    """Take the least important blocks one after the other until the budget is kept; count."""
     sets = resolve_groups(net, [COUPLED], SMALL)
     tensors = dict(net.named_parameters())
-    ranked = []
+    blocks = []
     for group_set in sets:
-        norms = group_norms(group_set, tensors).tolist()
+        norms = sorted(group_norms(group_set, tensors).tolist())
         mean = sum(norms) / len(norms)
-        ranked += sorted((n / mean, group_set.name) for n in norms)[:-1]
-    full = {s.name: s.num_groups for s in sets}
-    dense = cost_of(full)
+        while len(norms) > multiple:
+            size = len(norms) % multiple or multiple
+            blocks.append((sum(norms[:size]) / size / mean, group_set.name, size))
+            norms = norms[size:]
+    widths = {s.name: s.num_groups for s in sets}
+    dense = cost_of(widths)
     limits = {n: v * dense[n] if v <= 1 else v for n, v in targets.items()}
-    widths = dict(full)
-    for _, name in [(0.0, ""), *sorted(ranked)]:
-        widths[name] = widths.get(name, 1) - 1
-        rounded = {
-            n: full[n] if widths[n] == full[n] else max(1, round(widths[n] / multiple)) * multiple
-            for n in full
-        }
-        if all(cost_of(rounded)[n] <= limits[n] for n in targets):
-            return rounded
+    for _, name, size in [(0.0, sets[0].name, 0), *sorted(blocks)]:
+        widths[name] -= size
+        if all(cost_of(widths)[n] <= limits[n] for n in targets):
+            return widths
     raise AssertionError("cannot be reached")
 
 
@@ -127,6 +125,7 @@ def test_as_few_groups_as_the_budget_asks_for(targets: dict[str, float], multipl
     choice = choose_groups(net, CompactForm(SMALL), sets, scores, costs, multiple=multiple)
     widths = {s.name: int((~m).sum()) for s, m in zip(sets, choice.masks, strict=True)}
     assert choice.costs == {name: cost_of(widths)[name] for name in targets}
+    assert all(n % multiple == 0 for n in widths.values())
     used = costs.worst(choice.costs)
     assert used <= 1
     plain = cost_of(by_loops(net, targets, multiple))

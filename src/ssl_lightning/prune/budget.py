@@ -16,13 +16,13 @@ from ssl_lightning.groups import GroupSet, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
-from ssl_lightning.prune.ranking import in_multiples, ranking, units
+from ssl_lightning.prune.ranking import blocks_of, ranking, units
 
 NEAR = 0.995
 """The search ends at costs between this share of the limit and the limit."""
 
 ATTEMPTS = 4
-"""How often a group with which the cost falls under that is left out, for smaller ones after it."""
+"""How often a block with which the cost falls under that is left out, for smaller ones after it."""
 
 ROUNDS, TOLERANCE = 4, 0.03
 """Most searches where costs are predicted; after each, the network found is measured, and if the
@@ -155,14 +155,11 @@ class Search:
         self.before = {name: parameters[name].detach().clone() for name in names}
 
     @cached_property
-    def order(self) -> Tensor:
-        """Numbers of all groups that may be zeroed, least important first."""
-        return ranking(self.sets, self.scores)
-
-    @cached_property
-    def units(self) -> list[int]:
-        """Of which multiple groups are retained in each set."""
-        return units(self.sets, named_tensors(self.network), self.multiple)
+    def blocks(self) -> list[tuple[int, Tensor]]:
+        """Groups that go together so that multiples are retained, least important first."""
+        order = ranking(self.sets, self.scores)
+        multiples = units(self.sets, named_tensors(self.network), self.multiple)
+        return blocks_of(self.sets, self.scores, order, multiples)
 
     def settle(self) -> list[Round]:
         """Search until what was found is measured to cost what was predicted; at most 4 times.
@@ -192,32 +189,30 @@ class Search:
                 "groups. Give some, such as `penalties: [{kind: "
                 f"{'depth' if kinds == 'depth' else 'coupled'}}}]`."
             )
-        order = self.order
-        all_of_them = self.rule(order)
-        if self.excess(all_of_them) > 1 and not self.within_measured(all_of_them):
-            raise UnreachableError(self.why_not(all_of_them))
-        best, used, least = all_of_them, 0.0, 0
+        blocks = self.blocks
+        everything = joined(blocks)
+        if self.excess(everything) > 1 and not self.within_measured(everything):
+            raise UnreachableError(self.why_not(everything))
+        best, used, least = everything, 0.0, 0
         for _ in range(ATTEMPTS):
-            excess = partial(self.excess_of_first, order)
-            count, found = first_within(excess, least, len(order), NEAR)
+            excess = partial(self.excess_of_first, blocks)
+            count, found = first_within(excess, least, len(blocks), NEAR)
             if used < found <= 1:
-                best, used = self.rule(order[:count]), found
+                best, used = joined(blocks[:count]), found
             if found > 1 or used >= NEAR or not count:
                 break
-            least, order = count - 1, torch.cat([order[: count - 1], order[count:]])
+            large = blocks[count - 1][0]  # no more of this set: its next blocks are as large
+            rest = [block for block in blocks[count:] if block[0] != large]
+            least, blocks = count - 1, [*blocks[: count - 1], *rest]
         return best
 
-    def excess_of_first(self, order: Tensor, count: int) -> float:
-        """Return the excess without the first so many groups of an order."""
-        return self.excess(self.rule(order[:count]))
+    def excess_of_first(self, blocks: Sequence[tuple[int, Tensor]], count: int) -> float:
+        """Return the excess without the first so many blocks."""
+        return self.excess(joined(blocks[:count]))
 
     def within_measured(self, chosen: Tensor) -> bool:
         """Whether the cost without those groups is within the limits once it is measured."""
         return bool(self.measure(chosen)) and self.excess(chosen) <= 1
-
-    def rule(self, chosen: Tensor) -> Tensor:
-        """Return the groups to zero instead of those, so that multiples are retained."""
-        return in_multiples(self.sets, self.scores, self.order, chosen, self.units)
 
     def measure(self, chosen: Tensor) -> dict[str, Check]:
         """Measure what is only predicted without those groups; empty if nothing is."""
@@ -321,6 +316,11 @@ def first_within(
         else:
             high, below, known = middle, found, found
     return (high, known) if high <= most else (most, above)
+
+
+def joined(blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Return the numbers of the groups in blocks."""
+    return torch.cat([torch.zeros(0, dtype=torch.long), *(groups for _, groups in blocks)])
 
 
 def to_masks(group_sets: Sequence[GroupSet], chosen: Tensor) -> list[Tensor]:

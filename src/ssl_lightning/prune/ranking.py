@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -190,3 +191,46 @@ def in_multiples(
             retained = size if left == size else left // unit * unit
         result.append(mine[: size - retained])
     return torch.cat(result)
+
+
+def blocks_of(
+    group_sets: Sequence[GroupSet],
+    scores: Sequence[Tensor],
+    order: Tensor,
+    units: Sequence[int],
+) -> list[tuple[int, Tensor]]:
+    """Return the groups that may be zeroed in blocks, the least important block first.
+
+    After each block of a set, a multiple of its unit is retained, at least one unit. A block is
+    as important as its groups are on average. Groups that are zero already go with the first.
+
+    Args:
+        group_sets: the groups, numbered through over all sets.
+        scores: their importance, 0 for groups that are zero.
+        order: numbers of all groups that may be zeroed, least important first.
+        units: of which multiple groups are retained in each set.
+
+    Returns:
+        The number of the set, and the numbers of the groups, of each block.
+
+    Example:
+        >>> from ssl_lightning.groups import Member
+        >>> sets = [GroupSet("a", "filter", (Member("a", (9, 1), (0,)),))]
+        >>> blocks = blocks_of(sets, [torch.arange(1.0, 10.0)], torch.arange(8), units=[4])
+        >>> [groups.tolist() for _, groups in blocks]
+        [[0], [1, 2, 3, 4]]
+    """
+    sizes = torch.tensor([s.num_groups for s in group_sets])
+    owner = torch.arange(len(sizes)).repeat_interleave(sizes)
+    values = torch.cat([score.double() for score in scores])
+    found: list[tuple[float, int, Tensor]] = []
+    for number, (size, unit) in enumerate(zip(sizes.tolist(), units, strict=True)):
+        mine, left = order[owner[order] == number], int((scores[number] > 0).sum())
+        unit = unit if left >= unit else 1
+        first = size - left // unit * unit
+        last = len(mine) if unit == 1 else size - unit
+        cuts = [0, *(cut for cut in range(first, last + 1, unit) if cut > 0)]
+        for start, end in pairwise(cuts):
+            block = mine[start:end]
+            found.append((float(values[block].mean()), number, block))
+    return [(number, block) for _, number, block in sorted(found, key=lambda each: each[0])]
