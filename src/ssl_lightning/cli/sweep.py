@@ -232,9 +232,9 @@ def show(shared: SharedStudy, folder: Path) -> None:
     keys, error = list(settings.get("space", {})), settings.get("error", "val/error")
     left = f"{COSTS[settings.get('cost', 'macs')]} left"
     axes = ("validation error, %" if error == "val/error" else error, f"{left}, %")
-    files = write_results(found, keys, folder, f"Sweep {shared.name}", axes)
+    files = write_results(found, keys, folder, f"{shared.name}: error over cost", axes)
     rows: Rows = [row(each, keys) for each in best(found)]
-    names = [short_name(key, keys) for key in keys]
+    names = ["\n".join(short_name(key, keys).rsplit(".", 1)) for key in keys]
     show_table("", ("trial", error, f"{left}, %", *names, "config"), rows, {"config"})
     counts = Counter(each.state for each in found)
     say(f"{len(found)} trials: {', '.join(f'{n} {state}' for state, n in counts.items())}.")
