@@ -59,6 +59,7 @@ ARGUMENTS = {
     "FilterPictures": {},
     "SaveCompact": {},
     "Sparsify": {"network": "backbone"},
+    "Budget": {"macs": 0.5, "end": 1},
     "PruneLike": {"like": "zoo:lenet_mnist_shape", "start": 1},
 }
 
