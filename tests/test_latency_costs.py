@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ssl_lightning import LatencyMeter, compact, make_plan, preferred_multiple, prune_
 from ssl_lightning.backbones import create_backbone
-from ssl_lightning.costs import Costs, parse_targets, table
+from ssl_lightning.costs import MULTIPLES, Costs, parse_targets, table
 from ssl_lightning.costs.latency import Curve
 from ssl_lightning.costs.shapes import LayerShape, Profile, profile
 from ssl_lightning.graph import Inputs
@@ -270,8 +270,9 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("multiple", [1, 8])
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    ("name", "multiple"), [*((name, 8) for name in ENGINES), ("fused", 1), ("bad at odd", 1)]
+)
 def test_a_share_of_the_latency_is_what_the_network_takes(engine, name, multiple):
     fake = engine(ENGINES[name])
     model = net(width=128)
@@ -547,21 +548,27 @@ def test_groups_that_are_zero_already_cannot_be_retained():
 # --- real engines ---------------------------------------------------------------------------------
 
 
-def test_eager_for_real(tmp_path):
+REAL = [name for name in installed_engines() if name != "compile"]  # it takes seconds per layer
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_engines(tmp_path, name):
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten())
     model.append(nn.Linear(16 * 12 * 12, 4))
-    meter = LatencyMeter(model, IMAGE, threads=1, cache=tmp_path)
-    report = prune_(model, IMAGE, budget={"latency": 0.95}, engine=meter, multiple=4)
-    assert report.latency is not None
-    assert report.latency.engine == "eager"
-    assert report.latency.found.measured > 0
+    before = copy.deepcopy(model.state_dict())
+    meter = LatencyMeter(model, IMAGE, name, threads=1, cache=tmp_path)
+    assert meter.multiple in MULTIPLES
+    assert meter(model) == meter.dense_ms > 0
+    check = meter.calibrate_(nn.Sequential(*copy.deepcopy(model)[:2]))
+    assert check.measured > 0
+    assert check.predicted > 0
     assert len(files(tmp_path)) == 1
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", installed_engines())
+@pytest.mark.parametrize("name", REAL)
 def test_layers_prepared_together_compute_what_they_compute_alone(name):
-    if name == "compile":
-        pytest.skip("compiles each by itself")
     torch.manual_seed(0)
     parts = [
         (nn.ReLU(), torch.randn(1, 1)),

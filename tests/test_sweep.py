@@ -230,7 +230,7 @@ def test_a_sweep_that_is_killed_again_and_again_becomes_the_whole_one(whole, tmp
         (out / "study.db").exists,
         (out / "trial-0000" / "resume" / "last.ckpt").exists,
         (out / "trial-0001" / "checkpoints" / "last.ckpt").exists,
-        *[lambda: draws.random() < 0.01] * (KILLS - 3),
+        *[lambda: draws.random() < 0.004] * (KILLS - 3),
     ]
     running = 0
     for moment in moments:

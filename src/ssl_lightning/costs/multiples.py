@@ -6,14 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
-from torch import nn
-
-from ssl_lightning.costs.latency import LatencyMeter
 from ssl_lightning.costs.shapes import SMALLEST, LayerShape, Profile
 from ssl_lightning.costs.table import LayerTimes
-from ssl_lightning.graph import ExampleInput
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 """Those that ``multiple="auto"`` chooses from."""
@@ -75,38 +70,7 @@ def mapped(shape: LayerShape, change: Callable[[int], int]) -> LayerShape:
 
 
 def preferred(times: LayerTimes, found: Profile) -> int:
-    """Return the multiple that an engine likes in a network: see :func:`preferred_multiple`."""
+    """Return the smallest multiple with at most 2 % more than the best."""
     cost = slowdowns(times, found)
     least = list(accumulate((cost[multiple] for multiple in MULTIPLES), min))
     return next(m for m, c in zip(MULTIPLES, least, strict=True) if c <= NEARLY * least[-1])
-
-
-def preferred_multiple(
-    model: nn.Module, example_input: ExampleInput, engine: str = "eager", **settings: Any
-) -> int:
-    """Return the multiple of channels that an engine likes in a network.
-
-    Engines compute several channels at a time, and some have slower code for other numbers. The
-    twelve shapes of layers that take longest in the network are timed at widths that are multiples
-    of 1, 2, 4, 8, 16 and 32 and no larger ones, and compared with the time that the powers of two
-    around each lead one to expect. What is returned is the smallest multiple with at most 2 % more
-    than the best: there, the time per multiply-add is as small as it gets, and a larger multiple
-    would win nothing.
-
-    Args:
-        model: the dense network.
-        example_input: its inputs, as :class:`LatencyMeter` takes them.
-        engine: one of ``measure.ENGINES``.
-        settings: further arguments of :class:`LatencyMeter`: dtype, threads, cache.
-
-    Raises:
-        ValueError: if the engine or type is unknown, or the engine's packages are not installed.
-
-    Example:
-        >>> import torch
-        >>> net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10))
-        >>> preferred_multiple(net, torch.zeros(1, 64), threads=1, cache=False) in MULTIPLES
-        True
-    """
-    meter = LatencyMeter(model, example_input, engine, **settings)
-    return preferred(meter.table, meter.dense_profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -144,30 +144,30 @@ class Costs:
         """Return resource -> what a network costs."""
         return self.corrected(self.raw(model, [target.resource for target in self.targets]))
 
-    def raw(self, model: nn.Module, resources: Iterable[str]) -> dict[str, float]:
+    def raw(self, model: nn.Module, resources: Collection[str]) -> dict[str, float]:
         """Return what :meth:`corrected` turns into costs: the part that takes time."""
-        meters = {name: self.meters[name] for name in resources}
+        meters, predicted = self.meters, self.predicted(resources)
         return {
-            name: meter.raw(model) if isinstance(meter, CalibratedMeter) else meter(model)
-            for name, meter in meters.items()
+            name: predicted[name].raw(model) if name in predicted else meters[name](model)
+            for name in resources
         }
 
     def corrected(self, raw: Mapping[str, float]) -> dict[str, float]:
         """Return resource -> cost, by what has been measured so far."""
-        meters = {name: self.meters[name] for name in raw}
+        meters = self.predicted(raw)
         return {
-            name: meter.corrected(raw[name]) if isinstance(meter, CalibratedMeter) else raw[name]
-            for name, meter in meters.items()
+            name: meters[name].corrected(value) if name in meters else value
+            for name, value in raw.items()
         }
+
+    def predicted(self, resources: Iterable[str]) -> dict[str, CalibratedMeter]:
+        """Return resource -> meter, where costs are predicted and can be measured."""
+        meters = {name: self.meters[name] for name in resources}
+        return {name: m for name, m in meters.items() if isinstance(m, CalibratedMeter)}
 
     def calibrate_(self, model: nn.Module, resources: Iterable[str]) -> dict[str, Check]:
         """Measure a network where costs are predicted, and predict by that from now on."""
-        meters = {name: self.meters[name] for name in resources}
-        return {
-            name: meter.calibrate_(model)
-            for name, meter in meters.items()
-            if isinstance(meter, CalibratedMeter)
-        }
+        return {name: m.calibrate_(model) for name, m in self.predicted(resources).items()}
 
     def shares(self, costs: Mapping[str, float]) -> dict[str, float]:
         """Return resource -> a cost as a share of the dense network's."""

@@ -216,6 +216,8 @@ class Search:
 
     def measure(self, chosen: Tensor) -> dict[str, Check]:
         """Measure what is only predicted without those groups; empty if nothing is."""
+        if not self.costs.predicted(self.resources):
+            return {}
         return self.form.ask(
             self.left(chosen), lambda small: self.costs.calibrate_(small, self.resources)
         )

@@ -9,7 +9,6 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from ssl_lightning.costs import Check, LatencyMeter
-from ssl_lightning.costs.multiples import preferred
 from ssl_lightning.graph import ExampleInput
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.prune.budget import Choice
@@ -95,7 +94,7 @@ def multiple_for(multiple: Multiple, meter: LatencyMeter | None) -> int:
     """Return the number that a multiple stands for."""
     if isinstance(multiple, int):
         return multiple
-    return 1 if meter is None else preferred(meter.table, meter.dense_profile)
+    return 1 if meter is None else meter.multiple
 
 
 def warn_of_odd_widths(
@@ -109,7 +108,7 @@ def warn_of_odd_widths(
         meter: of the engine.
         multiple: of which the widths are multiples.
     """
-    liked = preferred(meter.table, meter.dense_profile)
+    liked = meter.multiple
     if multiple % liked == 0:
         return
     found = form.ask(model, meter.profile)
