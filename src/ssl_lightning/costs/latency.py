@@ -232,7 +232,7 @@ def preferred_multiple(
         ValueError: if the engine or type is unknown, or the engine's packages are not installed.
 
     Example:
-        >>> import torch
+        >>> from ssl_lightning.costs import MULTIPLES
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10))
         >>> preferred_multiple(net, torch.zeros(1, 64), threads=1, cache=False) in MULTIPLES
         True
