@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
 import subprocess
@@ -233,6 +234,23 @@ def test_memory_of_a_step_sees_what_its_penalties_allocate(count):
     assert inside == 4 * count
     assert whole == without if count == 0 else 4 * count < whole < 4 * count + without
     assert without >= 4 * sum(p.numel() for p in plain_net().parameters())  # the gradients
+
+
+def test_garbage_of_before_is_not_taken_for_memory_given_back():
+    class Cycle:
+        def __init__(self):
+            self.self, self.tensor = self, torch.zeros(10**6)
+
+    peak = PeakMemory(CPU)
+    with peak():
+        Cycle()
+        _held = torch.zeros(10)
+    assert peak.bytes == 4 * 10**6 + 40
+    second = PeakMemory(CPU)
+    with second():
+        gc.collect()
+        _other = torch.zeros(20)
+    assert second.bytes == 80
 
 
 def test_memory_is_the_same_in_each_run():

@@ -180,7 +180,10 @@ def test_backbones_by_name_kinds_and_layers(folder, capsys):
 
 
 WRONG = {
-    "no goal": ([], "expected budgets (--macs, --parameters, --size, --depth) or one of"),
+    "no goal": (
+        [],
+        "--size, --depth, --latency, --latency_ms) or one of",
+    ),
     "two goals": (["--macs=0.5", "--fraction=0.1"], "got --macs and --fraction"),
     "both others": (["--threshold=0.5", "--fraction=0.1"], "got --fraction and --threshold"),
     "share": (["--macs=-0.5"], "expected macs as a positive number, got -0.5"),

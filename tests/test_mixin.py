@@ -18,6 +18,7 @@ import own_modules
 import ssl_lightning
 from own_modules import COUPLED, MODULES, UNetModule, Whole
 from ssl_lightning import (
+    Budget,
     CompactDuringFit,
     DepthCollapse,
     FilterPictures,
@@ -155,8 +156,17 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
         control, UNetModule.loader()
     )
     assert len(control.sparsity.locks) > 0
+
+    within = UNetModule()
+    trainer(tmp_path, Budget(macs=0.5, end=1)).fit(within, UNetModule.loader())
+    assert 45 < within.sparsity.macs_left() <= 50
     tested = {ThresholdPruning, CompactDuringFit, SparsityMonitor, FilterPictures, SaveCompact}
-    assert set(CALLBACKS.values()) == tested | {PruneLike, DepthCollapse, Sparsify}
+    assert set(CALLBACKS.values()) == tested | {
+        PruneLike,
+        Budget,
+        DepthCollapse,
+        Sparsify,
+    }
 
 
 class Residual(StructuredSparsity):

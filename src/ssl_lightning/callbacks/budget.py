@@ -132,15 +132,15 @@ class Budget(EpochStartCallback):
         return f"Budget({', '.join(map(str, self.targets))})"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what would hold the old parameters; say that strengths come from here."""
+        """Refuse what would hold the old parameters."""
         if stage == "fit":
             refuse_strategies(trainer.strategy)
             refuse_compiled(pl_module)
-            sparsity_of(pl_module, "Budget").steer()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which the budget could not be reached; give it a learning-rate cycle."""
         sparsity = sparsity_of(pl_module, "Budget")
+        sparsity.steer()  # penalties need no strength of their own
         self.end = self.end_of(trainer, pl_module)
         for optimizer in trainer.optimizers:
             check_sliceable(optimizer)
@@ -296,7 +296,8 @@ class Budget(EpochStartCallback):
         )
         gone = sum(int(mask.sum()) for mask in masks)
         of = sum(s.num_groups for s in window.group_sets)
-        rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in {trainer.current_epoch=}.")
+        epoch = trainer.current_epoch
+        rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in epoch {epoch}.")
         warn_of_low_rate(trainer)
 
     def figures(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,10 +52,24 @@ class PeakMemory:
             found = torch.cuda.max_memory_allocated(self.device) - before
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it writes lines to the terminal
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            activities = [ProfilerActivity.CPU]
+            with no_garbage(), profile(activities=activities, profile_memory=True) as profiler:
                 yield
             found = most_held(profiler)
         self.bytes = max(self.bytes, found)
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Collect garbage first and none in the block, where tensors from before would be released."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def most_held(profiler: profile) -> int:

@@ -112,6 +112,8 @@ def channels_of(member: Member, shape: tuple[int, ...]) -> int:
         >>> grouped = Member("w", (32, 4, 4, 3, 3), (1,))
         >>> channels_of(grouped, (128, 4, 3, 3)), channels_of(Member("w", (8, 8), (0, 1)), (8, 8))
         (32, 0)
+        >>> channels_of(Member("scale", (48, 1, 1), (1,)), (48,))  # one group of all channels
+        48
     """
     owners: list[int] = []  # of each dimension of the view, the parameter's
     for dim, size in enumerate(shape):
@@ -119,6 +121,7 @@ def channels_of(member: Member, shape: tuple[int, ...]) -> int:
         while len(owners) < len(member.shape) and (product < size or dim not in owners):
             product *= member.shape[len(owners)]
             owners.append(dim)
+    owners += [len(shape) - 1] * (len(member.shape) - len(owners))  # of size 1, at the end
     dims = {owners[d] for d in member.index_dims}
     if len(dims) != 1:
         return 0
