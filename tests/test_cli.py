@@ -569,6 +569,9 @@ MISTAKES = [
     ("model.backbone", given("mynets.Net"),
      "`model.backbone`: cannot import mynets.Net: No module named 'mynets'. If it is in a folder "
      "of its own, name that in PYTHONPATH."),
+    ("budget", {"mac": 0.5}, "`budget`: Budget has no argument 'mac'. Did you mean macs?"),
+    ("budget", {"macs": "x"}, "`budget`: Budget: `macs`: expected float or None, got 'x'."),
+    ("budget", 0.5, "`budget`: expected arguments of Budget, `{NAME: VALUE}`, got '0.5'."),
 ]  # fmt: skip
 
 
@@ -594,6 +597,7 @@ WRONG_ARGUMENTS = [
     ("compact", "Expected the argument `checkpoint`, got none. `--help` says what it is."),
     ("compact a.ckpt b", "Expected no further argument, got 'b'."),
     ("compact a.ckpt --prefr auto", "There is no option `prefr`. Did you mean prefer?"),
+    ("fit --budget.mac 3", "`budget`: Budget has no argument 'mac'. Did you mean macs?"),
     ("compact a.ckpt --prefer", "`prefer`: expected a value, got none. Write it behind `--"),
     ("export a.ckpt --batch x", "`batch`: expected int or Literal['dynamic'], got 'x'."),
     ("export --masked a.ckpt", "`masked`: expected bool, got 'a.ckpt'."),

@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet20": {
         "module": {"backbone": "zoo:resnet20_cifar10_dense", "label_smoothing": 0.0},
         "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
-        "data": lambda: CIFAR10DataModule(source="local", batch_size=128, augment=True),
+        "data": partial(CIFAR10DataModule, source="local", batch_size=128, augment=True),
     },
     "lenet": {
         "module": {"backbone": "zoo:lenet_mnist_dense"},
         "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-        "data": lambda: MNISTDataModule(source="local", batch_size=128),
+        "data": partial(MNISTDataModule, source="local", batch_size=128),
     },
 }
 LENGTHS = {"trial": (1, 1, 13), "short": (3, 4, 80), "long": (8, 12, 1.0)}
@@ -90,7 +91,7 @@ def train(
         limit_val_batches=0,
         callbacks=callbacks,
     )
-    data, start = settings["data"](), time.time()
+    data, start = settings["data"](seed=seed, split_seed=0), time.time()
     trainer.fit(module, data)
     seconds = time.time() - start
     trainer.limit_val_batches = 1.0

@@ -65,11 +65,12 @@ class Budget(EpochStartCallback):
         end: epoch at whose start the budget is reached. By default 0 for a network that is trained
             already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
-        importance: ``"l2"``, ``"l1"`` or ``"random"`` (a control): of a group, in units of the mean
-            of its set.
+        importance: of a group, in units of the mean of its set: ``"l2"``, ``"l1"``, or a control:
+            ``"random"``, or ``"uniform"``, an equal share of each set.
         multiple: retain a multiple of so many groups in each set that loses any. ``"auto"``, the
             default where an engine is given, is the largest to which widths can be rounded up at
-            no cost there; without one the default is 1.
+            no cost there, or half of it, and so on, where the budget cannot be reached with it;
+            without an engine the default is 1.
         every_n_steps: how often the method decides.
 
     Raises:
@@ -121,6 +122,7 @@ class Budget(EpochStartCallback):
         self.start, self.end = start, end
         self.importance, self.every_n_steps = importance, every_n_steps
         self.multiple, self.engine = multiple, engine
+        self.fixed = isinstance(multiple, int)
         self.dense: dict[str, float] | None = None
         self.landed: dict[str, float] | None = None
         self._next: int | None = None  # optimizer step of the next decision
@@ -198,6 +200,7 @@ class Budget(EpochStartCallback):
                 CompactForm(example, constants=False),
                 self.importance,
                 self.multiple,
+                self.fixed,
                 trainer.optimizers[0],
                 around.retained,
             )
@@ -229,6 +232,7 @@ class Budget(EpochStartCallback):
         except UnreachableError as error:
             raise UnreachableError(f"Budget: {error}") from None
         common: Choice = trainer.strategy.broadcast(choice)  # times differ between processes
+        self.multiple = self.window(trainer, sparsity).multiple
         return common
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -296,8 +300,9 @@ class Budget(EpochStartCallback):
         )
         gone = sum(int(mask.sum()) for mask in masks)
         of = sum(s.num_groups for s in window.group_sets)
+        widths = f", widths in multiples of {self.multiple}" if self.multiple != 1 else ""
         epoch = trainer.current_epoch
-        rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in epoch {epoch}.")
+        rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in epoch {epoch}{widths}.")
         warn_of_low_rate(trainer)
 
     def figures(self) -> dict[str, float]:

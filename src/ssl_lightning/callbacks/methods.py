@@ -21,6 +21,7 @@ from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import IMPORTANCES, Choice, choose_groups, relative
 from ssl_lightning.prune.importance import SIZE_POWERS
+from ssl_lightning.prune.machines import choose_in_multiples
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Window:
         form: gives the compact form of the network.
         importance: a name of :data:`~ssl_lightning.prune.IMPORTANCES`.
         multiple: of which multiple groups are retained.
+        fixed: whether it is the user's; another is halved where the budget cannot be reached.
         optimizer: that trains the network.
         retained: layer -> why outputs of it are in no group.
         num_steps: optimizer steps in the window, known when the method begins.
@@ -45,6 +47,7 @@ class Window:
     form: CompactForm
     importance: str
     multiple: int
+    fixed: bool
     optimizer: Optimizer
     retained: Mapping[str, str] = field(default_factory=dict)
     num_steps: int = 1
@@ -65,17 +68,22 @@ class Window:
         score = IMPORTANCES[self.importance]
         scores = [score(s, tensors).cpu() for s in self.group_sets]
         scores = relative(self.group_sets, scores, SIZE_POWERS[self.importance])
-        self._copy.load_state_dict(self.network.state_dict())
-        return choose_groups(
-            self._copy,
-            self.form,
-            self.group_sets,
-            scores,
-            costs or self.costs,
-            multiple=self.multiple,
-            retained=self.retained,
-            in_place=True,
-        )
+
+        def choose(multiple: int) -> Choice:
+            self._copy.load_state_dict(self.network.state_dict())
+            return choose_groups(
+                self._copy,
+                self.form,
+                self.group_sets,
+                scores,
+                costs or self.costs,
+                multiple=multiple,
+                retained=self.retained,
+                in_place=True,
+            )
+
+        choice, self.multiple = choose_in_multiples(choose, self.multiple, fixed=self.fixed)
+        return choice
 
     @torch.no_grad()
     def zero_(self, masks: Sequence[Tensor]) -> None:

@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark", "measure dense, masked and compact networks side by side"),
     "export": ("export", "write a network for onnxruntime, OpenVINO or torch.export"),
     "report": ("report", "tables and figures of a benchmark"),
+    "sparsify": (
+        "sparsify",
+        "train down to a budget, compact, measure and export, beside controls",
+    ),
     "sweep": ("sweep", "search hyperparameters: the front of validation error over cost"),
     "zoo": ("zoo", "list, show, verify, publish, push and pull compact networks"),
 }

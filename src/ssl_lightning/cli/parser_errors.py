@@ -140,14 +140,16 @@ def explained(text: str, given: str, names: Iterable[str]) -> str:
         tried, given = bullets(union[2]), union[3]
     for reason in tried:
         if found := IN_CLASS.search(reason):
-            return in_class(found[1], found[2], given)
+            return in_class(found[1], found[2], given, names)
         if found := IN_CALLABLE.search(reason):
             path = CLASS_PATH.search(found[2] or given)
-            return in_class(path[1] if path else "It", found[1], found[2] or given)
+            return in_class(path[1] if path else "It", found[1], found[2] or given, names)
         found = NO_CLASS.search(reason)
         if found and (names or not union or "class_path" in given):
             hint = nearest(found[1], names) if names else "Give its import path."
             return f"there is no class {found[1]!r}. {hint}"
+    if union and len(of := list(names)) == 1:
+        return f"expected arguments of {of[0]}, `{{NAME: VALUE}}`, got {shortened(given)}."
     if union:
         return of_several_types(union[1], text, given)
     return reason_text(text, given)
@@ -164,9 +166,10 @@ def bullets(text: str) -> list[str]:
     return re.split(rf"(?:^|\n) {{{indent}}}- ", text)[1:]
 
 
-def in_class(path: str, reason: str, given: str) -> str:
-    """Say what is wrong with the arguments of a class."""
+def in_class(path: str, reason: str, given: str, names: Iterable[str] = ()) -> str:
+    """Say what is wrong with the arguments of a class, which is named unless only one may be."""
     module, _, name = path.rpartition(".")
+    given = "" if list(names) == [name] else given
     if found := NOT_ACCEPTED.search(reason):
         named = [one.rpartition(".")[2] for one in CLASS_PATH.findall(given)]
         if found[1] == "class_path" or (given and name not in named):

@@ -187,23 +187,20 @@ def fit(config: Path, reporter: Reporter, checkpoint: Path | None) -> None:
         Exception: what training raises; of this library's own, the first of a chain.
     """
     from ssl_lightning.cli import own_error
-    from ssl_lightning.cli.training import SSLCLI, carry_out, quieten
+    from ssl_lightning.cli.training import ContinuedCLI, carry_out, quieten
 
-    class TrialCLI(SSLCLI):
-        """Stores checkpoints, continues from one, and draws no progress bar into a file."""
+    class TrialCLI(ContinuedCLI):
+        """Draws no progress bar into a file."""
 
         def instantiate_trainer(self, **settings: Any) -> Any:
-            trainer = super().instantiate_trainer(enable_checkpointing=True, **settings)
+            trainer = super().instantiate_trainer(**settings)
             if trainer.progress_bar_callback is not None:
                 trainer.progress_bar_callback.disable()
             return trainer
 
-        def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-            given = super()._prepare_subcommand_kwargs(subcommand)
-            return given if checkpoint is None else {**given, "ckpt_path": checkpoint}
-
     quieten()
     try:
+        ContinuedCLI.checkpoint = checkpoint
         carry_out("fit", ["--config", str(config)], TrialCLI, callbacks=[reporter])
     except Exception as error:
         own = own_error(error)

@@ -29,7 +29,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import WandbLogger
 from torch import optim
 
-from ssl_lightning.callbacks import CALLBACKS
+from ssl_lightning.callbacks import CALLBACKS, Budget
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
 from ssl_lightning.cli.items import split_items
@@ -55,6 +55,7 @@ DEFAULT_FOLDER = "runs/default"
 DUMP = inspect.signature(ArgumentParser.dump).parameters
 KEEP_NONE = "skip_unset" if "skip_unset" in DUMP else "skip_none"
 """Name of the parser's argument, which was another once."""
+BUDGET = "what the compact network may cost, such as `--budget.macs 0.5`: a Budget callback"
 USAGE = "%(prog)s [--config FILE.yaml ...] [--help] [options]"
 
 set_parsing_settings(instantiate_subclass_spec_in_any=False)  # `admit_classes` says which
@@ -118,6 +119,7 @@ class TrainingParser(OneSentenceParser, LightningArgumentParser):
             "data": [kind.__name__ for kind in DATA_MODULES.values()],
             "model.optimizer": [n for n in optim.__all__ if inspect.isclass(getattr(optim, n))],
             "model.lr_scheduler": ["StageLR", *optim.lr_scheduler.__all__],
+            "budget": ["Budget"],
         }
     )
 
@@ -136,8 +138,9 @@ class SSLCLI(LightningCLI):
         return {SSLCLI.asked: LightningCLI.subcommands()[SSLCLI.asked]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let configs and the command line name modules to import."""
+        """Let configs and the command line name modules to import, and a budget."""
         add_import(parser)
+        parser.add_argument("--budget", type=Budget | None, help=BUDGET)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Refuse configs that the parser would take silently or without naming the file."""
@@ -180,6 +183,15 @@ class SSLCLI(LightningCLI):
             self.traces["logs"].remove()
             if any(c.held for c in configs):
                 self.traces["run"].remove()
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """Make the trainer, with the budget as the first of its callbacks."""
+        budget = self._get(self.config_init, "budget")
+        if budget is not None and self.asked == "fit":
+            given = settings.get("callbacks", self._get(self.config_init, "trainer.callbacks"))
+            others = given if isinstance(given, list) else [given] if given else []
+            settings["callbacks"] = [budget, *others]
+        return super().instantiate_trainer(**settings)
 
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""
@@ -326,6 +338,21 @@ def carry_out(
         )
     finally:
         sys.argv, SSLCLI.items = program, {}
+
+
+class ContinuedCLI(SSLCLI):
+    """Stores checkpoints, and continues from one if there is any."""
+
+    checkpoint: Path | None = None
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """Make the trainer, which may store checkpoints whatever the config says."""
+        return super().instantiate_trainer(**{**settings, "enable_checkpointing": True})
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Name the checkpoint, of which nothing but the state of the run is taken."""
+        given: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return given if self.checkpoint is None else {**given, "ckpt_path": self.checkpoint}
 
 
 class ParsedOnly(SSLCLI):

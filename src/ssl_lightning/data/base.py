@@ -2,7 +2,7 @@
 
 What all of them have in common:
 
-* The validation images are held out of the training images by the seed alone; everything is
+* The validation images are held out of the training images by a seed alone; everything is
   selected on them. The official test split is read for ``test`` and ``predict`` only.
 * Order and augmentation are functions of (seed, epoch, sample), the same for any number of
   processes and workers and for an interrupted run that is resumed.
@@ -53,7 +53,8 @@ class ImageDataModule(LightningDataModule):
         root: folder of the data; see :func:`ssl_lightning.data.sets.default_root`.
         batch_size: training samples per step and process.
         num_validation: training images held out for validation.
-        seed: of split, order and augmentation.
+        seed: of order and augmentation, and of the split unless that has its own.
+        split_seed: of the split: runs with several seeds then hold out the same images.
         augment: whether training images are cropped and mirrored at random.
         normalize: whether pixels are normalised by mean and standard deviation, or just in [0, 1].
         eval_batch_size: samples per evaluation step and process.
@@ -83,6 +84,7 @@ class ImageDataModule(LightningDataModule):
     batch_size: int = 128
     num_validation: int = 0
     seed: int = 0
+    split_seed: int | None = None
     augment: bool = True
     normalize: bool = True
     eval_batch_size: int = 250
@@ -98,6 +100,7 @@ class ImageDataModule(LightningDataModule):
         self._require("num_workers", self.num_workers, 0)
         self._require("num_validation", self.num_validation, 0)
         self._require("seed", self.seed, 0)
+        self._require("split_seed", self.split_seed or 0, 0)
         self.folder = default_root(self.root)
         self._datasets: dict[Split, Dataset[Any]] = {}
 
@@ -195,7 +198,8 @@ class ImageDataModule(LightningDataModule):
         if split == "test":
             return np.arange(number)
         self._require("num_validation", self.num_validation, 0, number - 1)
-        shuffled = permutation(self.seed, 0, number, SPLIT)
+        seed = self.seed if self.split_seed is None else self.split_seed
+        shuffled = permutation(seed, 0, number, SPLIT)
         held_out, rest = np.split(shuffled, [self.num_validation])
         return np.sort(rest if split == "train" else held_out)
 

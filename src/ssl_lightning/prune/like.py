@@ -45,7 +45,7 @@ def prune_like_(
             ``(1, C, H, W)``.
         like: network of the same architecture, with zeros.
         groups: selectors as :func:`resolve_groups` takes them.
-        importance: ``"l2"``, ``"l1"`` or ``"random"``.
+        importance: ``"l2"``, ``"l1"``, ``"random"`` or ``"uniform"``.
 
     Returns:
         The group sets with the masks ``(num_groups,)`` of what was zeroed.

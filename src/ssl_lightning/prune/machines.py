@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -11,7 +12,7 @@ from torch import nn
 from ssl_lightning.costs import Check, LatencyMeter
 from ssl_lightning.graph import ExampleInput
 from ssl_lightning.measure.left import CompactForm
-from ssl_lightning.prune.budget import Choice
+from ssl_lightning.prune.budget import Choice, UnreachableError
 from ssl_lightning.suggest import shortened
 
 Multiple: TypeAlias = int | Literal["auto"] | None
@@ -95,6 +96,39 @@ def multiple_for(multiple: Multiple, meter: LatencyMeter | None) -> int:
     if isinstance(multiple, int):
         return multiple
     return 1 if meter is None else meter.multiple
+
+
+def choose_in_multiples(
+    choose: Callable[[int], Choice], multiple: int, *, fixed: bool
+) -> tuple[Choice, int]:
+    """Choose groups, with half the multiple while the budget cannot be reached otherwise.
+
+    Args:
+        choose: for a multiple.
+        multiple: to begin with.
+        fixed: whether it is the user's, and no other will do.
+
+    Returns:
+        What was chosen, and the multiple.
+
+    Raises:
+        UnreachableError: if the budget cannot be reached.
+
+    Example:
+        >>> def choose(multiple):
+        ...     if multiple > 4:
+        ...         raise UnreachableError("too wide")
+        ...     return f"multiples of {multiple}"
+        >>> choose_in_multiples(choose, 16, fixed=False)
+        ('multiples of 4', 4)
+    """
+    while True:
+        try:
+            return choose(multiple), multiple
+        except UnreachableError:
+            if fixed or multiple == 1:
+                raise
+            multiple //= 2
 
 
 def warn_of_odd_widths(

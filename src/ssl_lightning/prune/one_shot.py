@@ -32,11 +32,12 @@ from ssl_lightning.prune.budget import (
     to_masks,
     zero_,
 )
-from ssl_lightning.prune.importance import IMPORTANCES, SIZE_POWERS
+from ssl_lightning.prune.importance import CONTROLS, IMPORTANCES, SIZE_POWERS
 from ssl_lightning.prune.machines import (
     LatencyReport,
     Multiple,
     check_multiple,
+    choose_in_multiples,
     latency_report,
     meter_of,
     multiple_for,
@@ -150,8 +151,8 @@ def prune_(
             ``latency_ms``, of one call in ``engine``. As few groups are zeroed as possible: with
             ``multiple=1`` and many groups, the budget is used up to 0.5 %. Latency is predicted,
             measured, and searched for again until both agree to 3 %, four times at most.
-        importance: ``"l2"``, ``"l1"``, or ``"random"`` (not with ``threshold``), which draws from
-            torch's generator.
+        importance: ``"l2"``, ``"l1"``, or a control (not with ``threshold``): ``"random"``, which
+            draws from torch's generator, or ``"uniform"``, an equal share of each set.
         multiple: retain a multiple of so many channels in every set that loses any (of half as
             many in sets of fewer, and so on), the nearest to the number otherwise. Vector units
             compute 8 or 16 channels at a time: 33 cost as much as 48. ``"auto"``: the one that the
@@ -180,10 +181,10 @@ def prune_(
     check_goal(fraction=fraction, macs=macs, threshold=threshold, budget=budget)
     check_multiple("prune_", multiple, engine)
     norm = pick("importance", importance, IMPORTANCES)
-    if importance == "random" and threshold is not None:
+    if importance in CONTROLS and threshold is not None:
         raise ValueError(
-            "prune_: importance='random' has no norms, so expected `fraction` or `macs`, got "
-            f"threshold={threshold}. Give one of them, or importance='l2'."
+            f"prune_: importance={importance!r} has no norms, so expected `fraction` or `macs`, "
+            f"got threshold={threshold}. Give one of them, or importance='l2'."
         )
     targets = parse_targets("prune_", {"macs": macs} if budget is None else budget)
     check_finite(model)
@@ -200,7 +201,9 @@ def prune_(
     form, counted, latency = CompactForm(example_input), None, None
     if targets:
         costs = Costs(targets, model, example_input, {} if meter is None else {"latency": meter})
-        choice = within(costs, model, form, group_sets, scores, number, retained)
+        choose = partial(within, costs, model, form, group_sets, scores, retained)
+        fixed = isinstance(multiple, int)
+        choice, number = choose_in_multiples(choose, number, fixed=fixed)
         masks, latency = choice.masks, latency_report(choice, meter)
     else:
         order = ranking(group_sets, scores)
@@ -226,8 +229,8 @@ def within(
     form: CompactForm,
     group_sets: Sequence[GroupSet],
     scores: Sequence[Tensor],
-    multiple: int,
     retained: Mapping[str, str],
+    multiple: int,
 ) -> Choice:
     """Return the groups to zero to keep a budget."""
     try:

@@ -97,6 +97,7 @@ ORDERS = {
     "l2": "smallest 2-norm first",
     "l1": "smallest 1-norm first",
     "random": "in random order",
+    "uniform": "in their order",
 }
 """Importance -> which groups went first."""
 

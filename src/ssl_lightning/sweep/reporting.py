@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from optuna.trial import Trial, TrialState
 
+from ssl_lightning.callbacks.latest import LatestCheckpoint, is_last
 from ssl_lightning.measure import num_parameters
 from ssl_lightning.measure.left import MacsLeft
 from ssl_lightning.module import Sparsity
@@ -19,9 +19,6 @@ from ssl_lightning.sweep.pruning import Curve, worth_stopping
 
 Cost = Literal["macs", "parameters"]
 COSTS: dict[Cost, str] = {"macs": "MACs", "parameters": "parameters"}
-RESUME = "resume"
-"""Folder, in a trial's own, of the checkpoint that a killed trial is continued from."""
-LAST = "checkpoints/last.ckpt"
 LOSSES = ("train/loss", "val/loss")
 
 
@@ -43,12 +40,11 @@ class Reporting:
     warmup: int = 0
 
 
-class Reporter(ModelCheckpoint):
+class Reporter(LatestCheckpoint):
     """Reports error and cost after each epoch, then stores the checkpoint to continue from.
 
     It is a checkpoint callback, since those act at the end of an epoch after all else. What a
-    checkpoint contains was reported before. None is stored after the last epoch: what ends a run
-    is carried out anew if the process is killed then.
+    checkpoint contains was reported before.
 
     Args:
         trial: of the study.
@@ -57,23 +53,14 @@ class Reporter(ModelCheckpoint):
     """
 
     def __init__(self, trial: Trial, folder: Path, reporting: Reporting) -> None:
-        super().__init__(
-            folder / RESUME,
-            "last",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-        self.trial, self.folder, self.reporting = trial, folder, reporting
+        super().__init__(folder)
+        self.trial, self.reporting = trial, reporting
         self.curve = curve_of(trial.user_attrs)
         self.stopped = self.validated = False
         self.latest: tuple[int, float, float] | None = None
         self.epoch = -1
         self.dense = 0
         self.left: MacsLeft | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Leave no state in checkpoints, so that they are those of a run without this callback."""
-        return {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse several processes; count the parameters that training starts with."""
@@ -101,14 +88,12 @@ class Reporter(ModelCheckpoint):
                 self.stopped = worth_stopping(self.curve, self.finished(), warmup)
                 trainer.should_stop = trainer.should_stop or self.stopped
         self.validated = False
-        if not is_last(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Store what was trained, where no other callback stores checkpoints."""
-        others = [c for c in trainer.callbacks if isinstance(c, Checkpoint) and c is not self]  # type: ignore[attr-defined]
-        if not others and not self.stopped:
-            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        """Store what was trained, unless the trial was stopped."""
+        if not self.stopped:
+            super().on_train_end(trainer, pl_module)
 
     def result(self) -> tuple[float, float]:
         """Return error and cost after the last epoch.
@@ -166,12 +151,6 @@ class Reporter(ModelCheckpoint):
         """Return the curves of the finished trials."""
         trials = self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return [curve_of(found.user_attrs) for found in trials]
-
-
-def is_last(trainer: pl.Trainer) -> bool:
-    """Whether the epoch that has just ended is the last one of the run."""
-    steps = 0 < trainer.max_steps <= trainer.global_step
-    return steps or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def curve_of(attributes: dict[str, Any]) -> Curve:

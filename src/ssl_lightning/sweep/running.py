@@ -18,10 +18,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from ssl_lightning.callbacks.latest import RESUME
 from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.suggest import first_line
 from ssl_lightning.sweep.places import places
-from ssl_lightning.sweep.reporting import COSTS, RESUME, Reporter, Reporting, curve_of
+from ssl_lightning.sweep.reporting import COSTS, Reporter, Reporting, curve_of
 from ssl_lightning.sweep.space import Space, with_values
 from ssl_lightning.sweep.study import Claimed, SharedStudy, open_storage, trial_of
 

@@ -1,0 +1,80 @@
+"""Runs that lead to a budget beside each other: their errors over what they cost, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_lightning.report.charts import COLORS, INK, PALE, new_figure, plain_axes, save_figure
+
+
+@dataclass(frozen=True)
+class Way:
+    """A run and its network.
+
+    Attributes:
+        name: of the run.
+        label: what it is.
+        metric: what ``value`` is, such as ``"val/error"``.
+        value: after the last epoch; None for a network that was not trained.
+        macs: multiply-adds of one input.
+        macs_left: the same in percent of the dense network's.
+        parameters: number of parameters.
+        latency_ms: median latency of one input, milliseconds.
+        latency_left: latency in percent of the dense network's, measured in turns.
+    """
+
+    name: str
+    label: str
+    metric: str
+    value: float | None
+    macs: int
+    macs_left: float
+    parameters: int
+    latency_ms: float
+    latency_left: float
+
+
+def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str | None) -> None:
+    """Draw error over multiply-adds, and over measured latency, as a PNG.
+
+    Networks without an error are left out.
+
+    Args:
+        rows: the networks.
+        path: PNG file to write.
+        title: heading of the picture.
+        engine: in which latency was measured; None for eager.
+    """
+    costs = {
+        "multiply-adds, % of dense": [row.macs_left for row in rows],
+        f"latency in {engine or 'eager'}, batch 1, % of dense": [row.latency_left for row in rows],
+    }
+    figure = new_figure(10, 4.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (name, values) in zip(panels, costs.items(), strict=True):
+        for i, (row, cost) in enumerate(zip(rows, values, strict=True)):
+            if row.value is not None:
+                color = COLORS[i % len(COLORS)]
+                panel.scatter([cost], [row.value], 44, color=color, label=row.label, zorder=3)
+        panel.set_xlim(left=0, right=max(105.0, *(1.05 * value for value in values)))
+        panel.margins(y=0.2)
+        plain_axes(panel, "")
+        panel.set_xlabel(name, color=INK, fontsize=9)
+    unit = ", %" if rows[0].metric.endswith("error") else ""
+    panels[0].set_ylabel(f"{rows[0].metric}{unit}", color=INK, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(3, max(len(handles), 1)),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+    )
+    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    if not handles:
+        figure.text(0.5, 0.5, "nothing was trained", color=PALE, ha="center")
+    save_figure(figure, path)
