@@ -410,13 +410,19 @@ class Kill(pl.Callback):
             raise KilledError
 
 
+RESUMED = {method: {"method": method} for method in METHODS} | {
+    f"{method} of random groups": {"method": method, "importance": "random"}
+    for method in ("one_shot", "gradual")
+}
+
+
 def resumable(
-    trainer: Any, folder: Path, method: str, kill: int | None = None, every: int | None = 1
+    trainer: Any, folder: Path, way: str, kill: int | None = None, every: int | None = 1
 ) -> SSLLightningModule:
     torch.manual_seed(5)
     module = SSLLightningModule(
         make_net(),
-        penalties=PENALTIES.get(method, []),
+        penalties=PENALTIES.get(RESUMED[way]["method"], []),
         optimizer=partial(SGD, lr=0.02, momentum=0.9),
         input_shape=(1, 8, 8),
     )
@@ -427,7 +433,7 @@ def resumable(
         max_epochs=4,
         enable_checkpointing=True,
         callbacks=[
-            Budget(macs=0.5, start=1, end=2, method=method, every_n_steps=3),
+            Budget(macs=0.5, start=1, end=2, every_n_steps=3, **RESUMED[way]),
             Kill(kill),
             keep,
         ],
@@ -438,16 +444,16 @@ def resumable(
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", RESUMED)
 @pytest.mark.parametrize(("kill", "every"), [(5, 1), (14, 2), (16, None), (29, 1)])
 def test_a_killed_run_resumes_bit_equal(
-    trainer: Any, tmp_path: Path, method: str, kill: int, every: int | None
+    trainer: Any, tmp_path: Path, way: str, kill: int, every: int | None
 ) -> None:
     """Before, in and after the window; from the middle and the end of an epoch."""
-    whole = resumable(trainer, tmp_path / "whole", method)
+    whole = resumable(trainer, tmp_path / "whole", way)
     with pytest.raises(KilledError):
-        resumable(trainer, tmp_path / "killed", method, kill, every)
-    resumed = resumable(trainer, tmp_path / "killed", method, every=every)
+        resumable(trainer, tmp_path / "killed", way, kill, every)
+    resumed = resumable(trainer, tmp_path / "killed", way, every=every)
     expected, found = whole.state_dict(), resumed.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

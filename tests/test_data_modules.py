@@ -102,7 +102,9 @@ def identity(images: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-ARGUMENTS = "root batch_size num_validation seed augment normalize eval_batch_size num_workers"
+ARGUMENTS = (
+    "root batch_size num_validation seed split_seed augment normalize eval_batch_size num_workers"
+)
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
@@ -150,6 +152,23 @@ def test_train_and_validation_are_disjoint_and_complete(name: str, roots: dict[s
     assert len(train) == len(identity(train)) == number - NUM_VALIDATION
     assert not identity(train) & identity(validation)
     assert not identity(test) & (identity(train) | identity(validation))
+
+
+@pytest.mark.parametrize("name", [name for name in DATA_MODULES if name != "synthetic"])
+def test_a_split_with_a_seed_of_its_own(name: str, roots: dict[str, Path]) -> None:
+    """Synthetic images themselves depend on the seed."""
+
+    def images(**seeds: int) -> tuple[set[bytes], torch.Tensor]:
+        module = make(name, roots, augment=False, batch_size=1, **seeds)
+        held_out, _ = collect(module.val_dataloader())
+        return identity(held_out), collect(module.train_dataloader())[0]
+
+    first, order = images(seed=0)
+    other, _ = images(seed=1)
+    again, shuffled = images(seed=1, split_seed=0)
+    assert again == first != other
+    assert identity(shuffled) == identity(order)
+    assert not torch.equal(shuffled, order)
 
 
 @pytest.mark.parametrize("name", DATA_MODULES)
@@ -346,6 +365,7 @@ BAD_OPTIONS = [
     ({"num_workers": -1}, "expected `num_workers` to be at least 0, got -1"),
     ({"seed": -1}, "expected `seed` to be at least 0, got -1"),
     ({"num_validation": -1}, "expected `num_validation` to be .*, got -1"),
+    ({"split_seed": -1}, "expected `split_seed` to be .*, got -1"),
     ({"source": "cloud"}, "expected `source` to be .*local.*, got 'cloud'"),
 ]
 

@@ -41,6 +41,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "mcp_held": {"method": "held", "penalties": [COUPLED | {"function": "mcp"}]},
     "dense": {},
 }
+STRENGTHS = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2)
+WAYS |= {
+    f"constant_{strength:g}": {
+        "method": "one_shot",
+        "penalties": [COUPLED | {"strength": strength}],
+    }
+    for strength in STRENGTHS
+}
+"""A strength chosen by hand, constant in the window; at its end the budget decides what goes."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet20": {
         "module": {"backbone": "zoo:resnet20_cifar10_dense", "label_smoothing": 0.0},
@@ -137,7 +146,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=NETWORKS, nargs="?")
     parser.add_argument("length", choices=LENGTHS, nargs="?")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    usual = [way for way in WAYS if not way.startswith("constant_")]
+    parser.add_argument("--ways", nargs="+", default=usual, choices=WAYS)
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--precision", default="32-true", help="bf16-mixed where it is faster")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,8 @@ class Window:
         """Choose the groups to zero now, for the budget or other limits."""
         tensors = self.tensors()
         score = IMPORTANCES[self.importance]
-        scores = [score(s, tensors).cpu() for s in self.group_sets]
+        with self.seeded():
+            scores = [score(s, tensors).cpu() for s in self.group_sets]
         scores = relative(self.group_sets, scores, SIZE_POWERS[self.importance])
 
         def choose(multiple: int) -> Choice:
@@ -84,6 +86,14 @@ class Window:
 
         choice, self.multiple = choose_in_multiples(choose, self.multiple, fixed=self.fixed)
         return choice
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Let random numbers depend on the run's seed and the step only, and on no others."""
+        place = self.sparsity.run_seed or 0, self.sparsity.module.trainer.global_step
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(hash(place) & 0x7FFF_FFFF)
+            yield
 
     @torch.no_grad()
     def zero_(self, masks: Sequence[Tensor]) -> None:

@@ -82,7 +82,9 @@ def run(name: str, arguments: list[str]) -> int | None:
     quieten()
     try:
         sparsify(own, [*others, *fit_options(own)])  # after the configs, so that they count
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the first the second
+        if not isinstance(error.__context__ or error, KeyboardInterrupt):
+            raise
         say("Stopped. The same command continues where this one was.")
         return INTERRUPTED
     return None

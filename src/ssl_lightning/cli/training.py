@@ -187,7 +187,7 @@ class SSLCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Make the trainer, with the budget as the first of its callbacks."""
         budget = self._get(self.config_init, "budget")
-        if budget is not None and self.asked == "fit":
+        if budget is not None:
             given = settings.get("callbacks", self._get(self.config_init, "trainer.callbacks"))
             others = given if isinstance(given, list) else [given] if given else []
             settings["callbacks"] = [budget, *others]
