@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from functools import partial
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from ssl_lightning import (
+    Budget,
     CompactDuringFit,
     DepthCollapse,
     MNISTDataModule,
@@ -19,6 +21,11 @@ from ssl_lightning import (
     ThresholdPruning,
 )
 from toy import make_toy
+
+BUDGETS = {
+    "gradual": {"method": "gradual", "importance": "random"},
+    "steered": {"method": "steered"},
+}
 
 
 def main(out: str, devices: int, mode: str) -> None:
@@ -32,6 +39,8 @@ def main(out: str, devices: int, mode: str) -> None:
         {"kind": "filter", "layers": "conv1", "strength": 0.05},
         {"kind": "depth", "layers": "conv2", "strength": 0.02},
     ]
+    if mode in BUDGETS:
+        penalties = [{"kind": "coupled"}]
     module = SSLLightningModule(
         net,
         penalties=penalties,
@@ -39,6 +48,9 @@ def main(out: str, devices: int, mode: str) -> None:
         input_shape=[1, 28, 28],
     )
     callbacks = [ThresholdPruning(start=1, threshold=0.9, relative=True, kinds=["filter"])]
+    if mode in BUDGETS:
+        torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # as without seed_everything
+        callbacks = [Budget(macs=0.7, end=1, every_n_steps=3, **BUDGETS[mode])]
     if mode in ("collapse", "compact"):
         with torch.no_grad():
             net.conv2.weight.zero_()

@@ -231,9 +231,8 @@ class Budget(EpochStartCallback):
             choice = self.window(trainer, sparsity).choose()
         except UnreachableError as error:
             raise UnreachableError(f"Budget: {error}") from None
-        common: Choice = trainer.strategy.broadcast(choice)  # times differ between processes
         self.multiple = self.window(trainer, sparsity).multiple
-        return common
+        return choice
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the window, or end it: choose, lock and compact."""
@@ -282,9 +281,9 @@ class Budget(EpochStartCallback):
             self.method.finish(window)
         sparsity.regularizer.scales = [0.0] * len(sparsity.penalties)
         choice = self.choose(trainer, sparsity)
-        masks = choice.masks
-        for group_set, mask in zip(window.group_sets, masks, strict=True):
+        for group_set, mask in zip(window.group_sets, choice.masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
+        gone = sum(int(zero.sum()) for zero in window.gone())
         example = example_of(sparsity, "Budget")
         plan = common_plan(trainer.strategy, make_plan(sparsity.network, example, constants=False))
         if plan.removed():
@@ -298,7 +297,6 @@ class Budget(EpochStartCallback):
             f"most {window.costs.limits[name] / self.dense[name]:.1%})"
             for name, cost in self.landed.items()
         )
-        gone = sum(int(mask.sum()) for mask in masks)
         of = sum(s.num_groups for s in window.group_sets)
         widths = f", widths in multiples of {self.multiple}" if self.multiple != 1 else ""
         epoch = trainer.current_epoch

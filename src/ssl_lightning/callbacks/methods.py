@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import IMPORTANCES, Choice, choose_groups, relative
 from ssl_lightning.prune.importance import SIZE_POWERS
 from ssl_lightning.prune.machines import choose_in_multiples
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -84,8 +86,14 @@ class Window:
                 in_place=True,
             )
 
-        choice, self.multiple = choose_in_multiples(choose, self.multiple, fixed=self.fixed)
+        found = choose_in_multiples(choose, self.multiple, fixed=self.fixed)
+        choice, self.multiple = self.agreed(found)
         return choice
+
+    def agreed(self, value: Value) -> Value:
+        """Return the first process's value to all: measured times and random numbers may differ."""
+        common: Value = self.sparsity.module.trainer.strategy.broadcast(value)
+        return common
 
     @contextmanager
     def seeded(self) -> Iterator[None]:
@@ -110,7 +118,7 @@ class Window:
     def cost(self) -> float:
         """Return the cost of the compact form now, in units of the limit; at least that of none."""
         self._copy.load_state_dict(self.network.state_dict())
-        return self.form.ask(self._copy, self.costs.excess)
+        return self.agreed(self.form.ask(self._copy, self.costs.excess))
 
 
 class Method:
