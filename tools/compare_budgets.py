@@ -22,6 +22,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from dual_averaging import DualAveraging, DualPenalty
 from ssl_lightning import SSLLightningModule
 from ssl_lightning.callbacks import Budget
 from ssl_lightning.data import CIFAR10DataModule, MNISTDataModule
@@ -39,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "mcp": {"method": "steered", "penalties": [COUPLED | {"function": "mcp"}]},
     "lasso_held": {"method": "held", "penalties": [COUPLED]},
     "mcp_held": {"method": "held", "penalties": [COUPLED | {"function": "mcp"}]},
+    "dual": {"method": "one_shot", "penalties": [COUPLED | {"mode": "subgradient"}]},
     "dense": {},
 }
 STRENGTHS = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2)
@@ -75,19 +77,27 @@ def train(
     at_once = choice.pop("at_once", way == "dense")
     stages = [window + rest] if at_once else [window, rest]
     pl.seed_everything(seed, verbose=False)
+    sgd = dict(settings["sgd"])
+    make: Any = torch.optim.SGD
+    if way == "dual":  # a step of it is as long as all that follows from one of SGD's gradients
+        sgd = {"lr": sgd["lr"] * 10, "momentum": sgd["momentum"], "weight_decay": 5e-4}
+        make = DualAveraging
     module = SSLLightningModule(
         **settings["module"],
         channels_last=network != "lenet",
         penalties=choice.pop("penalties", []),
-        optimizer=lambda p: torch.optim.SGD(p, **settings["sgd"]),
-        lr_scheduler=lambda o: StageLR(o, stages, [settings["sgd"]["lr"]] * len(stages)),
+        optimizer=lambda p: make(p, **sgd),
+        lr_scheduler=lambda o: StageLR(o, stages, [sgd["lr"]] * len(stages)),
     )
-    callbacks = []
+    callbacks: list[pl.Callback] = []
     if choice:
         end = 0 if at_once else window
         every = 12 if choice["method"] in ("steered", "held") else 40
         factor = 1 if isinstance(batches, int) else 6
         callbacks = [Budget(macs=macs, end=end, every_n_steps=every * factor, **choice)]
+    if way == "dual":
+        assert isinstance(batches, int)
+        callbacks.append(DualPenalty(window, window * batches))
     trainer = pl.Trainer(
         max_epochs=window + rest,
         limit_train_batches=batches,
