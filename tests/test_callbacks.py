@@ -60,6 +60,7 @@ ARGUMENTS = {
     "SaveCompact": {},
     "Sparsify": {"network": "backbone"},
     "Budget": {"macs": 0.5, "end": 1},
+    "Distill": {"teacher": "zoo:lenet_mnist_dense"},
     "PruneLike": {"like": "zoo:lenet_mnist_shape", "start": 1},
 }
 

@@ -21,6 +21,7 @@ from ssl_lightning import (
     Budget,
     CompactDuringFit,
     DepthCollapse,
+    Distill,
     FilterPictures,
     PruneLike,
     SaveCompact,
@@ -160,13 +161,25 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
     within = UNetModule()
     trainer(tmp_path, Budget(macs=0.5, end=1)).fit(within, UNetModule.loader())
     assert 45 < within.sparsity.macs_left() <= 50
+
+    taught = UNetModule()
+    teacher = Distill(control.net, 1.0, loss="squared_difference", features=["down1.conv"])
+    trainer(tmp_path, teacher, epochs=8).fit(taught, UNetModule.loader())
+    assert distance(taught, control) < 0.7 * distance(UNetModule(), control)
     tested = {ThresholdPruning, CompactDuringFit, SparsityMonitor, FilterPictures, SaveCompact}
     assert set(CALLBACKS.values()) == tested | {
         PruneLike,
         Budget,
         DepthCollapse,
+        Distill,
         Sparsify,
     }
+
+
+def distance(one, other):
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return float((one.net.eval()(x) - other.net.eval()(x)).square().mean())
 
 
 class Residual(StructuredSparsity):

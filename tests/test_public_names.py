@@ -11,17 +11,17 @@ import ssl_lightning
 
 PUBLIC = """
 ArrayDataModule BACKBONES BenchmarkResult Budget CIFAR10DataModule ColumnSparseConv2d
-CompactDuringFit Constant Cosine DepthCollapse ExportResult FashionMNISTDataModule FilterPictures
-GroupKind GroupLasso GroupLocks GroupSet ImageDataModule ImageFolderDataModule ImageNetDataModule
-ImagenetteDataModule Inputs LabelledImages MCP MNISTDataModule Penalty PenaltyFunction Plan
-PruneLike PruneReport Ramp Regularizer SSLLightningModule SCAD SaveCompact Schedule Selector
-Sparsify SparsityMonitor StageLR StructuredSparsity SyntheticDataModule ThresholdPruning Window
-apply_plan benchmark choose_layers column_sparse_conv2d compact count_macs create_backbone
-expand export_model for_inference group_lasso group_lasso_subgradient group_norms kept_groups
-list_backbones load_backbone load_compact make_plan prox_group_lasso prune_ prune_like_
-register_kind register_penalty_function register_schedule resolve_groups save_compact zoo
-Engine Rule Sensitivity publishing register_backbone register_engine register_rule register_shrinker
-LatencyMeter preferred_multiple sensitivity
+CompactDuringFit Constant Cosine DepthCollapse Distill ExportResult FashionMNISTDataModule
+FilterPictures GroupKind GroupLasso GroupLocks GroupSet ImageDataModule ImageFolderDataModule
+ImageNetDataModule ImagenetteDataModule Inputs LabelledImages MCP MNISTDataModule Penalty
+PenaltyFunction Plan PruneLike PruneReport Ramp Regularizer SSLLightningModule SCAD SaveCompact
+Schedule Selector Sparsify SparsityMonitor StageLR StructuredSparsity SyntheticDataModule
+ThresholdPruning Window apply_plan benchmark choose_layers column_sparse_conv2d compact count_macs
+create_backbone expand export_model for_inference group_lasso group_lasso_subgradient group_norms
+kept_groups list_backbones load_backbone load_compact make_plan prox_group_lasso prune_
+prune_like_ register_kind register_penalty_function register_schedule resolve_groups save_compact
+zoo Engine Rule Sensitivity publishing register_backbone register_engine register_rule
+register_shrinker LatencyMeter preferred_multiple sensitivity
 """.split()
 
 NO_EXAMPLE = {

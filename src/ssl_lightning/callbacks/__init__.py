@@ -6,6 +6,7 @@ from ssl_lightning.callbacks.budget import Budget
 from ssl_lightning.callbacks.compact import SaveCompact
 from ssl_lightning.callbacks.control import PruneLike
 from ssl_lightning.callbacks.depth import DepthCollapse
+from ssl_lightning.callbacks.distill import Distill
 from ssl_lightning.callbacks.during_fit import CompactDuringFit
 from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
 from ssl_lightning.callbacks.pruning import ThresholdPruning
@@ -23,6 +24,7 @@ CALLBACKS: dict[str, type[Callback]] = {
         FilterPictures,
         SaveCompact,
         Sparsify,
+        Distill,
     )
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "Budget",
     "CompactDuringFit",
     "DepthCollapse",
+    "Distill",
     "FilterPictures",
     "PruneLike",
     "SaveCompact",

@@ -136,8 +136,8 @@ class Budget(EpochStartCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what would hold the old parameters."""
         if stage == "fit":
-            refuse_strategies(trainer.strategy)
-            refuse_compiled(pl_module)
+            refuse_strategies(trainer.strategy, "Budget")
+            refuse_compiled(pl_module, "Budget")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which the budget could not be reached; give it a learning-rate cycle."""

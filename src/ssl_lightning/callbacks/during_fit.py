@@ -65,8 +65,8 @@ class CompactDuringFit(EpochStartCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what would hold the old parameters: other strategies, a compiled module."""
         if stage == "fit":
-            refuse_strategies(trainer.strategy)
-            refuse_compiled(pl_module)
+            refuse_strategies(trainer.strategy, "CompactDuringFit")
+            refuse_compiled(pl_module, "CompactDuringFit")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which compaction would fail, or never happen."""
@@ -134,7 +134,7 @@ def wrap_again(strategy: DDPStrategy, module: pl.LightningModule) -> None:
     strategy.configure_ddp()
 
 
-def refuse_strategies(strategy: Strategy) -> None:
+def refuse_strategies(strategy: Strategy, where: str) -> None:
     """Refuse strategies that go on with the parameters that they saw first.
 
     Raises:
@@ -142,13 +142,13 @@ def refuse_strategies(strategy: Strategy) -> None:
     """
     if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
         raise MisconfigurationException(
-            f"CompactDuringFit needs one device or DDP, got {type(strategy).__name__}, which keeps "
+            f"{where} needs one device or DDP, got {type(strategy).__name__}, which keeps "
             "the parameters that it saw at the start of training. Train with `strategy: "
             "ddp` or `devices: 1`, or compact after training: `ssl-lightning compact CHECKPOINT`."
         )
 
 
-def refuse_compiled(module: nn.Module) -> None:
+def refuse_compiled(module: nn.Module, where: str) -> None:
     """Refuse a module, or a backbone, that went through ``torch.compile`` already.
 
     Raises:
@@ -157,7 +157,7 @@ def refuse_compiled(module: nn.Module) -> None:
     wrapped = any("_orig_mod" in part._modules for part in module.modules())
     if wrapped or getattr(module, "_compiler_ctx", None) is not None:
         raise MisconfigurationException(
-            "CompactDuringFit: the module, or a part of its backbone, was compiled by "
+            f"{where}: the module, or a part of its backbone, was compiled by "
             "`torch.compile`, which would go on with the old layers. Pass the plain module and "
             "compile in `prepare_network` (SSLLightningModule: `compile: true`)."
         )
