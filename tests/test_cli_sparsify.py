@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from ssl_lightning import compact, count_macs, load_compact, make_plan, zoo
 from ssl_lightning.callbacks import SaveCompact
@@ -17,6 +18,7 @@ from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.cli import main
 from ssl_lightning.cli.ways import GIVEN, NARROW, RESULT, fresh, ways
 from ssl_lightning.data import MNISTDataModule
+from ssl_lightning.files import FolderLock
 from ssl_lightning.groups import KINDS
 from ssl_lightning.measure import num_parameters
 
@@ -184,11 +186,73 @@ def test_other_settings_are_refused_in_the_same_folder(folder, capsys):
 def test_a_refused_budget_leaves_the_folder_to_the_next(folder, capsys):
     assert main(arguments("--budget.macs=0.0001")) == 1
     assert "cannot be reached" in capsys.readouterr().err
-    assert [path.name for path in (folder / "out").iterdir()] == ["sparsify.json"]
+    assert not (folder / "out").exists()
     assert main(arguments("--budget.macs=0.5")) == 0
 
 
+def test_a_second_command_in_the_folder_of_a_running_one_changes_nothing(folder, capsys):
+    assert main(arguments("--budget.macs=0.5")) == 0
+    before = (folder / "out/sparsify.json").read_bytes()
+    lock = FolderLock(folder / "out")
+    assert main(arguments("--budget.macs=0.5")) == 1
+    assert "(--output), or wait" in capsys.readouterr().err
+    lock.release()
+    assert (folder / "out/sparsify.json").read_bytes() == before
+
+
+def test_controls_added_later_are_shown_from_then_on(folder):
+    command = ["--budget.macs=0.5", "--split=test"]
+    assert main(arguments(*command)) == 0
+    assert list(rows(folder / "out")) == ["given", "result"]
+    assert main(arguments(*command, "--controls")) == 0
+    whole = rows(folder / "out")
+    assert len(whole) == 5
+    assert whole["result"]["metric"] == "test/error"
+    assert main(arguments(*command)) == 0
+    assert list(rows(folder / "out")) == list(whole)
+
+
+class Tiny(nn.Module):
+    """Of the user's own; without an error among its metrics."""
+
+    input_shape = (3, 28, 28)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+
+def test_a_network_of_ones_own_and_another_metric(folder, capsys):
+    (folder / "task.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "backbone": {"class_path": f"{__name__}.Tiny"},
+                    "loss": {"class_path": "torch.nn.MSELoss"},
+                },
+                "data": {
+                    "class_path": "SyntheticDataModule",
+                    "init_args": {"task": "regression", "channels": 3, "num_validation": 20},
+                },
+            }
+        )
+    )
+    command = ["--config=task.yaml", "--budget.macs=0.5", "--controls"]
+    assert main(arguments(*command)) == 0, capsys.readouterr().err
+    found = rows(folder / "out")
+    assert len(found) == 5
+    assert {row["metric"] for row in found.values()} == {"val/loss"}
+
+
 MISTAKES = {
+    "shape": (
+        ["--budget.macs=0.5", f"--model.backbone.class_path={__name__}.Tiny"],
+        "Cannot run Tiny on an example of its input: ",
+    ),
+    "percent": (["--budget.macs=50"], "as a share of at most 1, or a number of at least 101"),
     "none": ([], "expected a budget, got none. Give one, such as --budget.macs 0.5"),
     "engine": (["--budget.macs=0.5", "--engine=nothing"], "Unknown engine 'nothing'"),
     "devices": (["--budget.macs=0.5", "--trainer.devices=2"], "expected one process"),

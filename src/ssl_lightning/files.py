@@ -231,6 +231,7 @@ class FolderLock:
     Args:
         folder: made if missing; it gets a file that names the process.
         name: of that file. Locks of different names do not exclude each other.
+        option: of the command line that names another folder.
 
     Raises:
         ValueError: if another process works in it.
@@ -248,7 +249,9 @@ class FolderLock:
         process
     """
 
-    def __init__(self, folder: Path, name: str = ".lock") -> None:
+    def __init__(
+        self, folder: Path, name: str = ".lock", option: str = "--trainer.default_root_dir"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name
         self.handle: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -260,7 +263,7 @@ class FolderLock:
             raise ValueError(
                 f"Cannot use the folder {folder}: process {holder.strip(chr(39))} works in it. Two "
                 "runs in one folder would mix their files. Give this run a folder of its own "
-                "(--trainer.default_root_dir), or wait for the other."
+                f"({option}), or wait for the other."
             ) from error
         HELD.add(self)
         os.ftruncate(self.handle, 0)

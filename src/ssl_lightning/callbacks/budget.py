@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity, sparsity_of
 from ssl_lightning.prune import IMPORTANCES, Choice, UnreachableError
+from ssl_lightning.prune.budget import TOLERANCE
 from ssl_lightning.prune.machines import check_multiple, meter_of, multiple_for
 from ssl_lightning.schedules import StageLR
 from ssl_lightning.suggest import pick
@@ -293,8 +295,9 @@ class Budget(EpochStartCallback):
         self._window = None
         assert self.dense is not None
         text = ", ".join(
-            f"{name} {self.dense[name]:,.6g} -> {cost:,.6g} ({cost / self.dense[name]:.1%}, at "
-            f"most {window.costs.limits[name] / self.dense[name]:.1%})"
+            f"{name} {self.dense[name]:,.6g} -> {cost:,.6g}{' ms' if name == 'latency' else ''} "
+            f"({cost / self.dense[name]:.1%}, at most "
+            f"{window.costs.limits[name] / self.dense[name]:.1%})"
             for name, cost in self.landed.items()
         )
         of = sum(s.num_groups for s in window.group_sets)
@@ -302,6 +305,7 @@ class Budget(EpochStartCallback):
         epoch = trainer.current_epoch
         rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in epoch {epoch}{widths}.")
         warn_of_low_rate(trainer)
+        warn_above(self.landed, window.costs.limits)
 
     def figures(self) -> dict[str, float]:
         """Return what to log of the compact network: its cost in percent of the dense one's."""
@@ -363,6 +367,17 @@ def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int) -> No
         "Budget: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
         f"a cosine over {' and another over '.join(map(str, stages))} epochs."
     )
+
+
+def warn_above(costs: Mapping[str, float], limits: Mapping[str, float]) -> None:
+    """Warn of a measured cost that is above its limit by more than the tolerance."""
+    for name, cost in costs.items():
+        if cost > (1 + TOLERANCE) * limits[name]:
+            rank_zero_warn(
+                f"Budget: {name} is {cost:.4g}, {cost / limits[name] - 1:.1%} above the limit of "
+                f"{limits[name]:.4g}: measurements differ by as much here. Measure on an idle "
+                "machine, or give a smaller budget."
+            )
 
 
 def warn_of_low_rate(trainer: pl.Trainer) -> None:

@@ -11,27 +11,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_lightning.callbacks import SaveCompact
+from ssl_lightning.callbacks import Budget, SaveCompact
 from ssl_lightning.callbacks.latest import RESUME, LatestCheckpoint
 from ssl_lightning.cli.sources import NamedNetwork, named_network
 from ssl_lightning.cli.tables import Rows, console, show_table
 from ssl_lightning.cli.training import SSLCLI, ContinuedCLI, carry_out, quieten, resolved
 from ssl_lightning.cli.ways import GIVEN, LABELS, RESULT, is_trained, ways
 from ssl_lightning.export import export_model
-from ssl_lightning.files import replacing
+from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.engines import file_formats, find_engine, format_of
 from ssl_lightning.publishing.agreeing import unequal
-from ssl_lightning.report.ways import Way, ways_chart
+from ssl_lightning.report.ways import Way, is_error, ways_chart
 from ssl_lightning.sweep.paths import set_at
 from ssl_lightning.sweep.places import places
 
 if TYPE_CHECKING:
     from ssl_lightning.measure import BenchmarkResult
+    from ssl_lightning.measure.engine import Engine
 
 INTERRUPTED = 130
 """Exit status of commands that the user stops."""
-SETTINGS, RUN, RESULT_FILE, PICTURE = "sparsify.json", "run.json", "result.json", "result.png"
+SETTINGS, LOCK = "sparsify.json", ".lock"
+RUN, RESULT_FILE, PICTURE = "run.json", "result.json", "result.png"
 CONFIG, COMPACT = "config.yaml", "compact"
 USAGE = "sparsify --budget.TARGET NUMBER --epochs N [options] [options of fit]"
 EXAMPLE = """example:
@@ -124,48 +126,91 @@ def sparsify(own: argparse.Namespace, options: list[str]) -> None:
         ValueError: if there is no budget, the folder is of other runs, or a run is refused.
     """
     config, _ = resolved("fit", options)
-    if config.get("budget") is None:
-        raise ValueError(
-            "sparsify: expected a budget, got none. Give one, such as --budget.macs 0.5 or "
-            "--budget.latency 0.5 --engine openvino."
-        )
-    engine = config["budget"]["init_args"].get("engine")
-    kind = None if engine is None else find_engine(engine)  # which says what is missing
-    folder, runs = Path(own.output), ways(config, own.controls)
-    agree(folder / SETTINGS, {"split": own.split, "metric": own.metric, "config": config})
-    found = []
-    for name in sorted(runs, key=lambda name: name != RESULT):  # first what may be refused
-        say(f"{LABELS[name]} ({folder / name})")
-        found.append(trained(name, runs[name], folder / name, own))
-    found.sort(key=lambda each: list(runs).index(each.name))
+    kind = checked_engine(config)
+    folder = Path(own.output)
+    traces = Traces([folder], [folder / SETTINGS, folder / LOCK])
+    lock = FolderLock(folder, LOCK, "--output")
+    try:
+        agree(folder, {"split": own.split, "metric": own.metric, "config": config})
+        carry_through(config, kind, folder, own)
+    except BaseException:
+        if not begun(folder):
+            traces.remove()
+        raise
+    finally:
+        lock.release()
+
+
+def carry_through(
+    config: dict[str, Any], kind: Engine | None, folder: Path, own: argparse.Namespace
+) -> None:
+    """Train, measure, show and export."""
+    engine = "eager" if kind is None else kind.name
+    found = train_all(config, folder, own)
     networks = {each.name: network_of(folder / each.name, config) for each in found}
-    measured = measure(networks, engine or "eager", own.repeats)
-    rows = rows_of(found, measured, engine or "eager")
+    rows = rows_of(found, measure(networks, engine, own.repeats), engine)
     with replacing(folder / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2))
-    show(rows, engine or "eager")
-    ways_chart(rows, folder / PICTURE, title=f"{networks[GIVEN].name}", engine=engine)
+    show(rows, engine)
+    ways_chart(rows, folder / PICTURE, title=networks[GIVEN].name, engine=engine)
     say(f"Wrote {folder / RESULT_FILE}, {folder / PICTURE} and {folder / RESULT / COMPACT}.")
     export(networks[RESULT], folder, None if kind is None else format_of(kind))
 
 
-def agree(path: Path, settings: Mapping[str, Any]) -> None:
+def checked_engine(config: Mapping[str, Any]) -> Engine | None:
+    """Return the engine that a config's budget names, if any; refuse what no run could be made of.
+
+    Raises:
+        ValueError: if there is no budget, a target is out of range, or the engine is not there.
+    """
+    budget = config.get("budget")
+    if budget is None:
+        raise ValueError(
+            "sparsify: expected a budget, got none. Give one, such as --budget.macs 0.5 or "
+            "--budget.latency 0.5 --engine openvino."
+        )
+    engine = budget["init_args"].get("engine")
+    if budget["class_path"].endswith(f".{Budget.__name__}"):
+        Budget(**budget["init_args"])
+    return None if engine is None else find_engine(engine)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run in a folder has something that the next one would take up."""
+    return any([*folder.glob(f"*/{RUN}"), *folder.glob(f"*/{RESUME}")])
+
+
+def agree(folder: Path, settings: Mapping[str, Any]) -> None:
     """Store what is run, or refuse the folder if another run was begun there.
 
     Raises:
         ValueError: naming what differs, with both values.
     """
-    given = json.loads(json.dumps(settings))
-    begun = [*path.parent.glob(f"*/{RUN}"), *path.parent.glob(f"*/{RESUME}")]
-    if not path.is_file() or not begun:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    given, path = json.loads(json.dumps(settings)), folder / SETTINGS
+    if not path.is_file() or not begun(folder):
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(given, indent=2))
     elif differing := unequal(json.loads(path.read_text()), given, "")[:3]:
         raise ValueError(
-            f"--output: {path.parent} was begun with other settings: {', '.join(differing)}. Give "
-            "what it was begun with, another --output, or remove the folder."
+            f"--output: {folder} was begun with other settings: {', '.join(differing)}. Give what "
+            "it was begun with, another --output, or remove the folder."
         )
+
+
+def train_all(config: dict[str, Any], folder: Path, own: argparse.Namespace) -> list[Trained]:
+    """Make all runs that are not there yet; controls that were made before are shown again."""
+    done = {path.parent.name for path in folder.glob(f"*/{RUN}")}
+    controls = own.controls or bool(done - {GIVEN, RESULT})
+    runs = {
+        name: each
+        for name, each in ways(config, controls).items()
+        if own.controls or name in done | {GIVEN, RESULT}
+    }
+    found = {}
+    for name in sorted(runs, key=lambda name: name != RESULT):  # first what may be refused
+        say(f"{LABELS[name]} ({folder / name})")
+        found[name] = trained(name, runs[name], folder / name, own)
+    return [found[name] for name in runs]
 
 
 def trained(name: str, config: dict[str, Any], folder: Path, own: argparse.Namespace) -> Trained:
@@ -178,7 +223,7 @@ def trained(name: str, config: dict[str, Any], folder: Path, own: argparse.Names
         set_at(config, where, value)
     given = config["trainer"]["callbacks"] or []
     others = [c for c in given if not c["class_path"].endswith(SaveCompact.__name__)]
-    config["trainer"]["callbacks"] = others
+    config["trainer"] |= {"callbacks": others, "enable_model_summary": False}
     latest = LatestCheckpoint(folder)
     OneProcessCLI.checkpoint = latest.path if latest.path.is_file() else None
     callbacks = [SaveCompact((folder / COMPACT).as_posix()), *([] if name == GIVEN else [latest])]
@@ -241,6 +286,7 @@ def rows_of(found: list[Trained], measured: BenchmarkResult, engine: str) -> lis
             parameters=size.num_parameters,
             latency_ms=timings[each.name].median_ms,
             latency_left=100.0 * timings[each.name].ratio / timings[GIVEN].ratio,
+            latency_spread=50.0 * timings[each.name].ratio_iqr / timings[GIVEN].ratio,
         )
         for each in found
         for size in [measured.models[each.name]]
@@ -249,19 +295,28 @@ def rows_of(found: list[Trained], measured: BenchmarkResult, engine: str) -> lis
 
 def show(rows: list[Way], engine: str) -> None:
     """Print the table."""
+    million = max(row.macs for row in rows) >= 1e7
+    scale, unit = (1e6, "million MACs") if million else (1e3, "thousand MACs")
     cells: Rows = [
         (
             row.label,
-            "-" if row.value is None else f"{row.value:.2f}",
-            f"{row.macs / 1e6:,.2f} ({row.macs_left:.1f} %)",
+            value_text(row),
+            f"{row.macs / scale:,.1f} ({row.macs_left:.1f} %)",
             f"{row.parameters:,}",
-            f"{row.latency_ms:.3g} ({row.latency_left:.0f} %)",
+            f"{row.latency_ms:.3g} ({row.latency_left:.0f} ± {row.latency_spread:.0f} %)",
         )
         for row in rows
     ]
-    what = f"{rows[0].metric}{', %' if rows[0].metric.endswith('error') else ''}"
-    columns = ("network", what, "million MACs", "parameters", f"ms in {engine}, batch 1")
+    what = f"{rows[0].metric}{', %' if is_error(rows[0]) else ''}"
+    columns = ("network", what, unit, "parameters", f"ms in {engine}, batch 1")
     show_table("", columns, cells)
+
+
+def value_text(row: Way) -> str:
+    """Write what was measured: an error with two decimals, others with four digits."""
+    if row.value is None:
+        return "-"
+    return f"{row.value:.2f}" if is_error(row) else f"{row.value:.4g}"
 
 
 def export(network: NamedNetwork, folder: Path, format: str | None) -> None:  # noqa: A002

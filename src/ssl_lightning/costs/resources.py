@@ -63,11 +63,13 @@ class Resource:
             engine.
         absolute: name under which an absolute number is given; empty if that is the resource's
             own, where a number above 1 is absolute.
+        fewest: an absolute number below it is taken for a mistake, such as a percentage.
     """
 
     unit: str
     meter: Callable[[Inputs], Meter] | None
     absolute: str = ""
+    fewest: int = 0
 
 
 def num_layers(model: nn.Module) -> int:
@@ -81,9 +83,9 @@ def num_layers(model: nn.Module) -> int:
 
 
 RESOURCES: dict[str, Resource] = {
-    "macs": Resource("multiply-adds", lambda x: lambda m: count_macs(m, x)),
-    "parameters": Resource("parameters", lambda x: num_parameters),
-    "size": Resource("bytes of weights and buffers", lambda x: num_bytes),
+    "macs": Resource("multiply-adds", lambda x: lambda m: count_macs(m, x), fewest=101),
+    "parameters": Resource("parameters", lambda x: num_parameters, fewest=101),
+    "size": Resource("bytes of weights and buffers", lambda x: num_bytes, fewest=101),
     "depth": Resource("convolutions and linear layers", lambda x: num_layers),
     "latency": Resource("milliseconds", None, absolute="latency_ms"),
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssl_lightning.costs.resources import RESOURCES, CalibratedMeter, Check, Meter
 from ssl_lightning.graph import ExampleInput, as_inputs
+from ssl_lightning.suggest import first_line
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ def parse_targets(where: str, given: Mapping[str, float | None]) -> list[Target]
                 f"the dense network's, such as 0.5, or a number of {RESOURCES[resource].unit}."
             )
         is_share = name not in absolute and value <= 1
+        if not is_share and value < RESOURCES[resource].fewest:
+            raise ValueError(
+                f"{where}: expected {name} as a share of at most 1, or a number of at least "
+                f"{RESOURCES[resource].fewest} {RESOURCES[resource].unit}, got {value:g}. Give "
+                "0.5 for half of the dense network's, say."
+            )
         if not is_share and name == resource and RESOURCES[name].absolute:
             raise ValueError(
                 f"{where}: expected {name} as a share of at most 1, got {value:g}. Give "
@@ -130,7 +137,13 @@ class Costs:
                         "one, such as engine='openvino'."
                     )
                 self.meters[target.resource] = make(inputs)
-        self.dense = dict(dense) if dense is not None else self.of(model)
+        try:
+            self.dense = dict(dense) if dense is not None else self.of(model)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"Cannot run {type(model).__name__} on an example of its input: "
+                f"{first_line(error)}. {inputs.advice()}"
+            ) from error
         self.limits = {t.resource: t.limit(self.dense[t.resource]) for t in targets}
         for target in targets:
             if self.limits[target.resource] > self.dense[target.resource]:

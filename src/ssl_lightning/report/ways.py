@@ -23,6 +23,7 @@ class Way:
         parameters: number of parameters.
         latency_ms: median latency of one input, milliseconds.
         latency_left: latency in percent of the dense network's, measured in turns.
+        latency_spread: half the interquartile range of that, percentage points.
     """
 
     name: str
@@ -34,9 +35,15 @@ class Way:
     parameters: int
     latency_ms: float
     latency_left: float
+    latency_spread: float
 
 
-def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str | None) -> None:
+def is_error(row: Way) -> bool:
+    """Whether the value is an error in percent."""
+    return row.metric.endswith("error")
+
+
+def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str) -> None:
     """Draw error over multiply-adds, and over measured latency, as a PNG.
 
     Networks without an error are left out.
@@ -45,11 +52,11 @@ def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str
         rows: the networks.
         path: PNG file to write.
         title: heading of the picture.
-        engine: in which latency was measured; None for eager.
+        engine: in which latency was measured.
     """
     costs = {
         "multiply-adds, % of dense": [row.macs_left for row in rows],
-        f"latency in {engine or 'eager'}, batch 1, % of dense": [row.latency_left for row in rows],
+        f"latency in {engine}, batch 1, % of dense": [row.latency_left for row in rows],
     }
     figure = new_figure(10, 4.6)
     panels = figure.subplots(1, 2, sharey=True)
@@ -58,18 +65,21 @@ def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str
             if row.value is not None:
                 color = COLORS[i % len(COLORS)]
                 panel.scatter([cost], [row.value], 44, color=color, label=row.label, zorder=3)
+        for row in rows[:1]:
+            if row.value is not None:
+                panel.axhline(row.value, color=COLORS[0], lw=1, ls="--", zorder=1)
         panel.set_xlim(left=0, right=max(105.0, *(1.05 * value for value in values)))
         panel.margins(y=0.2)
         plain_axes(panel, "")
         panel.set_xlabel(name, color=INK, fontsize=9)
-    unit = ", %" if rows[0].metric.endswith("error") else ""
+    unit = ", %" if is_error(rows[0]) else ""
     panels[0].set_ylabel(f"{rows[0].metric}{unit}", color=INK, fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(3, max(len(handles), 1)),
+        ncols=2 if len(handles) in (2, 4) else 3,
         frameon=False,
         labelcolor=INK,
         fontsize=9,
