@@ -80,7 +80,7 @@ def run(name: str, arguments: list[str]) -> int | None:
     own, others = parser.parse_known_args(arguments)
     if own.help:
         sys.stdout.write(f"{parser.format_help()}\n{EXAMPLE}")
-        return None
+        sys.exit(0)
     quieten()
     try:
         sparsify(own, [*others, *fit_options(own)])  # after the configs, so that they count
