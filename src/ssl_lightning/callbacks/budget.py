@@ -28,9 +28,10 @@ from ssl_lightning.groups.resolve import make_sets
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity, sparsity_of
-from ssl_lightning.prune import IMPORTANCES, Choice, UnreachableError
+from ssl_lightning.prune import Choice, UnreachableError
 from ssl_lightning.prune.budget import TOLERANCE
 from ssl_lightning.prune.machines import check_multiple, meter_of, multiple_for
+from ssl_lightning.prune.scores import find_importance
 from ssl_lightning.schedules import StageLR
 from ssl_lightning.suggest import pick
 
@@ -68,7 +69,8 @@ class Budget(EpochStartCallback):
             already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
         importance: of a group, in units of the mean of its set: ``"l2"``, ``"l1"``, or a control:
-            ``"random"``, or ``"uniform"``, an equal share of each set.
+            ``"random"``, or ``"uniform"``, an equal share of each set. Or the path of the JSON file
+            that ``ssl-lightning sensitivity`` wrote of the network that the run begins with.
         multiple: retain a multiple of so many groups in each set that loses any. ``"auto"``, the
             default where an engine is given, is the largest to which widths can be rounded up at
             no cost there, or half of it, and so on, where the budget cannot be reached with it;
@@ -119,7 +121,7 @@ class Budget(EpochStartCallback):
                 "Budget: expected an engine for a latency, which is measured there, got none. "
                 "Give one, such as engine='openvino'."
             )
-        pick("importance", importance, IMPORTANCES)
+        self.ranked_by = find_importance(importance)
         self.method: Method = pick("method", method, METHODS)()
         self.start, self.end = start, end
         self.importance, self.every_n_steps = importance, every_n_steps
@@ -200,7 +202,7 @@ class Budget(EpochStartCallback):
                 groups_of(sparsity, around),
                 costs,
                 CompactForm(example, constants=False),
-                self.importance,
+                self.ranked_by,
                 self.multiple,
                 self.fixed,
                 trainer.optimizers[0],

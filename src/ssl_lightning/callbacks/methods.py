@@ -20,9 +20,9 @@ from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
-from ssl_lightning.prune import IMPORTANCES, Choice, choose_groups, relative
-from ssl_lightning.prune.importance import SIZE_POWERS
+from ssl_lightning.prune import Choice, choose_groups
 from ssl_lightning.prune.machines import choose_in_multiples
+from ssl_lightning.prune.scores import Importance, scores_of
 
 Value = TypeVar("Value")
 
@@ -36,7 +36,7 @@ class Window:
         group_sets: the groups that may go.
         costs: what the budget allows.
         form: gives the compact form of the network.
-        importance: a name of :data:`~ssl_lightning.prune.IMPORTANCES`.
+        importance: what groups are ranked by.
         multiple: of which multiple groups are retained.
         fixed: whether it is the user's; another is halved where the budget cannot be reached.
         optimizer: that trains the network.
@@ -48,7 +48,7 @@ class Window:
     group_sets: list[GroupSet]
     costs: Costs
     form: CompactForm
-    importance: str
+    importance: Importance
     multiple: int
     fixed: bool
     optimizer: Optimizer
@@ -68,10 +68,8 @@ class Window:
     def choose(self, costs: Costs | None = None) -> Choice:
         """Choose the groups to zero now, for the budget or other limits."""
         tensors = self.tensors()
-        score = IMPORTANCES[self.importance]
         with self.seeded():
-            scores = [score(s, tensors).cpu() for s in self.group_sets]
-        scores = relative(self.group_sets, scores, SIZE_POWERS[self.importance])
+            scores = scores_of(self.group_sets, tensors, self.importance)
 
         def choose(multiple: int) -> Choice:
             self._copy.load_state_dict(self.network.state_dict())

@@ -32,7 +32,7 @@ from ssl_lightning.prune.budget import (
     to_masks,
     zero_,
 )
-from ssl_lightning.prune.importance import CONTROLS, IMPORTANCES, SIZE_POWERS
+from ssl_lightning.prune.importance import IMPORTANCES
 from ssl_lightning.prune.machines import (
     LatencyReport,
     Multiple,
@@ -43,8 +43,9 @@ from ssl_lightning.prune.machines import (
     multiple_for,
     warn_of_odd_widths,
 )
-from ssl_lightning.prune.ranking import in_multiples, ranking, relative, units
-from ssl_lightning.suggest import pick, shortened
+from ssl_lightning.prune.ranking import in_multiples, ranking, units
+from ssl_lightning.prune.scores import Importance, find_importance, has_norms, scores_of
+from ssl_lightning.suggest import shortened
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def prune_(
     macs: float | None = None,
     threshold: float | None = None,
     budget: Mapping[str, float] | None = None,
-    importance: str = "l2",
+    importance: Importance = "l2",
     multiple: Multiple = None,
     engine: str | LatencyMeter | None = None,
 ) -> PruneReport:
@@ -152,7 +153,9 @@ def prune_(
             ``multiple=1`` and many groups, the budget is used up to 0.5 %. Latency is predicted,
             measured, and searched for again until both agree to 3 %, four times at most.
         importance: ``"l2"``, ``"l1"``, or a control (not with ``threshold``): ``"random"``, which
-            draws from torch's generator, or ``"uniform"``, an equal share of each set.
+            draws from torch's generator, or ``"uniform"``, an equal share of each set. Or what
+            :func:`~ssl_lightning.sensitivity` found of this network (not with ``threshold``), or
+            the path of its JSON file: sets are thinned until more would cost as much in each.
         multiple: retain a multiple of so many channels in every set that loses any (of half as
             many in sets of fewer, and so on), the nearest to the number otherwise. Vector units
             compute 8 or 16 channels at a time: 33 cost as much as 48. ``"auto"``: the one that the
@@ -180,8 +183,8 @@ def prune_(
     """
     check_goal(fraction=fraction, macs=macs, threshold=threshold, budget=budget)
     check_multiple("prune_", multiple, engine)
-    norm = pick("importance", importance, IMPORTANCES)
-    if importance in CONTROLS and threshold is not None:
+    ranked_by = find_importance(importance)
+    if threshold is not None and not has_norms(ranked_by):
         raise ValueError(
             f"prune_: importance={importance!r} has no norms, so expected `fraction` or `macs`, "
             f"got threshold={threshold}. Give one of them, or importance='l2'."
@@ -196,8 +199,7 @@ def prune_(
     meter = meter_of(engine, model, example_input)
     number = multiple_for(multiple, meter)
     with torch.no_grad():
-        norms = [norm(s, named_tensors(model)).cpu() for s in group_sets]
-    scores = relative(group_sets, norms, SIZE_POWERS[importance])
+        scores = scores_of(group_sets, named_tensors(model), ranked_by)
     form, counted, latency = CompactForm(example_input), None, None
     if targets:
         costs = Costs(targets, model, example_input, {} if meter is None else {"latency": meter})
@@ -208,6 +210,8 @@ def prune_(
     else:
         order = ranking(group_sets, scores)
         if threshold is not None:
+            norm = IMPORTANCES[str(ranked_by)]
+            norms = [norm(s, named_tensors(model)).detach().cpu() for s in group_sets]
             first = order[torch.cat(norms)[order] <= threshold]
         else:
             first = order[: number_of(fraction or 0.0, order, group_sets)]

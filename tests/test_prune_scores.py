@@ -1,0 +1,146 @@
+"""Groups ranked by what their removal was measured to cost, against loops and interpolation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from ssl_lightning import (
+    Budget,
+    Sensitivity,
+    SSLLightningModule,
+    count_macs,
+    load_compact,
+    prune_,
+    sensitivity,
+)
+from ssl_lightning.cli import main
+from ssl_lightning.groups import resolve_groups
+from ssl_lightning.prune.scores import scores_of
+from toy import make_toy, toy_loader
+
+IMAGE = torch.zeros(1, 1, 8, 8)
+
+
+class Branches(nn.Module):
+    """Two hidden layers beside each other; what the second says hardly counts."""
+
+    input_shape = (1, 8, 8)
+    num_classes = 10
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.fc1, self.fc2 = nn.Linear(64, 24), nn.Linear(64, 20)
+        self.out1, self.out2 = nn.Linear(24, 10), nn.Linear(20, 10)
+        with torch.no_grad():
+            self.out2.weight *= 1e-3
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.out1(self.fc1(x).relu()) + self.out2(self.fc2(x).relu())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def measured(net, images, shares=(0.2, 0.5, 0.8)):
+    @torch.no_grad()
+    def changed(thinned):
+        return float((thinned(images) - before).norm())
+
+    with torch.no_grad():
+        before = net(images)
+    return sensitivity(net, IMAGE, changed, shares=shares)
+
+
+def test_scores_are_the_errors_on_the_way_to_each_group(images):
+    net = Branches().eval()
+    found = measured(net, images)
+    sets = resolve_groups(net, [{"kind": "coupled"}], IMAGE)
+    tensors = dict(net.named_parameters())
+    for group_set, scores in zip(sets, scores_of(sets, tensors, found), strict=True):
+        layer = net.get_submodule(group_set.layer)
+        reader = {"fc1": net.out1, "fc2": net.out2}[group_set.layer]
+        norms = (layer.weight.square().sum(1) + layer.bias.square()).sqrt()
+        order = norms.argsort().tolist()
+        n = len(order)
+        xs, ys = [0], [0.0]
+        for share in (0.2, 0.5, 0.8):
+            kept = {k: v.clone() for k, v in net.state_dict().items()}
+            with torch.no_grad():
+                for group in order[: round(share * n)]:
+                    layer.weight[group], layer.bias[group] = 0, 0
+                    reader.weight[:, group] = 0
+                changed = net(images)
+                net.load_state_dict(kept)
+                rise = float((changed - net(images)).norm())
+            ys.append(max(ys[-1], rise))
+            xs.append(round(share * n))
+        for rank, group in enumerate(order, start=1):
+            expected = np.interp(rank, xs, ys)
+            if rank > xs[-1]:  # on along the last line
+                expected = ys[-1] + (ys[-1] - ys[-2]) / (xs[-1] - xs[-2]) * (rank - xs[-1])
+            assert float(scores[group]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_sets_that_cost_nothing_are_thinned_first(images):
+    """By norms both layers lose alike; the record knows that the second one hardly counts."""
+    by_norm, by_record = Branches().eval(), Branches().eval()
+    found = measured(by_record, images)
+    with torch.no_grad():
+        before = by_norm(images)
+    prune_(by_norm, IMAGE, macs=0.6)
+    prune_(by_record, IMAGE, macs=0.6, importance=found)
+    errors = [float((net(images) - before).detach().norm()) for net in (by_norm, by_record)]
+    assert errors[1] < 0.1 * errors[0]
+
+
+def test_a_budget_takes_the_file_of_the_record(trainer, tmp_path, images):
+    net = make_toy(2).eval()
+    measured(net, images).save(tmp_path / "record.json")
+    expected = make_toy(2).eval()
+    report = prune_(expected, IMAGE, macs=0.6, importance=str(tmp_path / "record.json"))
+    module = SSLLightningModule(net.train(), optimizer=partial(SGD, lr=0.0), input_shape=(1, 8, 8))
+    budget = Budget(macs=0.6, end=0, importance=str(tmp_path / "record.json"))
+    run = trainer(max_epochs=1, limit_val_batches=0, callbacks=[budget])
+    run.fit(module, toy_loader(8), toy_loader(8))
+    gone, of = report.zeroed["conv1:coupled"]
+    assert module.backbone.conv1.out_channels == of - gone
+    kept = expected.conv1.weight.flatten(1).any(1)
+    torch.testing.assert_close(module.backbone.conv1.weight, expected.conv1.weight[kept])
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.yaml").write_text(
+        "data: {class_path: MNISTDataModule, init_args: {source: bundled, num_validation: 200}}\n"
+    )
+    entry = "zoo:lenet_mnist_dense"
+    assert main(["sensitivity", entry, "--data=data.yaml", "--output=found"]) == 0
+    command = ["prune", entry, "--macs=0.5", "--importance=found/sensitivity.json"]
+    assert main([*command, "--output=small"]) == 0
+    small = load_compact("small")
+    assert count_macs(small, torch.zeros(1, 1, 28, 28)) <= 0.5 * 2_293_000
+    assert main(["prune", "lenet", "--macs=0.5", "--importance=none.json"]) == 1
+    assert "none.json" in capsys.readouterr().err
+    other = ["prune", "alexnet", "--macs=0.5", "--importance=found/sensitivity.json"]
+    assert main(other) == 1
+    said = capsys.readouterr().err
+    assert "importance: expected" in said
+    assert "`ssl-lightning sensitivity`" in said
+
+
+def test_a_record_has_no_norms():
+    net = Branches().eval()
+    record = measured(net, torch.zeros(1, 1, 8, 8))
+    assert isinstance(record, Sensitivity)
+    with pytest.raises(ValueError, match="has no norms"):
+        prune_(net, IMAGE, threshold=0.5, importance=record)
