@@ -131,6 +131,19 @@ def test_controls_differ_from_the_result_in_one_thing_only():
         fresh({"backbone": {"class_path": "ssl_lightning.load_compact"}})
 
 
+def test_all_runs_have_a_learning_rate_cycle(folder, capfd):
+    """A scheduler of the user's own counts for all; without one the dense run gets a cycle too."""
+    assert main(arguments("--budget.macs=0.5", "--controls")) == 0
+    rates = {}
+    for name in ("result", "dense", "random", "narrow"):
+        path = folder / "out" / name / "checkpoints/last.ckpt"
+        content = torch.load(path, weights_only=False)
+        (state,) = content["lr_schedulers"]
+        rates[name] = state["_last_lr"][0]
+    assert len(set(rates.values())) == 1, rates
+    assert rates["dense"] < 0.02
+
+
 def test_trained_networks_are_measured_as_they_are_given(folder):
     model = ["--model.backbone=zoo:lenet_mnist_dense", "--budget.macs=0.3"]
     assert main(arguments(*model)) == 0

@@ -16,15 +16,18 @@ import statistics
 import time
 import warnings
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 
 from dual_averaging import DualAveraging, DualPenalty
-from ssl_lightning import SSLLightningModule
+from ssl_lightning import SSLLightningModule, sensitivity
 from ssl_lightning.callbacks import Budget
+from ssl_lightning.cli.sources import named_network
 from ssl_lightning.data import CIFAR10DataModule, MNISTDataModule
 from ssl_lightning.schedules import StageLR
 
@@ -32,6 +35,7 @@ COUPLED = {"kind": "coupled"}
 WAYS: dict[str, dict[str, Any]] = {
     "one_shot": {"method": "one_shot", "at_once": True},
     "random": {"method": "one_shot", "importance": "random", "at_once": True},
+    "measured": {"method": "one_shot", "importance": "measured", "at_once": True},
     "one_shot_l1": {"method": "one_shot", "importance": "l1", "at_once": True},
     "one_shot_later": {"method": "one_shot"},
     "gradual": {"method": "gradual"},
@@ -64,17 +68,39 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "data": partial(MNISTDataModule, source="local", batch_size=128),
     },
 }
+BATCHES = 6
+"""Training batches on which sensitivities are measured."""
 LENGTHS = {"trial": (1, 1, 13), "short": (3, 4, 80), "long": (8, 12, 1.0)}
 """Epochs of the window and after it, and batches per epoch (1.0: all)."""
 
 
+def measured_record(network: str, folder: Path) -> str:
+    """Return the file of the network's sensitivities: the training loss, set by set."""
+    path = folder / f"{network}_sensitivity.json"
+    if not path.exists():
+        model = named_network(NETWORKS[network]["module"]["backbone"])
+        data = NETWORKS[network]["data"](seed=7, split_seed=0)
+        data.prepare_data()
+        batches = list(islice(data.train_dataloader(), BATCHES))
+
+        @torch.no_grad()
+        def loss(thinned: torch.nn.Module) -> float:
+            return statistics.mean(float(F.cross_entropy(thinned(x), y)) for x, y in batches)
+
+        shares = [i / 8 for i in range(1, 8)]
+        sensitivity(model.model.eval(), model.example(), loss, shares=shares).save(path)
+    return str(path)
+
+
 def train(
-    network: str, length: str, way: str, macs: float, seed: int, precision: Any
+    network: str, length: str, way: str, macs: float, seed: int, precision: Any, folder: Path
 ) -> dict[str, Any]:
     """Train once; return errors, cost and time."""
     settings, choice = NETWORKS[network], dict(WAYS[way])
     window, rest, batches = LENGTHS[length]
     at_once = choice.pop("at_once", way == "dense")
+    if choice.get("importance") == "measured":
+        choice["importance"] = measured_record(network, folder)
     stages = [window + rest] if at_once else [window, rest]
     pl.seed_everything(seed, verbose=False)
     sgd = dict(settings["sgd"])
@@ -175,7 +201,9 @@ def main() -> None:
     for seed in args.seeds:
         for way in args.ways:
             if (args.network, args.length, way, args.macs, seed) not in done:
-                row = train(args.network, args.length, way, args.macs, seed, args.precision)
+                row = train(
+                    args.network, args.length, way, args.macs, seed, args.precision, path.parent
+                )
                 with path.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)

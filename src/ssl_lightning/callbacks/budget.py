@@ -154,7 +154,7 @@ class Budget(EpochStartCallback):
         self._window = None
         if self.landed is None:
             self.choose(trainer, sparsity)
-        give_cycles(trainer, pl_module, self.end)
+        give_cycles(trainer, pl_module, self.end, "Budget")
 
     def end_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
         """Return the epoch at whose start the budget is reached.
@@ -355,7 +355,7 @@ def is_trained(module: pl.LightningModule) -> bool:
     )
 
 
-def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int) -> None:
+def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int, where: str) -> None:
     """Give optimizers without a scheduler a cycle up to ``end`` and a fresh one after it."""
     last = trainer.max_epochs
     automatic = module.automatic_optimization
@@ -366,7 +366,7 @@ def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int) -> No
     configs = [LRSchedulerConfig(make(optimizer)) for optimizer in trainer.optimizers]
     trainer.strategy.lr_scheduler_configs = configs
     rank_zero_info(
-        "Budget: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
+        f"{where}: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
         f"a cosine over {' and another over '.join(map(str, stages))} epochs."
     )
 

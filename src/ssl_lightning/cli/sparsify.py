@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+
 from ssl_lightning.callbacks import Budget, SaveCompact
+from ssl_lightning.callbacks.budget import give_cycles
 from ssl_lightning.callbacks.latest import RESUME, LatestCheckpoint
 from ssl_lightning.cli.sources import NamedNetwork, named_network
 from ssl_lightning.cli.tables import Rows, console, show_table
 from ssl_lightning.cli.training import SSLCLI, ContinuedCLI, carry_out, quieten, resolved
-from ssl_lightning.cli.ways import GIVEN, LABELS, RESULT, is_trained, ways
+from ssl_lightning.cli.ways import DENSE, GIVEN, LABELS, RESULT, is_trained, ways
 from ssl_lightning.export import export_model
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.measure import benchmark
@@ -58,6 +61,14 @@ class Trained:
     name: str
     metric: str
     value: float | None
+
+
+class OneCycle(Callback):
+    """Gives a run without a budget the learning-rate cycle that those with one have."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do so, unless the run has a scheduler of its own."""
+        give_cycles(trainer, pl_module, 0, "sparsify")
 
 
 class OneProcessCLI(ContinuedCLI):
@@ -226,7 +237,9 @@ def trained(name: str, config: dict[str, Any], folder: Path, own: argparse.Names
     config["trainer"] |= {"callbacks": others, "enable_model_summary": False}
     latest = LatestCheckpoint(folder)
     OneProcessCLI.checkpoint = latest.path if latest.path.is_file() else None
-    callbacks = [SaveCompact((folder / COMPACT).as_posix()), *([] if name == GIVEN else [latest])]
+    callbacks: list[Callback] = [SaveCompact((folder / COMPACT).as_posix())]
+    callbacks += [] if name == GIVEN else [latest]
+    callbacks += [OneCycle()] if name == DENSE else []
     cli = carry_out("fit", [], OneProcessCLI, config, callbacks)
     has_weights = name != GIVEN or is_trained(config["model"])
     metric, value = error_of(cli, own.split, own.metric)
