@@ -54,13 +54,13 @@ class Trained:
 
     Attributes:
         name: of the run.
-        metric: what is measured of it, such as ``"val/error"``.
-        value: after the last epoch; None for a network that no training gave its weights.
+        values: name -> value of all that is measured on the split, after the last epoch.
+        has_weights: whether any training gave the network its weights.
     """
 
     name: str
-    metric: str
-    value: float | None
+    values: dict[str, float]
+    has_weights: bool
 
 
 class OneCycle(Callback):
@@ -142,7 +142,7 @@ def sparsify(own: argparse.Namespace, options: list[str]) -> None:
     traces = Traces([folder], [folder / SETTINGS, folder / LOCK])
     lock = FolderLock(folder, LOCK, "--output")
     try:
-        agree(folder, {"split": own.split, "metric": own.metric, "config": config})
+        agree(folder, {"split": own.split, "config": config})
         carry_through(config, kind, folder, own)
     except BaseException:
         if not begun(folder):
@@ -158,8 +158,9 @@ def carry_through(
     """Train, measure, show and export."""
     engine = "eager" if kind is None else kind.name
     found = train_all(config, folder, own)
+    metric = metric_of(found, own.metric)
     networks = {each.name: network_of(folder / each.name, config) for each in found}
-    rows = rows_of(found, measure(networks, engine, own.repeats), engine)
+    rows = rows_of(found, metric, measure(networks, engine, own.repeats), engine)
     with replacing(folder / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps([asdict(row) for row in rows], indent=2))
     show(rows, engine)
@@ -242,32 +243,37 @@ def trained(name: str, config: dict[str, Any], folder: Path, own: argparse.Names
     callbacks += [OneCycle()] if name == DENSE else []
     cli = carry_out("fit", [], OneProcessCLI, config, callbacks)
     has_weights = name != GIVEN or is_trained(config["model"])
-    metric, value = error_of(cli, own.split, own.metric)
-    result = Trained(name, metric, value if has_weights else None)
+    result = Trained(name, values_of(cli, own.split), has_weights)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(result)))
     shutil.rmtree(folder / RESUME, ignore_errors=True)
     return result
 
 
-def error_of(cli: SSLCLI, split: str, metric: str | None) -> tuple[str, float]:
-    """Return name and value of what is compared, over the whole split.
+def values_of(cli: SSLCLI, split: str) -> dict[str, float]:
+    """Return what is measured over the whole split."""
+    trainer: Any = cli.trainer
+    trainer.limit_val_batches = trainer.limit_test_batches = 1.0
+    measure_split = trainer.validate if split == "val" else trainer.test
+    found: list[Mapping[str, Any]] = measure_split(cli.model, cli.datamodule, verbose=False)
+    return {name: float(value) for values in found[:1] for name, value in values.items()}
+
+
+def metric_of(found: list[Trained], wanted: str | None) -> str:
+    """Return what is compared: the error, or where there is none the loss, if nothing is asked for.
 
     Raises:
         ValueError: if it is not measured.
     """
-    trainer: Any = cli.trainer
-    trainer.limit_val_batches = trainer.limit_test_batches = 1.0
-    measure_split = trainer.validate if split == "val" else trainer.test
-    (values,) = measure_split(cli.model, cli.datamodule, verbose=False)[:1] or [{}]
-    usual = f"{split}/error" if f"{split}/error" in values else f"{split}/loss"
-    name = metric or usual
-    if name not in values:
+    known = found[0].values
+    usual = [name for name in known if name.endswith(("/error", "/loss"))]
+    name = wanted or min(usual, default="error")
+    if name not in known:
         raise ValueError(
             f"--metric: no metric {name!r} is measured on this split. Known: "
-            f"{', '.join(values) or 'none'}."
+            f"{', '.join(known) or 'none'}. Give one of them; nothing is trained again."
         )
-    return name, float(values[name])
+    return name
 
 
 def network_of(folder: Path, config: Mapping[str, Any]) -> NamedNetwork:
@@ -284,7 +290,7 @@ def measure(networks: Mapping[str, NamedNetwork], engine: str, repeats: int) -> 
     return benchmark(models, example, engines=engine, **settings)
 
 
-def rows_of(found: list[Trained], measured: BenchmarkResult, engine: str) -> list[Way]:
+def rows_of(found: list[Trained], metric: str, measured: BenchmarkResult, engine: str) -> list[Way]:
     """Return what is shown of each run: the error, and the costs beside those of the dense."""
     timings = measured.run().engines[engine]
     dense = measured.models[GIVEN]
@@ -292,8 +298,8 @@ def rows_of(found: list[Trained], measured: BenchmarkResult, engine: str) -> lis
         Way(
             name=each.name,
             label=LABELS[each.name],
-            metric=each.metric,
-            value=each.value,
+            metric=metric,
+            value=each.values[metric] if each.has_weights else None,
             macs=size.macs,
             macs_left=100.0 * size.macs / dense.macs,
             parameters=size.num_parameters,
