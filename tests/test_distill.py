@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.optim import SGD
 
 from ssl_lightning import Budget, Distill, SSLLightningModule
 from ssl_lightning.callbacks.distill import attention, soft_targets, squared_difference
-from toy import make_toy, toy_loader
+from ssl_lightning.cli import main
+from toy import make_toy, short_config, toy_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
@@ -172,6 +174,21 @@ def test_teachers_by_name(trainer, tmp_path, source):
     run = trainer(max_epochs=1, callbacks=[callback])
     run.fit(module, toy_loader(8, shape=(1, 28, 28)))
     assert float(run.callback_metrics["distill/loss"]) > 0
+
+
+def test_in_a_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = short_config(tmp_path, "lenet")
+    config["model"]["penalties"] = []
+    config["model"]["optimizer"]["init_args"]["lr"] = 0.001
+    teacher = {"teacher": "zoo:lenet_mnist_dense", "temperature": 2.0, "features": ["conv1"]}
+    config["trainer"]["callbacks"] = [{"class_path": "Distill", "init_args": teacher}]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["fit", "--config=config.json"]) == 0
+    teacher["features"] = ["conv3"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["fit", "--config=config.json"]) == 1
+    assert "expected layers of the network as features, got 'conv3'" in capsys.readouterr().err
 
 
 def test_its_cost_is_reported(trainer, monkeypatch):

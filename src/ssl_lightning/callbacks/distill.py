@@ -90,9 +90,9 @@ class Distill(Callback):
     Args:
         teacher: ``zoo:<name>``, a checkpoint that ``fit`` wrote, or a module.
         weight: of the distance to the teacher's outputs, 0 to 1.
-        temperature: of the softened classes. Where a teacher is sure of its answer, the gradient is up
-            to so many times that of cross-entropy: a network with fresh weights and no norms may
-            need a lower learning rate or temperature.
+        temperature: of the softened classes. Where a teacher is sure of its answer, the gradient is
+            up to so many times that of cross-entropy: a network with fresh weights and no norms
+            may need a lower learning rate or temperature.
         loss: ``"soft_targets"`` for classifiers, ``"squared_difference"`` for other outputs.
         features: layers of which attention maps are compared: names that network and teacher have
             in common, or network's name -> teacher's.
