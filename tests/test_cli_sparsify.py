@@ -82,7 +82,7 @@ def test_the_whole_way_with_controls(folder, capsys):
     assert main(arguments("--budget.macs=0.5", "--engine=onnxruntime", "--controls")) == 0
     said = capsys.readouterr().out
     found, out = rows(folder / "out"), folder / "out"
-    assert list(found) == ["given", "result", "dense", "random", "narrow"]
+    assert list(found) == ["given", "result", "dense", "one_shot", "random", "narrow"]
     image = torch.zeros(1, 1, 28, 28)
     for name, row in found.items():
         model = load_compact(str(out / name / "compact"))
@@ -231,7 +231,7 @@ def test_controls_added_later_are_shown_from_then_on(folder):
     assert list(rows(folder / "out")) == ["given", "result"]
     assert main(arguments(*command, "--controls")) == 0
     whole = rows(folder / "out")
-    assert len(whole) == 5
+    assert len(whole) == 6
     assert whole["result"]["metric"] == "test/error"
     assert main(arguments(*command)) == 0
     assert list(rows(folder / "out")) == list(whole)
@@ -268,7 +268,7 @@ def test_a_network_of_ones_own_and_another_metric(folder, capsys):
     command = ["--config=task.yaml", "--budget.macs=0.5", "--controls"]
     assert main(arguments(*command)) == 0, capsys.readouterr().err
     found = rows(folder / "out")
-    assert len(found) == 5
+    assert len(found) == 6
     assert {row["metric"] for row in found.values()} == {"val/loss"}
 
 

@@ -66,7 +66,7 @@ def test_scores_are_the_errors_on_the_way_to_each_group(images):
     found = measured(net, images)
     sets = resolve_groups(net, [{"kind": "coupled"}], IMAGE)
     tensors = dict(net.named_parameters())
-    for group_set, scores in zip(sets, scores_of(sets, tensors, found), strict=True):
+    for group_set, scores in zip(sets, scores_of(sets, tensors, found.rises()), strict=True):
         layer = net.get_submodule(group_set.layer)
         reader = {"fc1": net.out1, "fc2": net.out2}[group_set.layer]
         norms = (layer.weight.square().sum(1) + layer.bias.square()).sqrt()

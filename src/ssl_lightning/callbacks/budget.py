@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.types import LRSchedulerConfig
 
+from ssl_lightning.callbacks.cycles import give_cycles, warn_of_low_rate
 from ssl_lightning.callbacks.during_fit import (
     common_plan,
     compact_in_place_,
     refuse_compiled,
     refuse_strategies,
 )
+from ssl_lightning.callbacks.measuring import changes_of_outputs, training_calls
 from ssl_lightning.callbacks.methods import METHODS, Method, Window
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
@@ -27,16 +28,15 @@ from ssl_lightning.groups import GroupSet, Selector
 from ssl_lightning.groups.resolve import make_sets
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
-from ssl_lightning.module import Sparsity, sparsity_of
-from ssl_lightning.prune import Choice, UnreachableError
+from ssl_lightning.module import Sparsity, is_trained, sparsity_of
+from ssl_lightning.prune import Choice, Rises, UnreachableError
 from ssl_lightning.prune.budget import TOLERANCE
 from ssl_lightning.prune.machines import check_multiple, meter_of, multiple_for
 from ssl_lightning.prune.scores import find_importance
-from ssl_lightning.schedules import StageLR
 from ssl_lightning.suggest import pick
 
-LOW_RATE = 0.2
-"""Retraining that starts at a smaller share of the first learning rate is warned of."""
+MEASURED, NORM = "measured", "l2"
+"""Importance that is found in training, and what sets are ranked by within."""
 
 
 class Budget(EpochStartCallback):
@@ -68,9 +68,11 @@ class Budget(EpochStartCallback):
         end: epoch at whose start the budget is reached. By default 0 for a network that is trained
             already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
-        importance: of a group, in units of the mean of its set: ``"l2"``, ``"l1"``, or a control:
-            ``"random"``, or ``"uniform"``, an equal share of each set. Or the path of the JSON file
-            that ``ssl-lightning sensitivity`` wrote of the network that the run begins with.
+        importance: ``"measured"``, by how much the network's outputs on training inputs change
+            when groups of a set are removed, measured when they are chosen. Or the norm, in units
+            of the mean of the set: ``"l2"``, ``"l1"``. Or a control: ``"random"``, or
+            ``"uniform"``, an equal share of each set. Or the path of the JSON file that
+            ``ssl-lightning sensitivity`` wrote of the network that the run begins with.
         multiple: retain a multiple of so many groups in each set that loses any. ``"auto"``, the
             default where an engine is given, is the largest to which widths can be rounded up at
             no cost there, or half of it, and so on, where the budget cannot be reached with it;
@@ -81,8 +83,9 @@ class Budget(EpochStartCallback):
         ValueError: for no target, one that is no number, or a window of no length; at the start of
             training, for a budget that cannot be reached, saying what is in the way, an end after
             the run, or an optimizer whose state cannot be sliced.
-        MisconfigurationException: as :class:`CompactDuringFit`; and for a run that is resumed after
-            ``end`` from a checkpoint without this budget.
+        MisconfigurationException: as :class:`CompactDuringFit`; for a run that is resumed after
+            ``end`` from a checkpoint without this budget; and, where importance is measured, for a
+            training step that does not call the network.
 
     Example:
         >>> [str(target) for target in Budget(macs=0.5, depth=14, end=10).targets]
@@ -101,7 +104,7 @@ class Budget(EpochStartCallback):
         start: int = 0,
         end: int | None = None,
         method: str = "one_shot",
-        importance: str = "l2",
+        importance: str = MEASURED,
         multiple: int | Literal["auto"] | None = None,
         every_n_steps: int = 40,
     ) -> None:
@@ -121,7 +124,7 @@ class Budget(EpochStartCallback):
                 "Budget: expected an engine for a latency, which is measured there, got none. "
                 "Give one, such as engine='openvino'."
             )
-        self.ranked_by = find_importance(importance)
+        self.ranked_by = NORM if importance == MEASURED else find_importance(importance)
         self.method: Method = pick("method", method, METHODS)()
         self.start, self.end = start, end
         self.importance, self.every_n_steps = importance, every_n_steps
@@ -131,6 +134,7 @@ class Budget(EpochStartCallback):
         self.landed: dict[str, float] | None = None
         self._next: int | None = None  # optimizer step of the next decision
         self._window: Window | None = None
+        self._found: Rises | None = None
 
     @property
     def state_key(self) -> str:
@@ -154,6 +158,9 @@ class Budget(EpochStartCallback):
         self._window = None
         if self.landed is None:
             self.choose(trainer, sparsity)
+            if self.importance == MEASURED:
+                with self.window(trainer, sparsity).seeded():
+                    training_calls(trainer, sparsity, 1)
         give_cycles(trainer, pl_module, self.end, "Budget")
 
     def end_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
@@ -166,7 +173,7 @@ class Budget(EpochStartCallback):
         end = self.end
         if end is None:
             third = self.start if last is None or last < 0 else last // 3
-            end = self.start if is_trained(pl_module) else max(self.start, third)
+            end = self.start if is_trained(pl_module.hparams) else max(self.start, third)
         smoke_test = getattr(trainer, "fast_dev_run", False)
         if not smoke_test and last is not None and 0 <= last <= end:
             raise ValueError(
@@ -202,7 +209,7 @@ class Budget(EpochStartCallback):
                 groups_of(sparsity, around),
                 costs,
                 CompactForm(example, constants=False),
-                self.ranked_by,
+                self._found or self.ranked_by,
                 self.multiple,
                 self.fixed,
                 trainer.optimizers[0],
@@ -238,6 +245,19 @@ class Budget(EpochStartCallback):
         self.multiple = self.window(trainer, sparsity).multiple
         return choice
 
+    def measure(self, trainer: pl.Trainer, window: Window) -> None:
+        """Measure what groups are ranked by, if that is wanted; the same in all processes."""
+        if self.importance != MEASURED:
+            return
+        start = time.perf_counter()
+        with window.seeded():
+            found = changes_of_outputs(trainer, window.sparsity, window.group_sets)
+        self._found = window.importance = window.agreed(found)
+        rank_zero_info(
+            f"Budget: measured the {found.conditions} without groups of {len(found.curves)} sets, "
+            f"in {time.perf_counter() - start:.3g} s."
+        )
+
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the window, or end it: choose, lock and compact."""
         sparsity = sparsity_of(pl_module, "Budget")
@@ -246,6 +266,7 @@ class Budget(EpochStartCallback):
         if self.start == epoch < self.end and self._next is None:
             window = self.window(trainer, sparsity)
             window.num_steps = self.num_steps(trainer)
+            self.measure(trainer, window)
             self.method.begin(window)
             self._next = trainer.global_step + self.every_n_steps
         if epoch == self.end and self.landed is None:
@@ -284,6 +305,7 @@ class Budget(EpochStartCallback):
         if self._next is not None:
             self.method.finish(window)
         sparsity.regularizer.scales = [0.0] * len(sparsity.penalties)
+        self.measure(trainer, window)
         choice = self.choose(trainer, sparsity)
         for group_set, mask in zip(window.group_sets, choice.masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
@@ -324,13 +346,15 @@ class Budget(EpochStartCallback):
             "multiple": self.multiple,
             "next": self._next,
             "method": dict(self.method.state),
+            "found": None if self._found is None else self._found.to_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.dense, self.landed = state_dict["dense"], state_dict["landed"]
         self._next, self.method.state = state_dict["next"], dict(state_dict["method"])
-        self.multiple = state_dict["multiple"]
+        self.multiple, found = state_dict["multiple"], state_dict.get("found")
+        self._found = None if found is None else Rises.from_dict(found)
         if self.end is None:
             self.end = state_dict["end"]
 
@@ -342,35 +366,6 @@ def groups_of(sparsity: Sparsity, around: Surroundings) -> list[GroupSet]:
     return make_sets(around, Selector("coupled")) if around.has_kind("coupled") else []
 
 
-def is_trained(module: pl.LightningModule) -> bool:
-    """Whether a module's settings say that its network was trained before."""
-    settings: dict[str, Any] = dict(module.hparams)
-    arguments = settings.get("backbone_args") or {}
-    name = settings.get("backbone")
-    stored = isinstance(name, str) and name.startswith("zoo:")
-    if stored:
-        return arguments.get("pretrained", True) is not False
-    return bool(
-        settings.get("init_from") or arguments.get("pretrained") or arguments.get("weights")
-    )
-
-
-def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int, where: str) -> None:
-    """Give optimizers without a scheduler a cycle up to ``end`` and a fresh one after it."""
-    last = trainer.max_epochs
-    automatic = module.automatic_optimization
-    if trainer.lr_scheduler_configs or last is None or last < 1 or end >= last or not automatic:
-        return
-    stages = [end, last - end] if end else [last]
-    make = partial(StageLR, epochs=stages, lr=[1.0] * len(stages))
-    configs = [LRSchedulerConfig(make(optimizer)) for optimizer in trainer.optimizers]
-    trainer.strategy.lr_scheduler_configs = configs
-    rank_zero_info(
-        f"{where}: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
-        f"a cosine over {' and another over '.join(map(str, stages))} epochs."
-    )
-
-
 def warn_above(costs: Mapping[str, float], limits: Mapping[str, float]) -> None:
     """Warn of a measured cost that is above its limit by more than the tolerance."""
     for name, cost in costs.items():
@@ -380,17 +375,3 @@ def warn_above(costs: Mapping[str, float], limits: Mapping[str, float]) -> None:
                 f"{limits[name]:.4g}: measurements differ by as much here. Measure on an idle "
                 "machine, or give a smaller budget."
             )
-
-
-def warn_of_low_rate(trainer: pl.Trainer) -> None:
-    """Warn if what remains is retrained at a low learning rate."""
-    for optimizer in trainer.optimizers:
-        group = optimizer.param_groups[0]
-        first, now = group.get("initial_lr"), float(group["lr"])
-        if first and now < LOW_RATE * float(first):
-            rank_zero_warn(
-                f"Budget: retraining starts at the learning rate {now:.3g}, {now / first:.0%} of "
-                "the first. A fresh cycle recovers more: leave `lr_scheduler` out, or give StageLR "
-                "a stage that begins at `end`."
-            )
-            return

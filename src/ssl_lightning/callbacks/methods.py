@@ -22,7 +22,7 @@ from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import Choice, choose_groups
 from ssl_lightning.prune.machines import choose_in_multiples
-from ssl_lightning.prune.scores import Importance, scores_of
+from ssl_lightning.prune.scores import Ranking, scores_of
 
 Value = TypeVar("Value")
 
@@ -48,7 +48,7 @@ class Window:
     group_sets: list[GroupSet]
     costs: Costs
     form: CompactForm
-    importance: Importance
+    importance: Ranking
     multiple: int
     fixed: bool
     optimizer: Optimizer

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssl_lightning.callbacks import Budget, SaveCompact
-from ssl_lightning.callbacks.budget import give_cycles
+from ssl_lightning.callbacks.cycles import give_cycles
 from ssl_lightning.callbacks.latest import RESUME, LatestCheckpoint
 from ssl_lightning.cli.sources import NamedNetwork, named_network
 from ssl_lightning.cli.tables import Rows, console, show_table
 from ssl_lightning.cli.training import SSLCLI, ContinuedCLI, carry_out, quieten, resolved
-from ssl_lightning.cli.ways import DENSE, GIVEN, LABELS, RESULT, is_trained, ways
+from ssl_lightning.cli.ways import DENSE, GIVEN, LABELS, RESULT, ways
 from ssl_lightning.export import export_model
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.engines import file_formats, find_engine, format_of
+from ssl_lightning.module import is_trained
 from ssl_lightning.publishing.agreeing import unequal
 from ssl_lightning.report.ways import Way, is_error, ways_chart
 from ssl_lightning.sweep.paths import set_at

@@ -64,7 +64,7 @@ def ways(config: Config, controls: bool) -> dict[str, Config]:
 
 def settings(config: Config) -> dict[str, Any]:
     """Return the budget's arguments, with the defaults that decide what is chosen."""
-    defaults = {"method": "one_shot", "importance": "l2"}
+    defaults = {"method": "one_shot", "importance": "measured"}
     return {**defaults, **config["budget"]["init_args"]}
 
 
@@ -101,16 +101,6 @@ def narrower(config: Config) -> Config:
     changed = with_budget(config, method="one_shot", importance="uniform", start=0, end=0)
     changed["model"] = fresh(config["model"])
     return changed
-
-
-def is_trained(model: Mapping[str, Any]) -> bool:
-    """Whether a config's model begins with trained weights, as far as the config says.
-
-    Example:
-        >>> [is_trained({"backbone": b}) for b in ("zoo:lenet_mnist_dense", "lenet")]
-        [True, False]
-    """
-    return reads_compact(model) or fresh(model) != model
 
 
 def reads_compact(model: Mapping[str, Any]) -> bool:

@@ -49,6 +49,40 @@ class SensitivityRow:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """By how much the error of a network rises without the least important groups of a set.
+
+    Attributes:
+        num_groups: how many groups the set has.
+        zeroed: numbers of groups, ascending.
+        rises: the error without so many, less that of the whole network; one for each number.
+    """
+
+    num_groups: int
+    zeroed: tuple[int, ...]
+    rises: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rises(Record):
+    """A curve for each group set, by which sets are compared.
+
+    Attributes:
+        title: name of the network.
+        conditions: what the error is, in words.
+        importance: by which groups were ranked within their set.
+        curves: name of a set -> curve.
+    """
+
+    title: str
+    conditions: str
+    importance: str
+    curves: dict[str, Curve]
+
+    what = "rises"
+
+
+@dataclass(frozen=True)
 class Sensitivity(Record):
     """Errors after removing shares of each group set, one set at a time, without training.
 
@@ -94,6 +128,15 @@ class Sensitivity(Record):
     def rise(self, row: SensitivityRow) -> float:
         """Return by how much the error of a row is above the network's; below zero if it fell."""
         return row.error - self.error
+
+    def rises(self) -> Rises:
+        """Return the curves of the sets."""
+        curves = {}
+        for name, found in self.by_set().items():
+            rows = {row.zeroed: row for row in found.values()}  # several shares of a small set
+            rises = tuple(self.rise(row) for row in rows.values())
+            curves[name] = Curve(next(iter(rows.values())).num_groups, tuple(rows), rises)
+        return Rises(self.title, self.conditions, self.importance, curves)
 
     def save_csv(self, path: str | Path) -> None:
         """Write the rows as CSV, so that ``path`` is either the old or the whole new file.

@@ -2,6 +2,7 @@
 
 from ssl_lightning.module.hooks import averaged_copies, sparsity_of
 from ssl_lightning.module.mixin import StructuredSparsity
+from ssl_lightning.module.parts import is_trained
 from ssl_lightning.module.sparsity import Sparsity
 from ssl_lightning.module.training import SSLLightningModule
 
@@ -10,5 +11,6 @@ __all__ = [
     "Sparsity",
     "StructuredSparsity",
     "averaged_copies",
+    "is_trained",
     "sparsity_of",
 ]

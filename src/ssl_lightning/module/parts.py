@@ -21,6 +21,9 @@ from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.loading import PREFIX, load_with_digest
 
+TRAINED = ("pretrained", "weights", "checkpoint_path")
+"""Arguments by which functions that make networks are asked for trained weights."""
+
 
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     """Return SGD with lr 0.01 and momentum 0.9, as in the paper."""
@@ -48,6 +51,30 @@ def backbone_settings(backbone: str | nn.Module) -> dict[str, Any]:
     if isinstance(backbone, str):
         return {"backbone": backbone}
     return {"backbone_class": class_path(backbone), "backbone_init_args": {}}
+
+
+def is_trained(settings: Mapping[str, Any]) -> bool:
+    """Whether a module's settings say that its network begins with trained weights.
+
+    Args:
+        settings: hyperparameters of the module, or the section ``model`` of a config.
+
+    Example:
+        >>> [is_trained({"backbone": b}) for b in ("zoo:lenet_mnist_dense", "lenet")]
+        [True, False]
+        >>> own = {"class_path": "my.Net", "init_args": {"pretrained": True}}
+        >>> is_trained({"backbone": own}), is_trained({"backbone": "lenet", "init_from": "a.ckpt"})
+        (True, True)
+    """
+    backbone = settings.get("backbone", settings.get("backbone_class"))
+    arguments = settings.get("backbone_args") or settings.get("backbone_init_args") or {}
+    if isinstance(backbone, Mapping):
+        backbone, arguments = backbone["class_path"], backbone.get("init_args") or {}
+    name = backbone if isinstance(backbone, str) else ""
+    if name.startswith(PREFIX):
+        return arguments.get("pretrained", True) is not False or bool(settings.get("init_from"))
+    reads = name.endswith("load_compact") or settings.get("init_from")
+    return bool(reads or any(arguments.get(a) for a in TRAINED))
 
 
 def refuse_another_network(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:

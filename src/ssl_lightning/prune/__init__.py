@@ -1,9 +1,9 @@
 """Zeroing groups of a network in place, without training, and what that would cost."""
 
-from ssl_lightning.measure.sensitivity_record import Sensitivity, SensitivityRow
+from ssl_lightning.measure.sensitivity_record import Rises, Sensitivity, SensitivityRow
 from ssl_lightning.prune.budget import Choice, UnreachableError, choose_groups
 from ssl_lightning.prune.importance import IMPORTANCES
-from ssl_lightning.prune.layerwise import SHARES, sensitivity
+from ssl_lightning.prune.layerwise import SHARES, measure_rises, sensitivity
 from ssl_lightning.prune.like import prune_like_
 from ssl_lightning.prune.one_shot import PruneReport, prune_
 from ssl_lightning.prune.ranking import ranking, relative
@@ -13,10 +13,12 @@ __all__ = [
     "SHARES",
     "Choice",
     "PruneReport",
+    "Rises",
     "Sensitivity",
     "SensitivityRow",
     "UnreachableError",
     "choose_groups",
+    "measure_rises",
     "prune_",
     "prune_like_",
     "ranking",

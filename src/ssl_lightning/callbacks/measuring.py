@@ -1,0 +1,204 @@
+"""How much the outputs of a network in training change when groups are removed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+from ssl_lightning.groups import GroupSet
+from ssl_lightning.module import Sparsity
+from ssl_lightning.prune import Rises, measure_rises
+
+NUM_INPUTS, MAX_BATCHES = 256, 8
+"""Training inputs on which outputs are compared, and the most batches that are taken for them."""
+
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
+"""Of the groups of a set that are removed; between them, the change is interpolated."""
+
+LARGEST = 1e6
+"""Change of outputs that are not finite any more."""
+
+ADVICE = "Give importance='l2', which needs no data."
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call of a network."""
+
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def of(self, network: nn.Module) -> list[Tensor]:
+        """Return the network's outputs that are floating-point numbers."""
+        leaves = pytree.tree_leaves(network(*self.arguments, **self.named))
+        return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+class Called(BaseException):
+    """Ends a training step at its call of the network; no ``except Exception`` catches it."""
+
+
+def changes_of_outputs(
+    trainer: pl.Trainer, sparsity: Sparsity, group_sets: Sequence[GroupSet]
+) -> Rises:
+    """Measure how much the outputs change on training inputs when groups of a set are removed.
+
+    The change is the sum of squared differences over the sum of squares, averaged over batches and
+    outputs: it needs no labels, and is the same measure for all tasks. Nothing is trained, and
+    neither the module nor the position in its data changes.
+
+    Args:
+        trainer: that trains.
+        sparsity: of the module.
+        group_sets: the groups.
+
+    Raises:
+        MisconfigurationException: if the training step does not call the network, or the network
+            returns nothing that could be compared.
+    """
+    calls = training_calls(trainer, sparsity, NUM_INPUTS)
+    network, precision = sparsity.network, trainer.precision_plugin
+    training = network.training
+    with torch.no_grad(), precision.forward_context():
+        expected = [call.of(network.eval()) for call in calls]
+    network.train(training)
+    if not all(outputs and math.isfinite(change(outputs, outputs)) for outputs in expected):
+        raise MisconfigurationException(
+            "Budget: expected finite floating-point outputs of the network, by whose change its "
+            f"groups are ranked, got {'others' if all(expected) else 'none'}. {ADVICE}"
+        )
+
+    @torch.no_grad()
+    def changed(thinned: nn.Module) -> float:
+        with precision.forward_context():
+            pairs = [(call.of(thinned), own) for call, own in zip(calls, expected, strict=True)]
+        return sum(change(outputs, own) for outputs, own in pairs) / len(pairs)
+
+    conditions = f"relative squared change of the outputs on {len(calls)} training batches"
+    return measure_rises(network, group_sets, changed, shares=SHARES, conditions=conditions)
+
+
+def change(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the sum of squared differences over the sum of squares, a mean over outputs.
+
+    Example:
+        >>> change([torch.tensor([3.0, 1.0])], [torch.tensor([3.0, 4.0])])
+        0.36
+        >>> change([torch.tensor([math.nan])], [torch.tensor([1.0])])
+        1000000.0
+    """
+    found = []
+    for output, own in zip(outputs, expected, strict=True):
+        of = own.double().square().sum()
+        found.append((output.double() - own).square().sum() / of.clamp_min(1e-300))
+    value = float(sum(found)) / len(found)
+    return min(value, LARGEST) if math.isfinite(value) else LARGEST
+
+
+def training_calls(trainer: pl.Trainer, sparsity: Sparsity, number: int) -> list[Call]:
+    """Return how training steps would call the network, for about so many inputs.
+
+    Batches come from a loader of their own, so that the run's data are where they were. A step
+    ends at the call: nothing is logged, counted or updated.
+
+    Raises:
+        MisconfigurationException: if there are no batches, or a step does not call the network.
+    """
+    module, calls, count = sparsity.module, list[Call](), 0
+    for index, batch in enumerate(fresh_batches(trainer)):
+        if index == MAX_BATCHES or count >= number:
+            break
+        batch = trainer.precision_plugin.convert_input(batch)
+        call = call_in_step(module, sparsity.network, trainer.strategy.batch_to_device(batch))
+        calls.append(call)
+        count += max([len(x) for x in tensors_of(call) if x.dim()], default=1)
+    if not calls:
+        raise MisconfigurationException(
+            "Budget: expected training batches, on which groups are ranked by what their removal "
+            f"changes, got none. {ADVICE}"
+        )
+    return calls
+
+
+def tensors_of(call: Call) -> list[Tensor]:
+    """Return the tensors that a network is called with."""
+    leaves = pytree.tree_leaves((call.arguments, call.named))
+    return [x for x in leaves if isinstance(x, Tensor)]
+
+
+def fresh_batches(trainer: pl.Trainer) -> Iterator[Any]:
+    """Yield training batches from the beginning, as the run's own loaders would."""
+    source = pytree.tree_map(apart, trainer.fit_loop._data_source.dataloader())
+    own = trainer.fit_loop._combined_loader
+    mode = "max_size_cycle" if own is None else own._mode
+    yield from (batch for batch, _, _ in iter(CombinedLoader(source, mode)))
+
+
+def apart(loader: Any) -> Any:
+    """Return a loader that can be iterated over while the given one is."""
+    if not isinstance(loader, DataLoader):
+        return copy.copy(loader)
+    found, sampler = copy.copy(loader), copy.copy(loader.sampler)
+    batches: Any = copy.copy(loader.batch_sampler)
+    if getattr(batches, "sampler", None) is loader.sampler:
+        batches.sampler = sampler
+    vars(found).update(sampler=sampler, batch_sampler=batches, _iterator=None)
+    return found
+
+
+def call_in_step(module: pl.LightningModule, network: nn.Module, batch: Any) -> Call:
+    """Return how a training step on a batch calls the network first.
+
+    Raises:
+        MisconfigurationException: if it does not.
+    """
+
+    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(Call(arguments, named))
+        raise Called
+
+    found: list[Call] = []
+    step: Callable[..., Any] = module.training_step
+    numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+    hook = network.register_forward_pre_hook(note, prepend=True, with_kwargs=True)
+    try:
+        with torch.no_grad(), unchanged(module):
+            step(batch, 0) if numbered else step(batch)
+    except Called:
+        return found[0]
+    finally:
+        hook.remove()
+    raise MisconfigurationException(
+        "Budget: the training step did not call the network, whose groups are ranked by what their "
+        f"removal changes in its outputs. {ADVICE}"
+    )
+
+
+@contextmanager
+def unchanged(module: pl.LightningModule) -> Iterator[None]:
+    """Let a training step that is cut off leave nothing behind: no logs, no frozen parameters."""
+    frozen = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    names = ("log", "log_dict")
+    before = {name: vars(module)[name] for name in names if name in vars(module)}
+    vars(module).update(dict.fromkeys(names, lambda *_, **__: None))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(module)[name]
+        vars(module).update(before)
+        for parameter, value in frozen.items():
+            parameter.requires_grad = value

@@ -1,0 +1,297 @@
+"""Importance measured in training: what removing groups changes in the outputs."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+from own_modules import MODULES
+from ssl_lightning import Budget, SSLLightningModule, StructuredSparsity, resolve_groups
+from ssl_lightning.callbacks.measuring import SHARES, change, training_calls
+from ssl_lightning.groups import group_norms
+from ssl_lightning.measure.sensitivity_record import Rises
+from ssl_lightning.prune import prune_
+from toy import make_toy, toy_loader
+
+IMAGE = torch.zeros(1, 1, 8, 8)
+
+
+class Recorded(pl.Callback):
+    """Keeps the record and the calls at the moment of measuring, before the first step."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.record: Rises | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        found = self.budget.state_dict()["found"]
+        self.record = self.record or (found and Rises.from_dict(found))
+
+
+def by_hand(network: nn.Module, batches: list[Tensor]) -> dict[tuple[str, int], float]:
+    """Set and number of channels without which -> change of the outputs, by loops.
+
+    A channel of a ToyNet is gone when both convolutions and their norms give zero there.
+    """
+    (group_set,) = resolve_groups(network, [{"kind": "coupled"}], IMAGE)
+    order = group_norms(group_set, dict(network.named_parameters())).argsort()
+    found = {}
+    for number in {round(share * 6) for share in SHARES}:
+        thinned = copy.deepcopy(network)
+        for layer in (thinned.conv1, thinned.bn1, thinned.conv2, thinned.bn2):
+            for parameter in layer.parameters():
+                parameter.data[order[:number]] = 0
+        changes = []
+        for x in batches:
+            with torch.no_grad():
+                own, now = network(x).double(), thinned(x).double()
+            changes.append(float(((own - now) ** 2).sum() / (own**2).sum()))
+        found[group_set.name, number] = sum(changes) / len(changes)
+    return found
+
+
+def test_the_record_is_what_loops_find_and_decides_what_goes(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, loader = make_toy(2), toy_loader(600, 64)
+    before = copy.deepcopy(net).eval()
+    module = SSLLightningModule(net, optimizer=partial(SGD, lr=0.0), input_shape=(1, 8, 8))
+    budget = Budget(macs=0.6, end=0)
+    recorded = Recorded(budget)
+    trainer(max_epochs=1, callbacks=[budget, recorded]).fit(module, loader, toy_loader(8))
+    assert recorded.record is not None
+    found = {
+        (name, number): rise
+        for name, curve in recorded.record.curves.items()
+        for number, rise in zip(curve.zeroed, curve.rises, strict=True)
+    }
+    expected = by_hand(before, [x for x, _ in list(loader)[:4]])  # 256 inputs
+    assert found.keys() == expected.keys()
+    assert all(found[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-7) for key in found)
+    monkeypatch.setattr("ssl_lightning.prune.one_shot.find_importance", lambda _: recorded.record)
+    report = prune_(before, IMAGE, macs=0.6)
+    gone, of = report.zeroed["conv1:coupled"]
+    assert module.backbone.conv1.out_channels == of - gone
+    kept = before.conv1.weight.flatten(1).any(1)
+    torch.testing.assert_close(module.backbone.conv1.weight, before.conv1.weight[kept])
+
+
+def test_it_is_measured_again_where_the_network_was_trained(trainer: Any) -> None:
+    """At the start of a window that chooses, and at its end."""
+    records = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            found = budget.state_dict()["found"]
+            if found is not None and found not in records:
+                records.append(found)
+
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
+    budget = Budget(macs=0.6, start=1, end=3, method="gradual", every_n_steps=2)
+    run = trainer(max_epochs=4, limit_val_batches=0, callbacks=[budget, Keep()])
+    run.fit(module, toy_loader(64), toy_loader(8))
+    assert len(records) == 2
+
+
+def weights_after(trainer: Any, loader: Any, importance: str, dropout: float) -> dict[str, Tensor]:
+    """Train with a budget that removes nothing, so that the importance must not matter."""
+    torch.manual_seed(3)
+    module = SSLLightningModule(make_toy(2, dropout), optimizer=partial(SGD, lr=0.05))
+    budget = Budget(macs=1.0, end=1, importance=importance)
+    run = trainer(max_epochs=3, limit_val_batches=0, callbacks=[budget])
+    run.fit(module, loader(), toy_loader(8))
+    found: dict[str, Tensor] = module.state_dict()
+    return found
+
+
+LOADERS = {
+    "in order": toy_loader,
+    "shuffled": lambda: DataLoader(toy_loader().dataset, batch_size=8, shuffle=True),
+    "workers that persist": lambda: DataLoader(
+        toy_loader().dataset, batch_size=8, shuffle=True, num_workers=1, persistent_workers=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("loader", LOADERS)
+def test_measuring_changes_neither_the_data_nor_random_numbers(trainer: Any, loader: str) -> None:
+    plain, measured = (
+        weights_after(trainer, LOADERS[loader], importance, dropout=0.3)
+        for importance in ("l2", "measured")
+    )
+    assert all(torch.equal(measured[name], tensor) for name, tensor in plain.items())
+
+
+class Habits(StructuredSparsity, pl.LightningModule):
+    """Logs and counts before and after the call, optimizes by hand, names the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net, self.head = make_toy(1), nn.Linear(10, 10)
+        self.seen = MulticlassAccuracy(10)
+        self.sparsify("net", [], input_shape=(1, 8, 8))
+
+    def training_step(self, batch: Any) -> None:
+        body, _ = self.optimizers()
+        self.toggle_optimizer(body)
+        self.log("before", 1.0, on_epoch=True)
+        try:
+            logits = self.net(x=batch["x"])
+        except Exception:  # as some do
+            return
+        self.seen.update(logits.softmax(1), batch["y"])
+        self.log("seen", self.seen, on_epoch=True, on_step=False)
+        body.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self.head(logits), batch["y"]))
+        body.step()
+        self.untoggle_optimizer(body)
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.net.parameters(), lr=0.1), SGD(self.head.parameters(), lr=0.1)
+
+
+class Named(nn.Module):
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        x, y = self.dataset[index]
+        return {"x": x, "y": y}
+
+
+def test_a_step_that_is_cut_off_leaves_nothing_behind(trainer: Any) -> None:
+    module = Habits()
+    loader = DataLoader(Named(toy_loader(64).dataset), batch_size=8)
+    counted = []
+
+    class Count(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            counted.append(int(pl_module.seen.update_count))
+
+    flags = {name: p.requires_grad for name, p in module.named_parameters()}
+    budget = Budget(macs=0.6, end=0)
+    run = trainer(max_epochs=1, callbacks=[budget, Count()])
+    run.fit(module, loader)
+    assert counted == list(range(1, 9))
+    assert run.callback_metrics["before"] == 1.0
+    assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
+    assert not {"log", "log_dict"} & set(vars(module))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_budgets_of_modules_of_others(trainer: Any, name: str) -> None:
+    if name == "Transformer":
+        pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    module = MODULES[name]()
+    budget = Budget(macs=0.8, end=1)
+    trainer(max_epochs=2, callbacks=[budget]).fit(module, MODULES[name].loader())
+    assert 70 < module.sparsity.macs_left() <= 80
+    assert budget.state_dict()["found"]["curves"]
+
+
+class Around(StructuredSparsity, pl.LightningModule):
+    """Its training step does not call the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_toy(1)
+        self.sparsify("net", [], input_shape=(1, 8, 8))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.net.fc.weight.square().sum()
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.net.parameters(), lr=0.1)
+
+
+class Classes(nn.Module):
+    """Gives classes, not scores."""
+
+    input_shape = (1, 8, 8)
+    num_classes = 10
+
+    def __init__(self, to: Any) -> None:
+        super().__init__()
+        self.conv, self.fc, self.to_ = nn.Conv2d(1, 6, 3), nn.Linear(6, 10), to
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_(self.fc(torch.relu(self.conv(x)).mean((2, 3))))
+
+
+def module_of(net: nn.Module) -> SSLLightningModule:
+    return SSLLightningModule(net, optimizer=partial(SGD, lr=0.1), loss=nn.MSELoss(), metrics={})
+
+
+REFUSED = {
+    "no call": (Around, "did not call the network"),
+    "whole numbers": (lambda: module_of(Classes(lambda x: x.long())), "got none"),
+    "not finite": (lambda: module_of(Classes(lambda x: x / 0.0 * 0.0)), "got others"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_measured_is_refused_and_norms_are_the_way_out(
+    trainer: Any, name: str
+) -> None:
+    make, why = REFUSED[name]
+    run = trainer(max_epochs=2, callbacks=[Budget(macs=0.6, end=0)])
+    with pytest.raises(MisconfigurationException, match=why) as raised:
+        run.fit(make(), toy_loader(16))
+    assert "importance='l2'" in str(raised.value)
+    if name == "no call":
+        module = make()
+        run = trainer(max_epochs=1, callbacks=[Budget(macs=0.6, end=0, importance="l2")])
+        run.fit(module, toy_loader(16))
+        assert module.sparsity.macs_left() <= 60
+
+
+def test_what_is_no_training_step_of_the_network_is_refused_before_training(trainer: Any) -> None:
+    steps = []
+
+    class Step(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            steps.append(1)
+
+    run = trainer(max_epochs=3, callbacks=[Budget(macs=0.6, end=2), Step()])
+    with pytest.raises(MisconfigurationException, match="did not call the network"):
+        run.fit(Around(), toy_loader(16))
+    assert not steps
+
+
+def test_outputs_that_overflow_count_as_a_large_change() -> None:
+    own = [torch.tensor([1.0, 2.0])]
+    assert change([torch.tensor([torch.inf, 2.0])], own) == change([own[0] * 1e9], own) == 1e6
+    assert change([own[0], own[0] * 0], [own[0], own[0]]) == 0.5
+
+
+def test_inputs_are_taken_up_to_a_number(trainer: Any) -> None:
+    found = []
+
+    class Ask(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            for number in (1, 20, 1000):
+                calls = training_calls(trainer, pl_module.sparsity, number)
+                found.append([len(call.arguments[0]) for call in calls])
+
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
+    run = trainer(max_epochs=1, limit_val_batches=0, callbacks=[Ask()])
+    run.fit(module, toy_loader(96), toy_loader(8))
+    assert found == [[8], [8, 8, 8], [8] * 8]
