@@ -5,7 +5,7 @@
 Each run is a line of ``runs/budgets/results.jsonl``; runs that are there are not made again, so
 that the same command continues after an interruption. ``--table`` prints what there is. Errors are
 of the last epoch, in percent, on the validation split (by which ways are compared) and on the test
-split.
+split. ``mobilenetv3`` begins with what ``configs/mobilenetv3_small_imagenette_dense.yaml`` trained.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from dual_averaging import DualAveraging, DualPenalty
 from ssl_lightning import SSLLightningModule, sensitivity
 from ssl_lightning.callbacks import Budget
 from ssl_lightning.cli.sources import named_network
-from ssl_lightning.data import CIFAR10DataModule, MNISTDataModule
+from ssl_lightning.data import CIFAR10DataModule, ImagenetteDataModule, MNISTDataModule
 from ssl_lightning.schedules import StageLR
 
 COUPLED = {"kind": "coupled"}
 WAYS: dict[str, dict[str, Any]] = {
-    "one_shot": {"method": "one_shot", "at_once": True},
-    "random": {"method": "one_shot", "importance": "random", "at_once": True},
     "measured": {"method": "one_shot", "importance": "measured", "at_once": True},
+    "recorded": {"method": "one_shot", "importance": "recorded", "at_once": True},
+    "one_shot": {"method": "one_shot", "importance": "l2", "at_once": True},
     "one_shot_l1": {"method": "one_shot", "importance": "l1", "at_once": True},
-    "one_shot_later": {"method": "one_shot"},
-    "gradual": {"method": "gradual"},
-    "fading": {"method": "fading"},
+    "one_shot_later": {"method": "one_shot", "importance": "l2"},
+    "random": {"method": "one_shot", "importance": "random", "at_once": True},
+    "gradual": {"method": "gradual", "importance": "l2"},
+    "gradual_measured": {"method": "gradual", "importance": "measured"},
+    "fading": {"method": "fading", "importance": "l2"},
     "lasso": {"method": "steered", "penalties": [COUPLED]},
     "mcp": {"method": "steered", "penalties": [COUPLED | {"function": "mcp"}]},
     "lasso_held": {"method": "held", "penalties": [COUPLED]},
@@ -47,10 +49,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "dual": {"method": "one_shot", "penalties": [COUPLED | {"mode": "subgradient"}]},
     "dense": {},
 }
+for way in ("lasso", "mcp", "lasso_held", "mcp_held", "dual"):
+    WAYS[way]["importance"] = "l2"  # what a penalty has brought near zero goes
 STRENGTHS = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2)
 WAYS |= {
     f"constant_{strength:g}": {
         "method": "one_shot",
+        "importance": "l2",
         "penalties": [COUPLED | {"strength": strength}],
     }
     for strength in STRENGTHS
@@ -61,11 +66,25 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "module": {"backbone": "zoo:resnet20_cifar10_dense", "label_smoothing": 0.0},
         "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True},
         "data": partial(CIFAR10DataModule, source="local", batch_size=128, augment=True),
+        "batches": 352,
+    },
+    "mobilenetv3": {
+        "module": {
+            "backbone": "timm:mobilenetv3_small_100",
+            "backbone_args": {"num_classes": 10},
+            "init_from": "runs/mobilenetv3_small_imagenette_dense/checkpoints/last.ckpt",
+            "input_shape": (3, 96, 96),
+            "label_smoothing": 0.1,
+        },
+        "adamw": {"lr": 6e-4, "weight_decay": 0.05},
+        "data": partial(ImagenetteDataModule, source="local", batch_size=64, image_size=96),
+        "batches": 133,
     },
     "lenet": {
         "module": {"backbone": "zoo:lenet_mnist_dense"},
         "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
         "data": partial(MNISTDataModule, source="local", batch_size=128),
+        "batches": 430,
     },
 }
 BATCHES = 6
@@ -92,6 +111,20 @@ def measured_record(network: str, folder: Path) -> str:
     return str(path)
 
 
+def optimizer_for(settings: dict[str, Any], way: str) -> tuple[Any, dict[str, Any]]:
+    """Return an optimizer's class and arguments."""
+    if "adamw" in settings:
+        return torch.optim.AdamW, settings["adamw"]
+    sgd = settings["sgd"]
+    if way == "dual":  # a step of it is as long as all that follows from one of SGD's gradients
+        return DualAveraging, {
+            "lr": sgd["lr"] * 10,
+            "momentum": sgd["momentum"],
+            "weight_decay": sgd["weight_decay"],
+        }
+    return torch.optim.SGD, sgd
+
+
 def train(
     network: str, length: str, way: str, macs: float, seed: int, precision: Any, folder: Path
 ) -> dict[str, Any]:
@@ -99,27 +132,23 @@ def train(
     settings, choice = NETWORKS[network], dict(WAYS[way])
     window, rest, batches = LENGTHS[length]
     at_once = choice.pop("at_once", way == "dense")
-    if choice.get("importance") == "measured":
+    if choice.get("importance") == "recorded":
         choice["importance"] = measured_record(network, folder)
     stages = [window + rest] if at_once else [window, rest]
     pl.seed_everything(seed, verbose=False)
-    sgd = dict(settings["sgd"])
-    make: Any = torch.optim.SGD
-    if way == "dual":  # a step of it is as long as all that follows from one of SGD's gradients
-        sgd = {"lr": sgd["lr"] * 10, "momentum": sgd["momentum"], "weight_decay": 5e-4}
-        make = DualAveraging
+    make, arguments = optimizer_for(settings, way)
     module = SSLLightningModule(
         **settings["module"],
         channels_last=network != "lenet",
         penalties=choice.pop("penalties", []),
-        optimizer=lambda p: make(p, **sgd),
-        lr_scheduler=lambda o: StageLR(o, stages, [sgd["lr"]] * len(stages)),
+        optimizer=lambda p: make(p, **arguments),
+        lr_scheduler=lambda o: StageLR(o, stages, [arguments["lr"]] * len(stages)),
     )
     callbacks: list[pl.Callback] = []
     if choice:
         end = 0 if at_once else window
         every = 12 if choice["method"] in ("steered", "held") else 40
-        factor = 1 if isinstance(batches, int) else 6
+        factor = 1 if isinstance(batches, int) else round(settings["batches"] / 60)
         callbacks = [Budget(macs=macs, end=end, every_n_steps=every * factor, **choice)]
     if way == "dual":
         assert isinstance(batches, int)
@@ -128,6 +157,7 @@ def train(
         max_epochs=window + rest,
         limit_train_batches=batches,
         precision=precision,
+        gradient_clip_val=1.0 if "adamw" in settings else None,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -149,6 +179,7 @@ def train(
         "way": way,
         "macs": macs,
         "seed": seed,
+        "precision": precision,
         "val": round(val["val/error"], 3),
         "test": round(test["test/error"], 3),
         "macs_left": None if share is None else round(share, 2),
