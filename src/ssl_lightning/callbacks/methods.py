@@ -20,7 +20,7 @@ from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
-from ssl_lightning.prune import Choice, choose_groups
+from ssl_lightning.prune import Choice, Rises, choose_groups
 from ssl_lightning.prune.machines import choose_in_multiples
 from ssl_lightning.prune.scores import Ranking, scores_of
 
@@ -82,6 +82,7 @@ class Window:
                 multiple=multiple,
                 retained=self.retained,
                 in_place=True,
+                per_cost=isinstance(self.importance, Rises),
             )
 
         found = choose_in_multiples(choose, self.multiple, fixed=self.fixed)

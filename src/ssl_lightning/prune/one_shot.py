@@ -25,6 +25,7 @@ from ssl_lightning.groups.resolve import make_sets, named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
+from ssl_lightning.measure.sensitivity_record import Rises
 from ssl_lightning.prune.budget import (
     Choice,
     UnreachableError,
@@ -155,7 +156,8 @@ def prune_(
         importance: ``"l2"``, ``"l1"``, or a control (not with ``threshold``): ``"random"``, which
             draws from torch's generator, or ``"uniform"``, an equal share of each set. Or what
             :func:`~ssl_lightning.sensitivity` found of this network (not with ``threshold``), or
-            the path of its JSON file: sets are thinned until more would cost as much in each.
+            the path of its JSON file: groups of which the error rises least go first, for a budget
+            least per cost that they save.
         multiple: retain a multiple of so many channels in every set that loses any (of half as
             many in sets of fewer, and so on), the nearest to the number otherwise. Vector units
             compute 8 or 16 channels at a time: 33 cost as much as 48. ``"auto"``: the one that the
@@ -203,7 +205,8 @@ def prune_(
     form, counted, latency = CompactForm(example_input), None, None
     if targets:
         costs = Costs(targets, model, example_input, {} if meter is None else {"latency": meter})
-        choose = partial(within, costs, model, form, group_sets, scores, retained)
+        per_cost = isinstance(ranked_by, Rises)
+        choose = partial(within, costs, model, form, group_sets, scores, retained, per_cost)
         fixed = isinstance(multiple, int)
         choice, number = choose_in_multiples(choose, number, fixed=fixed)
         masks, latency = choice.masks, latency_report(choice, meter)
@@ -234,12 +237,20 @@ def within(
     group_sets: Sequence[GroupSet],
     scores: Sequence[Tensor],
     retained: Mapping[str, str],
+    per_cost: bool,
     multiple: int,
 ) -> Choice:
     """Return the groups to zero to keep a budget."""
     try:
         return choose_groups(
-            model, form, group_sets, scores, costs, multiple=multiple, retained=retained
+            model,
+            form,
+            group_sets,
+            scores,
+            costs,
+            multiple=multiple,
+            retained=retained,
+            per_cost=per_cost,
         )
     except UnreachableError as error:
         raise UnreachableError(f"prune_: {', '.join(map(str, costs.targets))}: {error}") from None

@@ -51,9 +51,8 @@ def scores_of(
 ) -> list[Tensor]:
     """Return the importance of all groups, comparable between sets, one tensor per set.
 
-    By name, norms in units of the mean of their set. By what was measured, the rise of the error
-    when a group and all that are less important in its set are removed: sets are then thinned until
-    removing more would cost as much in each.
+    By name, norms in units of the mean of their set. By what was measured, how much the error rises
+    with that group when all that are less important in its set are gone already.
 
     Args:
         group_sets: the groups.
@@ -69,7 +68,7 @@ def scores_of(
         >>> rows = GroupSet("a", "filter", (Member("a", (4, 1), (0,)),))
         >>> found = Rises("a net", "images", "l2", {"a:filter": Curve(4, (2,), (2.0,))})
         >>> scores_of([rows], {"a": torch.tensor([[4.0], [1.0], [2.0], [3.0]])}, found)
-        [tensor([4., 1., 2., 3.])]
+        [tensor([3.5000, 0.5000, 1.5000, 2.5000])]
     """
     if isinstance(importance, Rises):
         return [scores_by(importance, s, tensors) for s in group_sets]
@@ -79,7 +78,11 @@ def scores_of(
 
 
 def scores_by(found: Rises, group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the rise of the error up to each group, between measurements along a line."""
+    """Return by how much the error rises with each group: the slope of the curve at its rank.
+
+    Between two measurements it is that of the line between them, in their middle; from there, it
+    changes along lines, and it never falls, so that groups go in the order of their norms.
+    """
     own = found.curves.get(group_set.name)
     if own is None or own.num_groups != group_set.num_groups:
         there = "nothing" if own is None else f"{own.num_groups} groups"
@@ -88,13 +91,16 @@ def scores_by(found: Rises, group_set: GroupSet, tensors: Mapping[str, Tensor]) 
             f"record of {found.title}, got {there}. Measure the sensitivity of this network and "
             "these groups: `ssl-lightning sensitivity`."
         )
-    curve = {0: 0.0} | dict(zip(own.zeroed, own.rises, strict=True))
-    counts = sorted(curve)
-    rises = np.maximum.accumulate([max(curve[count], 0.0) for count in counts])
-    ranks = np.arange(1, group_set.num_groups + 1)
-    values = np.interp(ranks, counts, rises)
-    slope = (rises[-1] - rises[-2]) / (counts[-1] - counts[-2]) if len(counts) > 1 else 0.0
-    values += slope * np.maximum(ranks - counts[-1], 0) + TIE * ranks
+    counts = np.array([0, *own.zeroed], float)
+    rises = np.maximum.accumulate([0.0, *own.rises])
+    values = TIE * np.arange(1, own.num_groups + 1)
+    if own.zeroed:
+        slopes = np.maximum.accumulate(np.diff(rises) / np.diff(counts))
+        places = np.concatenate([[0.0], (counts[1:] + counts[:-1]) / 2])
+        slopes = np.concatenate([[0.0], slopes])
+        last = (slopes[-1] - slopes[-2]) / (places[-1] - places[-2])
+        at = np.arange(own.num_groups) + 0.5
+        values += np.interp(at, places, slopes) + last * np.maximum(at - places[-1], 0)
     order = IMPORTANCES[found.importance](group_set, tensors).cpu().argsort(stable=True)
     scores = torch.empty(group_set.num_groups)
     scores[order] = torch.from_numpy(values).float()
