@@ -68,7 +68,7 @@ def test_the_record_is_what_loops_find_and_decides_what_goes(
     module = SSLLightningModule(net, optimizer=partial(SGD, lr=0.0), input_shape=(1, 8, 8))
     budget = Budget(macs=0.6, end=0)
     recorded = Recorded(budget)
-    trainer(max_epochs=1, callbacks=[budget, recorded]).fit(module, loader, toy_loader(8))
+    trainer(max_epochs=8, callbacks=[budget, recorded]).fit(module, loader, toy_loader(8))
     assert recorded.record is not None
     found = {
         (name, number): rise
@@ -287,11 +287,23 @@ def test_inputs_are_taken_up_to_a_number(trainer: Any) -> None:
 
     class Ask(pl.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            for number in (1, 20, 1000):
-                calls = training_calls(trainer, pl_module.sparsity, number)
+            for given in ((1,), (20,), (1000,), (1000, 2), (1000, 0)):
+                calls = training_calls(trainer, pl_module.sparsity, *given)
                 found.append([len(call.arguments[0]) for call in calls])
 
     module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
     run = trainer(max_epochs=1, limit_val_batches=0, callbacks=[Ask()])
     run.fit(module, toy_loader(96), toy_loader(8))
-    assert found == [[8], [8, 8, 8], [8] * 8]
+    assert found == [[8], [8, 8, 8], [8] * 8, [8, 8], [8]]
+
+
+def test_a_short_run_is_measured_on_fewer_batches(trainer: Any) -> None:
+    """One set, five shares: at most a quarter of what the steps are worth."""
+    found = {}
+    for epochs in (1, 2, 8):
+        module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
+        budget = Budget(macs=0.6, end=0)
+        run = trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[budget])
+        run.fit(module, toy_loader(64), toy_loader(8))
+        found[epochs] = budget.state_dict()["found"]["conditions"]
+    assert {e: t.split()[-3] for e, t in found.items()} == {1: "1", 2: "2", 8: "8"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
@@ -20,7 +23,11 @@ from ssl_lightning import (
     sensitivity,
 )
 from ssl_lightning.cli import main
+from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.groups import resolve_groups
+from ssl_lightning.measure.left import CompactForm
+from ssl_lightning.measure.sensitivity_record import Curve, Rises
+from ssl_lightning.prune import choose_groups
 from ssl_lightning.prune.scores import scores_of
 from toy import make_toy, toy_loader
 
@@ -61,7 +68,7 @@ def measured(net, images, shares=(0.2, 0.5, 0.8)):
     return sensitivity(net, IMAGE, changed, shares=shares)
 
 
-def test_scores_are_the_errors_on_the_way_to_each_group(images):
+def test_scores_are_the_slopes_of_the_error_at_each_group(images):
     net = Branches().eval()
     found = measured(net, images)
     sets = resolve_groups(net, [{"kind": "coupled"}], IMAGE)
@@ -84,11 +91,70 @@ def test_scores_are_the_errors_on_the_way_to_each_group(images):
                 rise = float((changed - net(images)).norm())
             ys.append(max(ys[-1], rise))
             xs.append(round(share * n))
-        for rank, group in enumerate(order, start=1):
-            expected = np.interp(rank, xs, ys)
-            if rank > xs[-1]:  # on along the last line
-                expected = ys[-1] + (ys[-1] - ys[-2]) / (xs[-1] - xs[-2]) * (rank - xs[-1])
+        places = [0.0] + [(a + b) / 2 for a, b in pairwise(xs)]
+        slopes = [0.0]
+        for (x, y), (x2, y2) in pairwise(zip(xs, ys, strict=True)):
+            slopes.append(max(slopes[-1], (y2 - y) / (x2 - x)))
+        for rank, group in enumerate(order):
+            expected = np.interp(rank + 0.5, places, slopes)
+            if rank + 0.5 > places[-1]:  # on along the last line
+                last = (slopes[-1] - slopes[-2]) / (places[-1] - places[-2])
+                expected = slopes[-1] + last * (rank + 0.5 - places[-1])
             assert float(scores[group]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+class Unequal(nn.Module):
+    """Two hidden layers beside each other, whose units cost 74 and 26 multiply-adds."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.fc1, self.fc2 = nn.Linear(64, 24), nn.Linear(16, 20)
+        self.out1, self.out2 = nn.Linear(24, 10), nn.Linear(20, 10)
+
+    def forward(self, x):
+        return self.out1(self.fc1(x).relu()) + self.out2(self.fc2(x[:, :16]).relu())
+
+
+@given(
+    steepness=st.floats(0.02, 50.0),
+    share=st.floats(0.15, 0.95),
+    known=st.sampled_from([(3, 6, 12, 18), (12,), tuple(range(1, 19))]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_sum_of_rises_is_the_least_for_the_cost(steepness, share, known):
+    """Against all pairs of numbers of groups, for errors that rise with the square of them."""
+    net, x = Unequal().eval(), torch.zeros(1, 64)
+    sets = resolve_groups(net, [{"kind": "coupled"}], x)
+    factors = {"fc1:coupled": 1.0, "fc2:coupled": steepness}
+    curves = {
+        s.name: Curve(s.num_groups, known, tuple(factors[s.name] * k**2 for k in known))
+        for s in sets
+    }
+    scores = scores_of(sets, dict(net.named_parameters()), Rises("", "", "l2", curves))
+    costs = Costs(parse_targets("here", {"macs": share}), net, x)
+    choice = choose_groups(net, CompactForm(x), sets, scores, costs, per_cost=True)
+    first, second = (int(mask.sum()) for mask in choice.masks)
+    limit = share * (24 * 74 + 20 * 26)
+    assert choice.costs["macs"] == (24 - first) * 74 + (20 - second) * 26 <= limit
+    least = min(
+        a**2 + steepness * b**2
+        for a in range(24)
+        for b in range(20)
+        if (24 - a) * 74 + (20 - b) * 26 <= limit
+    )
+    one_more = 2 * first + 1 + steepness * (2 * second + 1)  # whole groups go, not parts
+    assert first**2 + steepness * second**2 <= least + one_more + 1e-6 * least
+
+
+def test_groups_of_equal_rise_go_where_they_save_more():
+    net, x = Unequal().eval(), torch.zeros(1, 64)
+    sets = resolve_groups(net, [{"kind": "coupled"}], x)
+    curves = {s.name: Curve(s.num_groups, (1, 19), (1.0, 19.0)) for s in sets}
+    scores = scores_of(sets, dict(net.named_parameters()), Rises("", "", "l2", curves))
+    costs = Costs(parse_targets("here", {"macs": 0.678}), net, x)
+    choice = choose_groups(net, CompactForm(x), sets, scores, costs, per_cost=True)
+    assert [int(mask.sum()) for mask in choice.masks] == [10, 0]
 
 
 def test_sets_that_cost_nothing_are_thinned_first(images):

@@ -25,6 +25,10 @@ from ssl_lightning.prune import Rises, measure_rises
 NUM_INPUTS, MAX_BATCHES = 256, 8
 """Training inputs on which outputs are compared, and the most batches that are taken for them."""
 
+MOST_WORK, STEP = 0.25, 3
+"""Most forward passes, as a share of those that the run's steps are worth; a step is worth 3. In a
+short run, fewer batches are taken."""
+
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
 """Of the groups of a set that are removed; between them, the change is interpolated."""
 
@@ -69,7 +73,9 @@ def changes_of_outputs(
         MisconfigurationException: if the training step does not call the network, or the network
             returns nothing that could be compared.
     """
-    calls = training_calls(trainer, sparsity, NUM_INPUTS)
+    times = sum(1 if s.kind == "depth" else len(SHARES) for s in group_sets)
+    batches = MOST_WORK * STEP * steps_of(trainer) / times
+    calls = training_calls(trainer, sparsity, NUM_INPUTS, int(min(batches, MAX_BATCHES)))
     network, precision = sparsity.network, trainer.precision_plugin
     training = network.training
     with torch.no_grad(), precision.forward_context():
@@ -108,18 +114,29 @@ def change(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return min(value, LARGEST) if math.isfinite(value) else LARGEST
 
 
-def training_calls(trainer: pl.Trainer, sparsity: Sparsity, number: int) -> list[Call]:
+def steps_of(trainer: pl.Trainer) -> float:
+    """Return the number of batches of a run; infinite if it has no end."""
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 0:
+        return math.inf
+    return float(epochs * trainer.num_training_batches)
+
+
+def training_calls(
+    trainer: pl.Trainer, sparsity: Sparsity, number: int, most: int = MAX_BATCHES
+) -> list[Call]:
     """Return how training steps would call the network, for about so many inputs.
 
-    Batches come from a loader of their own, so that the run's data are where they were. A step
-    ends at the call: nothing is logged, counted or updated.
+    At least one batch and at most so many are taken for them. Batches come from a loader of their
+    own, so that the run's data are where they were. A step ends at the call: nothing is logged,
+    counted or updated.
 
     Raises:
         MisconfigurationException: if there are no batches, or a step does not call the network.
     """
     module, calls, count = sparsity.module, list[Call](), 0
     for index, batch in enumerate(fresh_batches(trainer)):
-        if index == MAX_BATCHES or count >= number:
+        if index >= max(most, 1) or count >= number:
             break
         batch = trainer.precision_plugin.convert_input(batch)
         call = call_in_step(module, sparsity.network, trainer.strategy.batch_to_device(batch))
