@@ -15,7 +15,7 @@ from torch import nn
 from ssl_lightning.costs.multiples import preferred
 from ssl_lightning.costs.resources import Check
 from ssl_lightning.costs.shapes import Profile, profile
-from ssl_lightning.costs.table import REFERENCE, LayerTimes, TimeCalls, in_turns
+from ssl_lightning.costs.table import REFERENCE, LayerTimes, TimeCalls, at_length, in_turns
 from ssl_lightning.graph import ExampleInput, Inputs, as_inputs, working_copy
 from ssl_lightning.measure.engine import Call
 from ssl_lightning.measure.engines import prepare
@@ -86,7 +86,8 @@ class LatencyMeter:
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float64"``, to which copies are converted.
         threads: intra-op threads; None: torch's present number.
         cache: whether the table is kept; or the folder to keep it in.
-        time_calls: how calls are timed: by turns, with torch's timer.
+        time_calls: how calls are timed. None: by turns, with torch's timer, networks for longer
+            than layers.
 
     Raises:
         ValueError: if the engine or type is unknown, or the engine's packages are not installed.
@@ -107,13 +108,13 @@ class LatencyMeter:
         threads: int | None = None,
         *,
         cache: bool | str | Path = True,
-        time_calls: TimeCalls = in_turns,
+        time_calls: TimeCalls | None = None,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.time_networks = dtype, time_calls or at_length
         inputs = as_inputs(example_input)
         device = next((x.device for x in inputs.tensors()), None)
         self.table = LayerTimes(
-            engine, dtype, threads, device=device, cache=cache, time_calls=time_calls
+            engine, dtype, threads, device=device, cache=cache, time_calls=time_calls or in_turns
         )
         models, self.inputs = converted({"": working_copy(model)}, inputs, dtype)
         self.dense = models[""].eval()
@@ -207,7 +208,7 @@ class LatencyMeter:
 
     def _timed(self, calls: dict[str, Call]) -> Turns[Any]:
         with num_threads(self.table.threads), torch.inference_mode():
-            return self.table.time_calls(calls)
+            return self.time_networks(calls)
 
 
 def preferred_multiple(
