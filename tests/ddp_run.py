@@ -24,7 +24,7 @@ from toy import make_toy
 
 BUDGETS = {
     "gradual": {"method": "gradual", "importance": "random"},
-    "steered": {"method": "steered"},
+    "measured": {"method": "gradual"},
 }
 
 

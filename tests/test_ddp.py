@@ -30,7 +30,7 @@ def train(out: Path, devices: int, mode: str) -> list[dict]:
     return [torch.load(file, weights_only=True) for file in files]
 
 
-@pytest.mark.parametrize("mode", ["train", "collapse", "compact", "gradual", "steered"])
+@pytest.mark.parametrize("mode", ["train", "collapse", "compact", "gradual", "measured"])
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, mode):
     (one,) = train(tmp_path / "one", 1, mode)
     first, second = train(tmp_path / "two", 2, mode)
@@ -42,7 +42,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, mode):
         assert 0 < len(first["weights"]["conv1.weight"]) < 6
         assert "conv2.weight" not in first["weights"]
         return
-    if mode in ("gradual", "steered"):
+    if mode in ("gradual", "measured"):
         assert len(first["weights"]["conv1.weight"]) < 6
         return
     assert one["locks"]["conv1:filter"].any()

@@ -30,6 +30,7 @@ from ssl_lightning.callbacks import Budget
 from ssl_lightning.cli.sources import named_network
 from ssl_lightning.data import CIFAR10DataModule, ImagenetteDataModule, MNISTDataModule
 from ssl_lightning.schedules import StageLR
+from steering import Steered
 
 COUPLED = {"kind": "coupled"}
 WAYS: dict[str, dict[str, Any]] = {
@@ -136,6 +137,7 @@ def train(
         choice["importance"] = measured_record(network, folder)
     stages = [window + rest] if at_once else [window, rest]
     pl.seed_everything(seed, verbose=False)
+    Steered.num_epochs = window
     make, arguments = optimizer_for(settings, way)
     module = SSLLightningModule(
         **settings["module"],

@@ -212,19 +212,9 @@ class Budget(EpochStartCallback):
                 self._found or self.ranked_by,
                 self.multiple,
                 self.fixed,
-                trainer.optimizers[0],
                 around.retained,
             )
         return self._window
-
-    def num_steps(self, trainer: pl.Trainer) -> int:
-        """Return the number of optimizer steps in the window; 1 for data without a length."""
-        assert self.end is not None
-        batches = trainer.num_training_batches
-        if batches == float("inf"):
-            return 1
-        each = trainer.accumulate_grad_batches
-        return max(1, (self.end - self.start) * -(-int(batches) // each))
 
     def progress(self, sparsity: Sparsity) -> float:
         """Return how much of the window is over, from 0 to 1."""
@@ -265,7 +255,6 @@ class Budget(EpochStartCallback):
         assert self.end is not None
         if self.start == epoch < self.end and self._next is None:
             window = self.window(trainer, sparsity)
-            window.num_steps = self.num_steps(trainer)
             self.measure(trainer, window)
             self.method.begin(window)
             self._next = trainer.global_step + self.every_n_steps

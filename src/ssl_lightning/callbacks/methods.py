@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ssl_lightning.costs import Costs
 from ssl_lightning.graph import working_copy
-from ssl_lightning.groups import GroupSet, group_norms, nonzero_groups, zero_groups_
+from ssl_lightning.groups import GroupSet, nonzero_groups, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
-from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import Choice, Rises, choose_groups
@@ -39,9 +37,7 @@ class Window:
         importance: what groups are ranked by.
         multiple: of which multiple groups are retained.
         fixed: whether it is the user's; another is halved where the budget cannot be reached.
-        optimizer: that trains the network.
         retained: layer -> why outputs of it are in no group.
-        num_steps: optimizer steps in the window, known when the method begins.
     """
 
     sparsity: Sparsity
@@ -51,9 +47,7 @@ class Window:
     importance: Ranking
     multiple: int
     fixed: bool
-    optimizer: Optimizer
     retained: Mapping[str, str] = field(default_factory=dict)
-    num_steps: int = 1
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,11 +107,6 @@ class Window:
         """Return which groups are zero, one mask per set."""
         tensors = self.tensors()
         return [~nonzero_groups(s, tensors).cpu() for s in self.group_sets]
-
-    def cost(self) -> float:
-        """Return the cost of the compact form now, in units of the limit; at least that of none."""
-        self._copy.load_state_dict(self.network.state_dict())
-        return self.agreed(self.form.ask(self._copy, self.costs.excess))
 
 
 class Method:
@@ -206,81 +195,6 @@ class Fading(Method):
         window.zero_([torch.tensor(m, dtype=torch.bool) for m in self.state["masks"]])
 
 
-class Steered(Method):
-    """The penalties' strength is steered so that the cost follows a line to the budget.
-
-    The first strength would, without gradients, bring the median group to zero in the window.
-    After that the logarithm of the strength moves with the distance from the line.
-    """
-
-    @torch.no_grad()
-    def begin(self, window: Window) -> None:
-        """Set the first strength."""
-        regularizer = window.sparsity.regularizer
-        tensors, rates = window.tensors(), []
-        for term in regularizer.terms:
-            norms = group_norms(term.group_set, tensors)
-            rates.append(norms / max(term.strength, 1e-30))
-        median = float(torch.cat(rates).median())
-        group = window.optimizer.param_groups[0]
-        step = float(group["lr"]) / (1.0 - float(group.get("momentum", 0.0)))
-        self.state["scale"] = median / (step * window.num_steps)
-        self.state["start"] = window.cost()
-        self.apply(window)
-
-    def update(self, window: Window, progress: float) -> dict[str, float]:
-        """Move the strength."""
-        start = self.state["start"]
-        wanted = start + (1.0 - start) * progress
-        cost = window.cost()
-        distance = (cost - wanted) / max(start - 1.0, 1e-9)
-        self.state["scale"] *= 2.0 ** min(max(4.0 * distance, -3.0), 1.0)
-        self.apply(window)
-        return {"strength": self.state["scale"], "cost": cost, "target": wanted}
-
-    def apply(self, window: Window) -> None:
-        """Give the penalties the present strength."""
-        regularizer = window.sparsity.regularizer
-        regularizer.scales = [self.state["scale"]] * len(regularizer.penalties)
-
-    def finish(self, window: Window) -> None:
-        """Switch the penalties off."""
-        regularizer = window.sparsity.regularizer
-        regularizer.scales = [0.0] * len(regularizer.penalties)
-
-
-class HeldNorms(Steered):
-    """As :class:`Steered`, and layers in front of batch norms keep the norm that they had.
-
-    Their scale does not matter for the function, but for the effective step size.
-    """
-
-    def begin(self, window: Window) -> None:
-        """Note the norms."""
-        super().begin(window)
-        self.state["norms"] = {n: float(w.detach().norm()) for n, w in scale_free(window).items()}
-
-    @torch.no_grad()
-    def after_step(self, window: Window, progress: float) -> None:
-        """Restore the norms."""
-        tensors = window.tensors()
-        for name, norm in self.state["norms"].items():
-            weight = tensors[name]
-            weight.mul_(norm / weight.norm().clamp_min(1e-30))
-
-
-def scale_free(window: Window) -> dict[str, Tensor]:
-    """Return the weights of layers that a batch norm alone reads."""
-    network = window.sparsity.network
-    around = Surroundings(network, window.form.inputs, strict=False)
-    found: dict[str, Tensor] = {}
-    for name, module in network.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.dim() > 1 and around.norm_after(name):
-            found[f"{name}.weight"] = weight
-    return found
-
-
 def limits_at(costs: Costs, done: float) -> Costs | None:
     """Return the limits on the way from the dense cost to the budget; None at its beginning."""
     if done <= 0:
@@ -297,7 +211,5 @@ METHODS: dict[str, Callable[[], Method]] = {
     "one_shot": OneShot,
     "gradual": Gradual,
     "fading": Fading,
-    "steered": Steered,
-    "held": HeldNorms,
 }
 """Name in ``Budget(method=...)`` -> method."""
