@@ -52,6 +52,24 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 for way in ("lasso", "mcp", "lasso_held", "mcp_held", "dual"):
     WAYS[way]["importance"] = "l2"  # what a penalty has brought near zero goes
+LABELS = {
+    "measured": "**measured, at once** (the default)",
+    "recorded": "by a record of the loss, at once",
+    "one_shot": "l2 norms, at once",
+    "one_shot_l1": "l1 norms, at once",
+    "one_shot_later": "l2 norms, after the window",
+    "random": "random groups, at once",
+    "gradual": "gradual, l2 norms",
+    "gradual_measured": "gradual, measured",
+    "fading": "fading, l2 norms",
+    "lasso": "steered group lasso",
+    "mcp": "steered MCP",
+    "lasso_held": "steered group lasso, norms held",
+    "mcp_held": "steered MCP, norms held",
+    "dual": "dual averaging",
+    "dense": "dense, trained as long",
+}
+"""What the tables call a way."""
 STRENGTHS = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2)
 WAYS |= {
     f"constant_{strength:g}": {
@@ -189,25 +207,36 @@ def train(
     }
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    """Print means over seeds, with the spread, best first."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def tables(rows: list[dict[str, Any]]) -> None:
+    """Print means over seeds, with the spread, best first: a table for each network and cost."""
+    found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["length"], row["macs"], row["way"]), []).append(row)
-    print("| network | length | MACs | way | seeds | validation % | test % | MACs left % |")
-    print("|---|---|---|---|---|---|---|---|")
-    means = {k: statistics.mean(r["val"] for r in v) for k, v in groups.items()}
-    for key in sorted(groups, key=lambda k: (k[:3], means[k])):
-        found = groups[key]
-        spread = [
-            statistics.stdev([r[s] for r in found]) if len(found) > 1 else 0.0
-            for s in ("val", "test")
+        place = row["network"], row["length"], row["macs"]
+        found.setdefault(place, {}).setdefault(row["way"], []).append(row)
+    for (network, length, macs), ways in sorted(found.items()):
+        print(f"\n<!-- {network} {length} {macs:g} -->")
+        print("| way | seeds | validation % | test % |")
+        print("|---|---|---|---|")
+        lines = [
+            (statistics.mean(r["val"] for r in runs), name_of(way), runs)
+            for way, runs in ways.items()
         ]
-        test = statistics.mean(r["test"] for r in found)
-        print(
-            f"| {' | '.join(map(str, key))} | {len(found)} | {means[key]:.2f} ± {spread[0]:.2f} | "
-            f"{test:.2f} ± {spread[1]:.2f} | {found[0]['macs_left']} |"
-        )
+        for _, name, runs in sorted(lines, key=lambda line: line[0]):
+            cells = [spread([r[split] for r in runs]) for split in ("val", "test")]
+            print(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+        print("<!-- end -->")
+
+
+def name_of(way: str) -> str:
+    """Return what the tables call a way."""
+    kind, _, strength = way.partition("_")
+    return f"constant strength {strength}" if kind == "constant" else LABELS[way]
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation; of one value, that."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def main() -> None:
@@ -226,7 +255,7 @@ def main() -> None:
     path: Path = args.results
     rows = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
     if args.table:
-        return table(rows)
+        return tables(rows)
     warnings.simplefilter("ignore")
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = ("network", "length", "way", "macs", "seed")
