@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
@@ -143,6 +144,9 @@ class Habits(StructuredSparsity, pl.LightningModule):
         self.seen = MulticlassAccuracy(10)
         self.sparsify("net", [], input_shape=(1, 8, 8))
 
+    def on_train_start(self) -> None:
+        self.net.bn1.eval()
+
     def training_step(self, batch: Any) -> None:
         body, _ = self.optimizers()
         self.toggle_optimizer(body)
@@ -190,6 +194,8 @@ def test_a_step_that_is_cut_off_leaves_nothing_behind(trainer: Any) -> None:
     run.fit(module, loader)
     assert counted == list(range(1, 9))
     assert run.callback_metrics["before"] == 1.0
+    assert module.net.conv1.training
+    assert not module.net.bn1.training
     assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
     assert not {"log", "log_dict"} & set(vars(module))
 
@@ -307,3 +313,38 @@ def test_a_short_run_is_measured_on_fewer_batches(trainer: Any) -> None:
         run.fit(module, toy_loader(64), toy_loader(8))
         found[epochs] = budget.state_dict()["found"]["conditions"]
     assert {e: t.split()[-3] for e, t in found.items()} == {1: "1", 2: "2", 8: "8"}
+
+
+class Pairs(StructuredSparsity, pl.LightningModule):
+    """Trains on batches of two loaders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = make_toy(1), []
+        self.sparsify("net", [], input_shape=(1, 8, 8))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch["main"]
+        self.seen.append(len(batch["other"][0]))
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.net.parameters(), lr=0.1)
+
+
+LOADERS_OF_TWO = {
+    "in a mapping": lambda loaders: loaders,
+    "combined": lambda loaders: CombinedLoader(loaders, "min_size"),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS_OF_TWO)
+def test_several_loaders(trainer: Any, kind: str) -> None:
+    torch.manual_seed(0)
+    module = Pairs()
+    loaders = {"main": toy_loader(64), "other": toy_loader(16, 4)}
+    budget = Budget(macs=0.6, end=1)
+    trainer(max_epochs=2, callbacks=[budget]).fit(module, LOADERS_OF_TWO[kind](loaders))
+    batches, measured = (8, 2) if kind == "in a mapping" else (4, 1)
+    assert module.seen == [4] * (1 + measured + 2 * batches)  # the first is to check
+    assert module.sparsity.macs_left() <= 60

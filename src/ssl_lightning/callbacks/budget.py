@@ -255,7 +255,8 @@ class Budget(EpochStartCallback):
         assert self.end is not None
         if self.start == epoch < self.end and self._next is None:
             window = self.window(trainer, sparsity)
-            self.measure(trainer, window)
+            if self.method.chooses:
+                self.measure(trainer, window)
             self.method.begin(window)
             self._next = trainer.global_step + self.every_n_steps
         if epoch == self.end and self.landed is None:

@@ -76,25 +76,34 @@ def changes_of_outputs(
     times = sum(1 if s.kind == "depth" else len(SHARES) for s in group_sets)
     batches = MOST_WORK * STEP * steps_of(trainer) / times
     calls = training_calls(trainer, sparsity, NUM_INPUTS, int(min(batches, MAX_BATCHES)))
-    network, precision = sparsity.network, trainer.precision_plugin
-    training = network.training
-    with torch.no_grad(), precision.forward_context():
-        expected = [call.of(network.eval()) for call in calls]
-    network.train(training)
-    if not all(own and all(bool(x.isfinite().all()) for x in own) for own in expected):
-        raise MisconfigurationException(
-            "Budget: expected finite floating-point outputs of the network, by whose change its "
-            f"groups are ranked, got {'others' if all(expected) else 'none'}. {ADVICE}"
-        )
+    expected: list[list[Tensor]] = []  # outputs of the whole network, which is evaluated first
 
     @torch.no_grad()
-    def changed(thinned: nn.Module) -> float:
-        with precision.forward_context():
-            pairs = [(call.of(thinned), own) for call, own in zip(calls, expected, strict=True)]
-        return sum(change(outputs, own) for outputs, own in pairs) / len(pairs)
+    def changed(network: nn.Module) -> float:
+        with trainer.precision_plugin.forward_context():
+            outputs = [call.of(network) for call in calls]
+        if not expected:
+            check_comparable(outputs)
+            expected.extend(outputs)
+        return sum(map(change, outputs, expected)) / len(calls)
 
     conditions = f"relative squared change of the outputs on {len(calls)} training batches"
-    return measure_rises(network, group_sets, changed, shares=SHARES, conditions=conditions)
+    return measure_rises(
+        sparsity.network, group_sets, changed, shares=SHARES, conditions=conditions
+    )
+
+
+def check_comparable(outputs: Sequence[Sequence[Tensor]]) -> None:
+    """Refuse outputs whose change says nothing.
+
+    Raises:
+        MisconfigurationException: if there are none, or they are not finite.
+    """
+    if not all(found and all(bool(x.isfinite().all()) for x in found) for found in outputs):
+        raise MisconfigurationException(
+            "Budget: expected finite floating-point outputs of the network, by whose change its "
+            f"groups are ranked, got {'others' if all(outputs) else 'none'}. {ADVICE}"
+        )
 
 
 def change(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -108,8 +117,9 @@ def change(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """
     found = []
     for output, own in zip(outputs, expected, strict=True):
-        of = own.double().square().sum()
-        found.append((output.double() - own).square().sum() / of.clamp_min(1e-300))
+        kind = torch.promote_types(own.dtype, torch.float32)
+        of = own.to(kind).square().sum().clamp_min(torch.finfo(kind).tiny)
+        found.append((output.to(kind) - own.to(kind)).square().sum() / of)
     value = float(sum(found)) / len(found)
     return min(value, LARGEST) if math.isfinite(value) else LARGEST
 
@@ -158,10 +168,11 @@ def tensors_of(call: Call) -> list[Tensor]:
 
 def fresh_batches(trainer: pl.Trainer) -> Iterator[Any]:
     """Yield training batches from the beginning, as the run's own loaders would."""
-    source = pytree.tree_map(apart, trainer.fit_loop._data_source.dataloader())
-    own = trainer.fit_loop._combined_loader
-    mode = "max_size_cycle" if own is None else own._mode
-    yield from (batch for batch, _, _ in iter(CombinedLoader(source, mode)))
+    source, mode = trainer.fit_loop._data_source.dataloader(), "max_size_cycle"  # as Lightning does
+    if isinstance(source, CombinedLoader):
+        source, mode = source.iterables, source._mode
+    loaders = CombinedLoader(pytree.tree_map(apart, source), mode)  # type: ignore[arg-type]
+    yield from (batch for batch, _, _ in iter(loaders))
 
 
 def apart(loader: Any) -> Any:

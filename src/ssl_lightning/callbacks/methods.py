@@ -113,7 +113,12 @@ class Method:
     """What happens in the window; at its end, the least important groups go whatever happened.
 
     Subclasses override what they need. The state is plain values and is stored in checkpoints.
+
+    Attributes:
+        chooses: whether it chooses groups in the window.
     """
+
+    chooses = False
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -148,6 +153,8 @@ class Gradual(Method):
         Zhu & Gupta, To prune, or not to prune, 2017, equation 1.
     """
 
+    chooses = True
+
     def update(self, window: Window, progress: float) -> dict[str, float]:
         """Choose for the budget of now."""
         costs = limits_at(window.costs, 1.0 - (1.0 - progress) ** 3)
@@ -168,6 +175,8 @@ class Fading(Method):
     Reference:
         Wang et al., Neural Pruning via Growing Regularization, 2021, algorithm 1.
     """
+
+    chooses = True
 
     last = math.log(1e3)
 
