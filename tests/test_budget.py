@@ -435,7 +435,7 @@ def resumable(
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.parametrize("way", RESUMED)
-@pytest.mark.parametrize(("kill", "every"), [(5, 1), (14, 2), (16, None), (29, 1)])
+@pytest.mark.parametrize(("kill", "every"), [(5, 1), (9, 1), (14, 2), (16, None), (17, 1), (29, 1)])
 def test_a_killed_run_resumes_bit_equal(
     trainer: Any, tmp_path: Path, way: str, kill: int, every: int | None
 ) -> None:

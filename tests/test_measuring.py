@@ -17,26 +17,39 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from own_modules import MODULES
-from ssl_lightning import Budget, SSLLightningModule, StructuredSparsity, resolve_groups
-from ssl_lightning.callbacks.measuring import SHARES, change, training_calls
+from ssl_lightning import (
+    Budget,
+    CompactDuringFit,
+    SSLLightningModule,
+    StructuredSparsity,
+    ThresholdPruning,
+    resolve_groups,
+)
+from ssl_lightning.callbacks.measuring import SHARES, change, check_comparable
 from ssl_lightning.groups import group_norms
 from ssl_lightning.measure.sensitivity_record import Rises
 from ssl_lightning.prune import prune_
-from toy import make_toy, toy_loader
+from toy import ToyNet, make_toy, toy_loader
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 
 
 class Recorded(pl.Callback):
-    """Keeps the record and the calls at the moment of measuring, before the first step."""
+    """Goes before a budget, and keeps the network as it measures it, and what it finds."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.record: Rises | None = None
+        self.network: nn.Module | None = None
+        self.landed_at: int | None = None
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        found = self.budget.state_dict()["found"]
-        self.record = self.record or (found and Rises.from_dict(found))
+    @property
+    def record(self) -> Rises:
+        return Rises.from_dict(self.budget.state_dict()["measured"]["found"])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if self.budget.landed is None:
+            self.network = copy.deepcopy(pl_module.sparsity.network)
+            self.landed_at = trainer.global_step
 
 
 def by_hand(network: nn.Module, batches: list[Tensor]) -> dict[tuple[str, int], float]:
@@ -64,22 +77,23 @@ def by_hand(network: nn.Module, batches: list[Tensor]) -> dict[tuple[str, int], 
 def test_the_record_is_what_loops_find_and_decides_what_goes(
     trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net, loader = make_toy(2), toy_loader(600, 64)
-    before = copy.deepcopy(net).eval()
-    module = SSLLightningModule(net, optimizer=partial(SGD, lr=0.0), input_shape=(1, 8, 8))
+    loader = toy_loader(600, 64)
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.0), input_shape=(1, 8, 8))
     budget = Budget(macs=0.6, end=0)
     recorded = Recorded(budget)
-    trainer(max_epochs=8, callbacks=[budget, recorded]).fit(module, loader, toy_loader(8))
-    assert recorded.record is not None
+    run = trainer(max_epochs=8, limit_val_batches=0, callbacks=[recorded, budget])
+    run.fit(module, loader, toy_loader(8))
+    assert recorded.landed_at == 4  # after 256 inputs, on which it is measured
+    record, before = recorded.record, recorded.network.eval()
     found = {
         (name, number): rise
-        for name, curve in recorded.record.curves.items()
+        for name, curve in record.curves.items()
         for number, rise in zip(curve.zeroed, curve.rises, strict=True)
     }
-    expected = by_hand(before, [x for x, _ in list(loader)[:4]])  # 256 inputs
+    expected = by_hand(before, [x for x, _ in list(loader)[:4]])
     assert found.keys() == expected.keys()
     assert all(found[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-7) for key in found)
-    monkeypatch.setattr("ssl_lightning.prune.one_shot.find_importance", lambda _: recorded.record)
+    monkeypatch.setattr("ssl_lightning.prune.one_shot.find_importance", lambda _: record)
     report = prune_(before, IMAGE, macs=0.6)
     gone, of = report.zeroed["conv1:coupled"]
     assert module.backbone.conv1.out_channels == of - gone
@@ -93,7 +107,7 @@ def test_it_is_measured_again_where_the_network_was_trained(trainer: Any) -> Non
 
     class Keep(pl.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            found = budget.state_dict()["found"]
+            found = budget.state_dict()["measured"]["found"]
             if found is not None and found not in records:
                 records.append(found)
 
@@ -179,7 +193,7 @@ class Named(nn.Module):
         return {"x": x, "y": y}
 
 
-def test_a_step_that_is_cut_off_leaves_nothing_behind(trainer: Any) -> None:
+def test_steps_are_watched_and_nothing_else(trainer: Any) -> None:
     module = Habits()
     loader = DataLoader(Named(toy_loader(64).dataset), batch_size=8)
     counted = []
@@ -197,7 +211,7 @@ def test_a_step_that_is_cut_off_leaves_nothing_behind(trainer: Any) -> None:
     assert module.net.conv1.training
     assert not module.net.bn1.training
     assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
-    assert not {"log", "log_dict"} & set(vars(module))
+    assert not module.net._forward_pre_hooks
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -209,7 +223,7 @@ def test_budgets_of_modules_of_others(trainer: Any, name: str) -> None:
     budget = Budget(macs=0.8, end=1)
     trainer(max_epochs=2, callbacks=[budget]).fit(module, MODULES[name].loader())
     assert 70 < module.sparsity.macs_left() <= 80
-    assert budget.state_dict()["found"]["curves"]
+    assert budget.state_dict()["measured"]["found"]["curves"]
 
 
 class Around(StructuredSparsity, pl.LightningModule):
@@ -227,80 +241,31 @@ class Around(StructuredSparsity, pl.LightningModule):
         return SGD(self.net.parameters(), lr=0.1)
 
 
-class Classes(nn.Module):
-    """Gives classes, not scores."""
-
-    input_shape = (1, 8, 8)
-    num_classes = 10
-
-    def __init__(self, to: Any) -> None:
-        super().__init__()
-        self.conv, self.fc, self.to_ = nn.Conv2d(1, 6, 3), nn.Linear(6, 10), to
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.to_(self.fc(torch.relu(self.conv(x)).mean((2, 3))))
-
-
-def module_of(net: nn.Module) -> SSLLightningModule:
-    return SSLLightningModule(net, optimizer=partial(SGD, lr=0.1), loss=nn.MSELoss(), metrics={})
-
-
-REFUSED = {
-    "no call": (Around, "did not call the network"),
-    "whole numbers": (lambda: module_of(Classes(lambda x: x.long())), "got none"),
-    "not finite": (lambda: module_of(Classes(lambda x: x / 0.0 * 0.0)), "got others"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_measured_is_refused_and_norms_are_the_way_out(
-    trainer: Any, name: str
+def test_steps_that_do_not_call_the_network_are_refused_and_norms_are_the_way_out(
+    trainer: Any,
 ) -> None:
-    make, why = REFUSED[name]
     run = trainer(max_epochs=2, callbacks=[Budget(macs=0.6, end=0)])
-    with pytest.raises(MisconfigurationException, match=why) as raised:
-        run.fit(make(), toy_loader(16))
-    assert "importance='l2'" in str(raised.value)
-    if name == "no call":
-        module = make()
-        run = trainer(max_epochs=1, callbacks=[Budget(macs=0.6, end=0, importance="l2")])
-        run.fit(module, toy_loader(16))
-        assert module.sparsity.macs_left() <= 60
-
-
-def test_what_is_no_training_step_of_the_network_is_refused_before_training(trainer: Any) -> None:
-    steps = []
-
-    class Step(pl.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            steps.append(1)
-
-    run = trainer(max_epochs=3, callbacks=[Budget(macs=0.6, end=2), Step()])
-    with pytest.raises(MisconfigurationException, match="did not call the network"):
+    with pytest.raises(MisconfigurationException, match="expected training steps that call") as no:
         run.fit(Around(), toy_loader(16))
-    assert not steps
+    assert "importance='l2'" in str(no.value)
+    module = Around()
+    run = trainer(max_epochs=1, callbacks=[Budget(macs=0.6, end=0, importance="l2")])
+    run.fit(module, toy_loader(16))
+    assert module.sparsity.macs_left() <= 60
+
+
+@pytest.mark.parametrize(
+    ("outputs", "got"), [([[]], "none"), ([[torch.tensor([1.0, torch.nan])]], "others")]
+)
+def test_outputs_that_cannot_be_compared_are_refused(outputs: Any, got: str) -> None:
+    with pytest.raises(MisconfigurationException, match=rf"got {got}\. Give importance='l2'"):
+        check_comparable(outputs)
 
 
 def test_outputs_that_overflow_count_as_a_large_change() -> None:
     own = [torch.tensor([1.0, 2.0])]
     assert change([torch.tensor([torch.inf, 2.0])], own) == change([own[0] * 1e9], own) == 1e6
     assert change([own[0], own[0] * 0], [own[0], own[0]]) == 0.5
-
-
-def test_inputs_are_taken_up_to_a_number(trainer: Any) -> None:
-    found = []
-
-    class Ask(pl.Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            for given in ((1,), (20,), (1000,), (1000, 2), (1000, 0)):
-                calls = training_calls(trainer, pl_module.sparsity, *given)
-                found.append([len(call.arguments[0]) for call in calls])
-
-    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
-    run = trainer(max_epochs=1, limit_val_batches=0, callbacks=[Ask()])
-    run.fit(module, toy_loader(96), toy_loader(8))
-    assert found == [[8], [8, 8, 8], [8] * 8, [8, 8], [8]]
 
 
 def test_a_short_run_is_measured_on_fewer_batches(trainer: Any) -> None:
@@ -311,7 +276,7 @@ def test_a_short_run_is_measured_on_fewer_batches(trainer: Any) -> None:
         budget = Budget(macs=0.6, end=0)
         run = trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[budget])
         run.fit(module, toy_loader(64), toy_loader(8))
-        found[epochs] = budget.state_dict()["found"]["conditions"]
+        found[epochs] = budget.state_dict()["measured"]["found"]["conditions"]
     assert {e: t.split()[-3] for e, t in found.items()} == {1: "1", 2: "2", 8: "8"}
 
 
@@ -345,6 +310,90 @@ def test_several_loaders(trainer: Any, kind: str) -> None:
     loaders = {"main": toy_loader(64), "other": toy_loader(16, 4)}
     budget = Budget(macs=0.6, end=1)
     trainer(max_epochs=2, callbacks=[budget]).fit(module, LOADERS_OF_TWO[kind](loaders))
-    batches, measured = (8, 2) if kind == "in a mapping" else (4, 1)
-    assert module.seen == [4] * (1 + measured + 2 * batches)  # the first is to check
+    assert module.seen == [4] * 2 * (8 if kind == "in a mapping" else 4)
     assert module.sparsity.macs_left() <= 60
+
+
+class InPlace(ToyNet):
+    """Prepares its input where it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(3.0))
+
+
+class Apart(ToyNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub(0.5).mul(3.0))
+
+
+def test_a_network_may_write_into_its_inputs(trainer: Any) -> None:
+    records = []
+    for cls in (InPlace, Apart):
+        torch.manual_seed(1)
+        budget = Budget(macs=0.6, end=0)
+        module = SSLLightningModule(cls(), optimizer=partial(SGD, lr=0.01))
+        run = trainer(max_epochs=8, limit_val_batches=0, callbacks=[budget])
+        run.fit(module, toy_loader(64), toy_loader(8))
+        records.append(budget.state_dict()["measured"]["found"]["curves"])
+    assert records[0] == records[1]
+
+
+def test_an_epoch_of_one_batch_is_enough(trainer: Any) -> None:
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
+    budget = Budget(macs=0.6, end=0)
+    run = trainer(
+        max_epochs=50, limit_train_batches=1, limit_val_batches=0, callbacks=[budget], max_steps=2
+    )
+    run.fit(module, toy_loader(64), toy_loader(8))
+    assert module.sparsity.macs_left() <= 60
+
+
+def test_gradients_are_not_lost_that_several_batches_add_up_to(trainer: Any) -> None:
+    """The budget lands where an optimizer's step begins."""
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
+    budget = Budget(macs=0.6, end=0)
+    landed = []
+
+    class See(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, i: int) -> None:
+            if budget.landed is not None and not landed:
+                landed.append(i)
+
+    run = trainer(
+        max_epochs=8, accumulate_grad_batches=4, limit_val_batches=0, callbacks=[budget, See()]
+    )
+    run.fit(module, toy_loader(96), toy_loader(8))
+    assert landed == [8]
+
+
+@pytest.mark.parametrize("importance", ["measured", "l2"])
+def test_the_window_begins_again_where_something_else_compacts(
+    trainer: Any, importance: str
+) -> None:
+    torch.manual_seed(0)
+    module = SSLLightningModule(
+        make_toy(2),
+        penalties=[{"kind": "coupled", "strength": 1e-4}],
+        optimizer=partial(SGD, lr=0.05),
+    )
+    gradual = Budget(macs=0.5, end=3, method="gradual", every_n_steps=2, importance=importance)
+    callbacks = [gradual, ThresholdPruning(start=1, fraction=0.3), CompactDuringFit(at=1)]
+    trainer(max_epochs=5, limit_val_batches=0, callbacks=callbacks).fit(
+        module, toy_loader(64), toy_loader(8)
+    )
+    assert module.sparsity.macs_left() <= 50
+
+
+def test_one_budget_serves_several_runs_and_says_when_it_was_not_reached(trainer: Any) -> None:
+    budget = Budget(macs=0.6, end=0)
+    for seed in (0, 1):
+        module = SSLLightningModule(make_toy(seed), optimizer=partial(SGD, lr=0.05))
+        run = trainer(max_epochs=2, limit_val_batches=0, callbacks=[budget])
+        run.fit(module, toy_loader(64), toy_loader(8))
+        assert module.backbone.conv1.out_channels < 6
+    module = SSLLightningModule(make_toy(3), optimizer=partial(SGD, lr=0.05))
+    run = trainer(
+        max_epochs=30, max_steps=10, limit_val_batches=0, callbacks=[Budget(macs=0.6, end=20)]
+    )
+    with pytest.warns(UserWarning, match=r"before end=20: macs=0\.6 was not reached"):
+        run.fit(module, toy_loader(64), toy_loader(8))

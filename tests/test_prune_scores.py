@@ -17,14 +17,17 @@ from ssl_lightning import (
     Budget,
     Sensitivity,
     SSLLightningModule,
+    compact,
     count_macs,
     load_compact,
+    make_plan,
     prune_,
     sensitivity,
 )
 from ssl_lightning.cli import main
 from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.groups import resolve_groups
+from ssl_lightning.measure import num_parameters
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.measure.sensitivity_record import Curve, Rises
 from ssl_lightning.prune import choose_groups
@@ -145,6 +148,42 @@ def test_the_sum_of_rises_is_the_least_for_the_cost(steepness, share, known):
     )
     one_more = 2 * first + 1 + steepness * (2 * second + 1)  # whole groups go, not parts
     assert first**2 + steepness * second**2 <= least + one_more + 1e-6 * least
+
+
+class ConvolutionsThenLinear(nn.Module):
+    """The convolutions have most multiply-adds, the linear layers most parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.c3 = nn.Conv2d(32, 16, 3, padding=1)
+        self.f1, self.f2, self.f3 = nn.Linear(64, 512), nn.Linear(512, 512), nn.Linear(512, 10)
+
+    def forward(self, x):
+        for conv in (self.c1, self.c2, self.c3):
+            x = conv(x).relu()
+        x = nn.functional.max_pool2d(x, 4).flatten(1)
+        return self.f3(self.f2(self.f1(x).relu()).relu())
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.5), (0.5, 0.25)])
+def test_no_set_is_emptied_for_a_limit_that_it_hardly_touches(limits, images):
+    torch.manual_seed(0)
+    net = ConvolutionsThenLinear().eval()
+    report = prune_(
+        net,
+        IMAGE,
+        budget=dict(zip(("macs", "parameters"), limits, strict=True)),
+        importance=measured(net, images, (0.125, 0.25, 0.5, 0.75, 0.875)),
+    )
+    assert all(of - gone >= 0.1 * of for gone, of in report.zeroed.values())
+    small = compact(net, make_plan(net, IMAGE))
+    dense = ConvolutionsThenLinear()
+    shares = (
+        count_macs(small, IMAGE) / count_macs(dense, IMAGE),
+        num_parameters(small) / num_parameters(dense),
+    )
+    assert all(0.5 * limit < share <= limit for share, limit in zip(shares, limits, strict=True))
 
 
 def test_groups_of_equal_rise_go_where_they_save_more():

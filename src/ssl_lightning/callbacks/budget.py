@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import weakref
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -17,7 +16,8 @@ from ssl_lightning.callbacks.during_fit import (
     refuse_compiled,
     refuse_strategies,
 )
-from ssl_lightning.callbacks.measuring import changes_of_outputs, training_calls
+from ssl_lightning.callbacks.landing import landing_text, warn_above
+from ssl_lightning.callbacks.measuring import Measured
 from ssl_lightning.callbacks.methods import METHODS, Method, Window
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
@@ -29,8 +29,7 @@ from ssl_lightning.groups.resolve import make_sets
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity, is_trained, sparsity_of
-from ssl_lightning.prune import Choice, Rises, UnreachableError
-from ssl_lightning.prune.budget import TOLERANCE
+from ssl_lightning.prune import Choice, UnreachableError
 from ssl_lightning.prune.machines import check_multiple, meter_of, multiple_for
 from ssl_lightning.prune.scores import find_importance
 from ssl_lightning.suggest import pick
@@ -38,13 +37,17 @@ from ssl_lightning.suggest import pick
 MEASURED, NORM = "measured", "l2"
 """Importance that is found in training, and what sets are ranked by within."""
 
+BEGIN, LAND = "begin", "land"
+"""What is due, as soon as there are inputs to measure on."""
+
 
 class Budget(EpochStartCallback):
     """Bring a network down to what it may cost, and retrain it.
 
     At the start of epoch ``end`` the least important groups are zeroed and locked, as few as the
     budget asks for, and the network is compacted: the budget is kept exactly, whatever happened
-    before. What remains is trained for the rest of the run.
+    before. What remains is trained for the rest of the run. Where importance is measured, that is
+    after the first batches of the epoch, at most 8, on whose inputs it is measured.
 
     Penalties say which groups may go, by their kinds and layers; they need no strength, and act no
     more after ``end``. Without penalties, all coupled channels may go. What happens between
@@ -69,7 +72,7 @@ class Budget(EpochStartCallback):
             already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
         importance: ``"measured"``, by how much the network's outputs on training inputs change
-            when groups of a set are removed, measured when they are chosen. Or the norm, in units
+            when groups of a set are removed, per cost that this saves. Or the norm, in units
             of the mean of the set: ``"l2"``, ``"l1"``. Or a control: ``"random"``, or
             ``"uniform"``, an equal share of each set. Or the path of the JSON file that
             ``ssl-lightning sensitivity`` wrote of the network that the run begins with.
@@ -84,8 +87,8 @@ class Budget(EpochStartCallback):
             training, for a budget that cannot be reached, saying what is in the way, an end after
             the run, or an optimizer whose state cannot be sliced.
         MisconfigurationException: as :class:`CompactDuringFit`; for a run that is resumed after
-            ``end`` from a checkpoint without this budget; and, where importance is measured, for a
-            training step that does not call the network.
+            ``end`` from a checkpoint without this budget; and, where importance is measured, for
+            training steps that do not call the network, or outputs that cannot be compared.
 
     Example:
         >>> [str(target) for target in Budget(macs=0.5, depth=14, end=10).targets]
@@ -124,17 +127,19 @@ class Budget(EpochStartCallback):
                 "Budget: expected an engine for a latency, which is measured there, got none. "
                 "Give one, such as engine='openvino'."
             )
-        self.ranked_by = NORM if importance == MEASURED else find_importance(importance)
+        self.ranked_by = NORM if importance == MEASURED else find_importance(importance, MEASURED)
         self.method: Method = pick("method", method, METHODS)()
         self.start, self.end = start, end
         self.importance, self.every_n_steps = importance, every_n_steps
         self.multiple, self.engine = multiple, engine
-        self.fixed = isinstance(multiple, int)
+        self.fixed, self._given = isinstance(multiple, int), (multiple, end)
         self.dense: dict[str, float] | None = None
         self.landed: dict[str, float] | None = None
         self._next: int | None = None  # optimizer step of the next decision
         self._window: Window | None = None
-        self._found: Rises | None = None
+        self._due: str | None = None
+        self._measured = Measured()
+        self._module: weakref.ref[pl.LightningModule] | None = None
 
     @property
     def state_key(self) -> str:
@@ -143,9 +148,19 @@ class Budget(EpochStartCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what would hold the old parameters."""
-        if stage == "fit":
-            refuse_strategies(trainer.strategy, "Budget")
-            refuse_compiled(pl_module, "Budget")
+        if stage != "fit":
+            return
+        refuse_strategies(trainer.strategy, "Budget")
+        refuse_compiled(pl_module, "Budget")
+        if self._module is not None and self._module() is not pl_module:
+            self.begin_anew()
+        self._module = weakref.ref(pl_module)
+
+    def begin_anew(self) -> None:
+        """Forget another module's run."""
+        self.method, self.multiple, self.end = type(self.method)(), *self._given
+        self.dense = self.landed = self._next = self._window = self._due = None
+        self._measured = Measured()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which the budget could not be reached; give it a learning-rate cycle."""
@@ -158,9 +173,6 @@ class Budget(EpochStartCallback):
         self._window = None
         if self.landed is None:
             self.choose(trainer, sparsity)
-            if self.importance == MEASURED:
-                with self.window(trainer, sparsity).seeded():
-                    training_calls(trainer, sparsity, 1)
         give_cycles(trainer, pl_module, self.end, "Budget")
 
     def end_of(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
@@ -202,14 +214,15 @@ class Budget(EpochStartCallback):
             meter = meter_of(self.engine, network, example)
             meters = {} if meter is None else {"latency": meter}
             costs = Costs(self.targets, network, example, meters, self.dense)
+            group_sets = groups_of(sparsity, around)
             self.dense = costs.dense
             self.multiple = multiple_for(self.multiple, meter)
             self._window = Window(
                 sparsity,
-                groups_of(sparsity, around),
+                group_sets,
                 costs,
                 CompactForm(example, constants=False),
-                self._found or self.ranked_by,
+                self._measured.of(group_sets) or self.ranked_by,
                 self.multiple,
                 self.fixed,
                 around.retained,
@@ -235,42 +248,52 @@ class Budget(EpochStartCallback):
         self.multiple = self.window(trainer, sparsity).multiple
         return choice
 
-    def measure(self, trainer: pl.Trainer, window: Window) -> None:
-        """Measure what groups are ranked by, if that is wanted; the same in all processes."""
-        if self.importance != MEASURED:
-            return
-        start = time.perf_counter()
-        with window.seeded():
-            found = changes_of_outputs(trainer, window.sparsity, window.group_sets)
-        self._found = window.importance = window.agreed(found)
-        rank_zero_info(
-            f"Budget: measured the {found.conditions} without groups of {len(found.curves)} sets, "
-            f"in {time.perf_counter() - start:.3g} s."
-        )
-
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin the window, or end it: choose, lock and compact."""
-        sparsity = sparsity_of(pl_module, "Budget")
+        """Begin the window, or end it, as soon as there are inputs to measure on."""
         epoch = trainer.current_epoch
         assert self.end is not None
         if self.start == epoch < self.end and self._next is None:
-            window = self.window(trainer, sparsity)
-            if self.method.chooses:
-                self.measure(trainer, window)
-            self.method.begin(window)
-            self._next = trainer.global_step + self.every_n_steps
+            self._due = BEGIN
         if epoch == self.end and self.landed is None:
+            self._due = LAND
+        self.act_if_ready(trainer, pl_module)
+
+    def act_if_ready(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool = False
+    ) -> None:
+        """Begin or land if that is due; once it can be measured, or after the ``last`` batch."""
+        if self._due is None:
+            return
+        sparsity = sparsity_of(pl_module, "Budget")
+        window = self.window(trainer, sparsity)
+        measures = self.importance == MEASURED and (self._due == LAND or self.method.chooses)
+        if measures and not last and not self._measured.enough(trainer, window):
+            return
+        due, self._due = self._due, None
+        if due == LAND and self._next is not None:
+            self.method.finish(window)
+        if measures:
+            self._measured.measure_(trainer, window)
+        if due == LAND:
             self.land(trainer, sparsity)
             pl_module.log_dict(self.figures())
+        else:
+            self.method.begin(window)
+            self._next = trainer.global_step + self.every_n_steps
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Let the method decide, every so many steps."""
+        """Begin or land if that is due; let the method decide, every so many steps."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        sparsity = sparsity_of(pl_module, "Budget")
+        self.begin_again_if_replaced(sparsity)
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # no gradients wait
+            self.act_if_ready(trainer, pl_module)
+        if self._due is not None:
+            self._measured.calls.begin_step(sparsity.network)
         if self._next is None or self.landed is not None or trainer.global_step < self._next:
             return
-        sparsity = sparsity_of(pl_module, "Budget")
         window = self.window(trainer, sparsity)
         before = window.gone()
         found = self.method.update(window, self.progress(sparsity))
@@ -281,21 +304,46 @@ class Budget(EpochStartCallback):
         self._next += self.every_n_steps
         pl_module.log_dict({f"budget/{key}": value for key, value in found.items()})
 
+    def begin_again_if_replaced(self, sparsity: Sparsity) -> None:
+        """Let the method begin anew where something else has compacted the network."""
+        if self._window is None or self._window.network is sparsity.network:
+            return
+        self._window = None
+        if self._next is not None and self.method.chooses:
+            self._next, self._due, self.method.state = None, self._due or BEGIN, {}
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Let the method act after the step."""
+        self._measured.calls.end_step()
         if self._next is not None and self.landed is None:
             sparsity = sparsity_of(pl_module, "Budget")
             self.method.after_step(self.window(trainer, sparsity), self.progress(sparsity))
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin or land with the inputs that there were, in an epoch of few batches."""
+        self.act_if_ready(trainer, pl_module, last=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say if the run ended before the budget was reached."""
+        if self.landed is None and not getattr(trainer, "fast_dev_run", False):
+            rank_zero_warn(
+                f"Budget: the run ended in epoch {trainer.current_epoch}, before end={self.end}: "
+                f"{', '.join(map(str, self.targets))} was not reached. Lower `end`, or let the "
+                "run be longer (`max_epochs`, `max_steps`)."
+            )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Watch the network no more."""
+        self._measured.calls.end_step()
+
     def land(self, trainer: pl.Trainer, sparsity: Sparsity) -> None:
         """Zero and lock the least important groups, compact, and switch the penalties off."""
         window = self.window(trainer, sparsity)
-        if self._next is not None:
-            self.method.finish(window)
         sparsity.regularizer.scales = [0.0] * len(sparsity.penalties)
-        self.measure(trainer, window)
         choice = self.choose(trainer, sparsity)
         for group_set, mask in zip(window.group_sets, choice.masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
@@ -308,12 +356,7 @@ class Budget(EpochStartCallback):
         self.landed = window.costs.of(small) | choice.measured()
         self._window = None
         assert self.dense is not None
-        text = ", ".join(
-            f"{name} {self.dense[name]:,.6g} -> {cost:,.6g}{' ms' if name == 'latency' else ''} "
-            f"({cost / self.dense[name]:.1%}, at most "
-            f"{window.costs.limits[name] / self.dense[name]:.1%})"
-            for name, cost in self.landed.items()
-        )
+        text = landing_text(self.landed, self.dense, window.costs.limits)
         of = sum(s.num_groups for s in window.group_sets)
         widths = f", widths in multiples of {self.multiple}" if self.multiple != 1 else ""
         epoch = trainer.current_epoch
@@ -336,15 +379,17 @@ class Budget(EpochStartCallback):
             "multiple": self.multiple,
             "next": self._next,
             "method": dict(self.method.state),
-            "found": None if self._found is None else self._found.to_dict(),
+            "due": self._due,
+            "measured": self._measured.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.dense, self.landed = state_dict["dense"], state_dict["landed"]
         self._next, self.method.state = state_dict["next"], dict(state_dict["method"])
-        self.multiple, found = state_dict["multiple"], state_dict.get("found")
-        self._found = None if found is None else Rises.from_dict(found)
+        self.multiple, self._due = state_dict["multiple"], state_dict["due"]
+        if self.importance == MEASURED:
+            self._measured.load_state_dict(state_dict["measured"])
         if self.end is None:
             self.end = state_dict["end"]
 
@@ -354,14 +399,3 @@ def groups_of(sparsity: Sparsity, around: Surroundings) -> list[GroupSet]:
     if sparsity.penalties:
         return sparsity.regularizer.group_sets
     return make_sets(around, Selector("coupled")) if around.has_kind("coupled") else []
-
-
-def warn_above(costs: Mapping[str, float], limits: Mapping[str, float]) -> None:
-    """Warn of a measured cost that is above its limit by more than the tolerance."""
-    for name, cost in costs.items():
-        if cost > (1 + TOLERANCE) * limits[name]:
-            rank_zero_warn(
-                f"Budget: {name} is {cost:.4g}, {cost / limits[name] - 1:.1%} above the limit of "
-                f"{limits[name]:.4g}: measurements differ by as much here. Measure on an idle "
-                "machine, or give a smaller budget."
-            )

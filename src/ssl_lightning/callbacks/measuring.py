@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 
+from ssl_lightning.callbacks.methods import Window
 from ssl_lightning.groups import GroupSet
-from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import Rises, measure_rises
+from ssl_lightning.prune.scores import fits
 
 NUM_INPUTS, MAX_BATCHES = 256, 8
-"""Training inputs on which outputs are compared, and the most batches that are taken for them."""
+"""Training inputs on which outputs are compared, and the most batches that are waited for."""
 
 MOST_WORK, STEP = 0.25, 3
 """Most forward passes, as a share of those that the run's steps are worth; a step is worth 3. In a
-short run, fewer batches are taken."""
+short run, fewer batches are taken, at least one."""
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875)
 """Of the groups of a set that are removed; between them, the change is interpolated."""
@@ -36,6 +35,7 @@ LARGEST = 1e6
 """Change of outputs that are not finite any more."""
 
 ADVICE = "Give importance='l2', which needs no data."
+PLAIN = (Tensor, str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -45,37 +45,128 @@ class Call:
     arguments: tuple[Any, ...]
     named: dict[str, Any]
 
+    def copied(self) -> Call:
+        """Return the same call with tensors of its own, in which the network may write."""
+        own = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self.named)
+        copies = pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), self.arguments)
+        return Call(copies, own)
+
     def of(self, network: nn.Module) -> list[Tensor]:
         """Return the network's outputs that are floating-point numbers."""
-        leaves = pytree.tree_leaves(network(*self.arguments, **self.named))
+        own = self.copied()
+        leaves = pytree.tree_leaves(network(*own.arguments, **own.named))
         return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 
+    def num_inputs(self) -> int:
+        """Return the batch size: the largest first dimension of a tensor."""
+        leaves = pytree.tree_leaves((self.arguments, self.named))
+        return max([len(x) for x in leaves if isinstance(x, Tensor) and x.dim()], default=1)
 
-class Called(BaseException):
-    """Ends a training step at its call of the network; no ``except Exception`` catches it."""
+
+class TrainingCalls:
+    """Notes how training steps call a network, once in each step, until there are enough inputs.
+
+    Attributes:
+        calls: that were noted.
+    """
+
+    def __init__(self, calls: Sequence[Call] = ()) -> None:
+        self.calls = list(calls)
+        self._hook: RemovableHandle | None = None
+
+    def enough(self, most: int) -> bool:
+        """Whether there are enough inputs, or so many batches."""
+        count = sum(call.num_inputs() for call in self.calls)
+        return len(self.calls) >= most or count >= NUM_INPUTS
+
+    def begin_step(self, network: nn.Module) -> None:
+        """Note the first call of the network that follows."""
+        self.end_step()
+
+        def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self.end_step()
+            self.calls.append(Call(arguments, named).copied())
+
+        plain: Any = torch.compiler.disable(note)
+        self._hook = network.register_forward_pre_hook(plain, prepend=True, with_kwargs=True)
+
+    def end_step(self) -> None:
+        """Note no more."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def state(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Return what checkpoints hold: nothing if calls have arguments that are not plain."""
+        leaves = pytree.tree_leaves([(call.arguments, call.named) for call in self.calls])
+        plain = all(isinstance(leaf, PLAIN) for leaf in leaves)
+        return [(call.arguments, call.named) for call in self.calls] if plain else []
+
+
+class Measured:
+    """Importance that is measured in training: the calls to measure with, and what was found."""
+
+    def __init__(self) -> None:
+        self.found: Rises | None = None
+        self.calls = TrainingCalls()
+
+    def enough(self, trainer: pl.Trainer, window: Window) -> bool:
+        """Whether there are enough calls, in the first process."""
+        return window.agreed(self.calls.enough(most_batches(trainer, window.group_sets)))
+
+    def measure_(self, trainer: pl.Trainer, window: Window) -> None:
+        """Let the window rank groups by what is measured now, the same in all processes."""
+        start = time.perf_counter()
+        network, sets = window.sparsity.network, window.group_sets
+        with window.seeded():
+            found = changes_of_outputs(trainer, network, sets, self.calls.calls)
+        self.found = window.importance = window.agreed(found)
+        self.calls = TrainingCalls()
+        rank_zero_info(
+            f"Budget: measured the {found.conditions} without groups of {len(sets)} sets, in "
+            f"{time.perf_counter() - start:.3g} s."
+        )
+
+    def of(self, group_sets: Sequence[GroupSet]) -> Rises | None:
+        """Return what was found of these sets; None for those of a network compacted since."""
+        return self.found if self.found is not None and fits(self.found, group_sets) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`load_state_dict` reads."""
+        found = None if self.found is None else self.found.to_dict()
+        return {"found": found, "calls": self.calls.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        found = state["found"]
+        self.found = None if found is None else Rises.from_dict(found)
+        self.calls = TrainingCalls([Call(*call) for call in state["calls"]])
 
 
 def changes_of_outputs(
-    trainer: pl.Trainer, sparsity: Sparsity, group_sets: Sequence[GroupSet]
+    trainer: pl.Trainer, network: nn.Module, group_sets: Sequence[GroupSet], calls: Sequence[Call]
 ) -> Rises:
-    """Measure how much the outputs change on training inputs when groups of a set are removed.
+    """Measure how much the outputs change when groups of a set are removed.
 
-    The change is the sum of squared differences over the sum of squares, averaged over batches and
-    outputs: it needs no labels, and is the same measure for all tasks. Nothing is trained, and
-    neither the module nor the position in its data changes.
+    The change is the sum of squared differences over the sum of squares, averaged over calls and
+    outputs: it needs no labels, and is the same measure for all tasks. Nothing is trained, and the
+    network remains as it is.
 
     Args:
-        trainer: that trains.
-        sparsity: of the module.
+        trainer: in whose precision networks run.
+        network: in training.
         group_sets: the groups.
+        calls: with which inputs.
 
     Raises:
-        MisconfigurationException: if the training step does not call the network, or the network
-            returns nothing that could be compared.
+        MisconfigurationException: if there are no calls, or the network returns nothing that could
+            be compared.
     """
-    times = sum(1 if s.kind == "depth" else len(SHARES) for s in group_sets)
-    batches = MOST_WORK * STEP * steps_of(trainer) / times
-    calls = training_calls(trainer, sparsity, NUM_INPUTS, int(min(batches, MAX_BATCHES)))
+    if not calls:
+        raise MisconfigurationException(
+            "Budget: expected training steps that call the network, whose groups are ranked by "
+            f"what their removal changes in its outputs, got none in an epoch. {ADVICE}"
+        )
     expected: list[list[Tensor]] = []  # outputs of the whole network, which is evaluated first
 
     @torch.no_grad()
@@ -87,10 +178,9 @@ def changes_of_outputs(
             expected.extend(outputs)
         return sum(map(change, outputs, expected)) / len(calls)
 
-    conditions = f"relative squared change of the outputs on {len(calls)} training batches"
-    return measure_rises(
-        sparsity.network, group_sets, changed, shares=SHARES, conditions=conditions
-    )
+    number = len(calls)
+    conditions = f"relative squared change of the outputs on {number} training batches"
+    return measure_rises(network, group_sets, changed, shares=SHARES, conditions=conditions)
 
 
 def check_comparable(outputs: Sequence[Sequence[Tensor]]) -> None:
@@ -124,109 +214,19 @@ def change(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return min(value, LARGEST) if math.isfinite(value) else LARGEST
 
 
-def steps_of(trainer: pl.Trainer) -> float:
+def most_batches(trainer: pl.Trainer, group_sets: Sequence[GroupSet]) -> int:
+    """Return how many batches to measure on at most, for the length of the run."""
+    times = sum(1 if s.kind == "depth" else len(SHARES) for s in group_sets)
+    batches = MOST_WORK * STEP * num_batches(trainer) / max(times, 1)
+    return max(int(min(batches, MAX_BATCHES)), 1)
+
+
+def num_batches(trainer: pl.Trainer) -> float:
     """Return the number of batches of a run; infinite if it has no end."""
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 0:
-        return math.inf
-    return float(epochs * trainer.num_training_batches)
-
-
-def training_calls(
-    trainer: pl.Trainer, sparsity: Sparsity, number: int, most: int = MAX_BATCHES
-) -> list[Call]:
-    """Return how training steps would call the network, for about so many inputs.
-
-    At least one batch and at most so many are taken for them. Batches come from a loader of their
-    own, so that the run's data are where they were. A step ends at the call: nothing is logged,
-    counted or updated.
-
-    Raises:
-        MisconfigurationException: if there are no batches, or a step does not call the network.
-    """
-    module, calls, count = sparsity.module, list[Call](), 0
-    for index, batch in enumerate(fresh_batches(trainer)):
-        if index >= max(most, 1) or count >= number:
-            break
-        batch = trainer.precision_plugin.convert_input(batch)
-        call = call_in_step(module, sparsity.network, trainer.strategy.batch_to_device(batch))
-        calls.append(call)
-        count += max([len(x) for x in tensors_of(call) if x.dim()], default=1)
-    if not calls:
-        raise MisconfigurationException(
-            "Budget: expected training batches, on which groups are ranked by what their removal "
-            f"changes, got none. {ADVICE}"
-        )
-    return calls
-
-
-def tensors_of(call: Call) -> list[Tensor]:
-    """Return the tensors that a network is called with."""
-    leaves = pytree.tree_leaves((call.arguments, call.named))
-    return [x for x in leaves if isinstance(x, Tensor)]
-
-
-def fresh_batches(trainer: pl.Trainer) -> Iterator[Any]:
-    """Yield training batches from the beginning, as the run's own loaders would."""
-    source, mode = trainer.fit_loop._data_source.dataloader(), "max_size_cycle"  # as Lightning does
-    if isinstance(source, CombinedLoader):
-        source, mode = source.iterables, source._mode
-    loaders = CombinedLoader(pytree.tree_map(apart, source), mode)  # type: ignore[arg-type]
-    yield from (batch for batch, _, _ in iter(loaders))
-
-
-def apart(loader: Any) -> Any:
-    """Return a loader that can be iterated over while the given one is."""
-    if not isinstance(loader, DataLoader):
-        return copy.copy(loader)
-    found, sampler = copy.copy(loader), copy.copy(loader.sampler)
-    batches: Any = copy.copy(loader.batch_sampler)
-    if getattr(batches, "sampler", None) is loader.sampler:
-        batches.sampler = sampler
-    vars(found).update(sampler=sampler, batch_sampler=batches, _iterator=None)
-    return found
-
-
-def call_in_step(module: pl.LightningModule, network: nn.Module, batch: Any) -> Call:
-    """Return how a training step on a batch calls the network first.
-
-    Raises:
-        MisconfigurationException: if it does not.
-    """
-
-    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append(Call(arguments, named))
-        raise Called
-
-    found: list[Call] = []
-    step: Callable[..., Any] = module.training_step
-    numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
-    hook = network.register_forward_pre_hook(note, prepend=True, with_kwargs=True)
-    try:
-        with torch.no_grad(), unchanged(module):
-            step(batch, 0) if numbered else step(batch)
-    except Called:
-        return found[0]
-    finally:
-        hook.remove()
-    raise MisconfigurationException(
-        "Budget: the training step did not call the network, whose groups are ranked by what their "
-        f"removal changes in its outputs. {ADVICE}"
-    )
-
-
-@contextmanager
-def unchanged(module: pl.LightningModule) -> Iterator[None]:
-    """Let a training step that is cut off leave nothing behind: no logs, no frozen parameters."""
-    frozen = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    names = ("log", "log_dict")
-    before = {name: vars(module)[name] for name in names if name in vars(module)}
-    vars(module).update(dict.fromkeys(names, lambda *_, **__: None))
-    try:
-        yield
-    finally:
-        for name in names:
-            del vars(module)[name]
-        vars(module).update(before)
-        for parameter, value in frozen.items():
-            parameter.requires_grad = value
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    found = [math.inf]
+    if epochs is not None and epochs >= 0:
+        found.append(float(epochs) * trainer.num_training_batches)
+    if steps >= 0:
+        found.append(float(steps * trainer.accumulate_grad_batches))
+    return min(found)

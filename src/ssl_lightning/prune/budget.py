@@ -106,25 +106,44 @@ def choose_groups(
     chosen = [torch.zeros(s.num_groups, dtype=torch.bool) for s in group_sets]
     depth = [i for i, s in enumerate(group_sets) if s.kind == "depth"]
     others = [i for i in range(len(group_sets)) if i not in depth]
-    phases = [(("depth",), depth), (tuple(n for n in costs.limits if n != "depth"), others)]
-    if "depth" not in costs.limits:
-        phases = [(tuple(costs.limits), depth + others)]
+    scores = list(scores)
     checks, first = dict[str, Check](), dict[str, Check]()
-    for resources, numbers in phases:
-        if not resources:
-            continue
+    for resources, numbers in phases_of(costs, depth, others, apart=per_cost):
         sets, mine = [group_sets[i] for i in numbers], [scores[i] for i in numbers]
-        masks = [chosen[i] for i in numbers]
         part = Search(network, form, sets, mine, costs, resources, multiple, dict(retained or {}))
         if per_cost:
             part.divide_by_savings_()
         rounds = part.settle()
         checks, first = checks | rounds[0].checks, first | rounds[-1].checks
-        for mask, more in zip(masks, to_masks(sets, rounds[0].chosen), strict=True):
-            mask |= more
+        for i, more in zip(numbers, to_masks(sets, rounds[0].chosen), strict=True):
+            chosen[i] |= more
+            scores[i] = scores[i] * ~more
         part.left(rounds[0].chosen)
     found = form.ask(network, costs.of) | {name: c.measured for name, c in checks.items()}
     return Choice(chosen, found, costs.shares(found), checks, first)
+
+
+def phases_of(
+    costs: Costs, depth: list[int], others: list[int], *, apart: bool
+) -> list[tuple[tuple[str, ...], list[int]]]:
+    """Return the searches to make one after the other: resources, and numbers of sets.
+
+    Args:
+        costs: with their limits.
+        depth: numbers of the sets of depth groups.
+        others: of all other sets.
+        apart: whether each resource has a search of its own, the one that has to fall most first,
+            since groups that save much of one may save nothing of another.
+    """
+    names = [name for name in costs.limits if name != "depth"]
+    sets = others if "depth" in costs.limits else depth + others
+    names.sort(key=lambda name: costs.limits[name] / costs.dense[name])
+    found: list[tuple[tuple[str, ...], list[int]]] = []
+    if "depth" in costs.limits:
+        found.append((("depth",), depth))
+    if apart:
+        return found + [((name,), sets) for name in names]
+    return [*found, (tuple(names), sets)] if names else found
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,12 @@ TIE = 1e-9
 """Of groups whose removal costs nothing, those of smaller norm go first."""
 
 
-def find_importance(given: Importance) -> Ranking:
+def find_importance(given: Importance, *others: str) -> Ranking:
     """Return an importance that is known: a name, or the curves of a record.
+
+    Args:
+        given: the importance.
+        others: further names that are known where it was given.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -37,8 +41,14 @@ def find_importance(given: Importance) -> Ranking:
         return Sensitivity.load(given).rises()
     if isinstance(given, Sensitivity):
         return given.rises()
-    pick("importance", given, IMPORTANCES)
+    pick("importance", given, {**IMPORTANCES, **dict.fromkeys(others)})
     return given
+
+
+def fits(found: Rises, group_sets: Sequence[GroupSet]) -> bool:
+    """Whether there is a curve of each set, with as many groups as it has."""
+    sizes = {name: curve.num_groups for name, curve in found.curves.items()}
+    return all(sizes.get(s.name) == s.num_groups for s in group_sets)
 
 
 def has_norms(importance: Ranking) -> bool:
