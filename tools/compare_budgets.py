@@ -263,9 +263,12 @@ def main() -> None:
     for seed in args.seeds:
         for way in args.ways:
             if (args.network, args.length, way, args.macs, seed) not in done:
-                row = train(
-                    args.network, args.length, way, args.macs, seed, args.precision, path.parent
-                )
+                run = args.network, args.length, way, args.macs, seed
+                try:
+                    row = train(*run, args.precision, path.parent)
+                except ValueError as error:  # a large strength may end in NaN
+                    print(f"{run}: {error}", flush=True)
+                    continue
                 with path.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
