@@ -326,12 +326,11 @@ class Budget(EpochStartCallback):
         self.act_if_ready(trainer, pl_module, last=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say if the run ended before the budget was reached."""
+        """Say if the run ended before."""
         if self.landed is None and not getattr(trainer, "fast_dev_run", False):
             rank_zero_warn(
                 f"Budget: the run ended in epoch {trainer.current_epoch}, before end={self.end}: "
-                f"{', '.join(map(str, self.targets))} was not reached. Lower `end`, or let the "
-                "run be longer (`max_epochs`, `max_steps`)."
+                f"{', '.join(map(str, self.targets))} was not reached. Lower `end`, or train longer."
             )
 
     def on_exception(

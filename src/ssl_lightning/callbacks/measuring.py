@@ -200,8 +200,8 @@ def change(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the sum of squared differences over the sum of squares, a mean over outputs.
 
     Example:
-        >>> change([torch.tensor([3.0, 1.0])], [torch.tensor([3.0, 4.0])])
-        0.36
+        >>> change([torch.tensor([1.0, 2.0])], [torch.tensor([0.0, 2.0])])
+        0.25
         >>> change([torch.tensor([math.nan])], [torch.tensor([1.0])])
         1000000.0
     """

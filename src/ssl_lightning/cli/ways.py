@@ -45,7 +45,7 @@ def ways(config: Config, controls: bool) -> dict[str, Config]:
         >>> config = {"model": {"backbone": "lenet"}, "trainer": {},
         ...           "budget": {"class_path": "Budget", "init_args": {"macs": 0.5}}}
         >>> list(ways(config, controls=True))
-        ['given', 'result', 'dense', 'random', 'narrow']
+        ['given', 'result', 'dense', 'one_shot', 'random', 'narrow']
     """
     found = {GIVEN: as_given(config), RESULT: config}
     if controls:

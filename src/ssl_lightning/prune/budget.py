@@ -245,7 +245,23 @@ class Search:
             large = blocks[count - 1][0]  # no more of this set: its next blocks are as large
             rest = [block for block in blocks[count:] if block[0] != large]
             least, blocks = count - 1, [*blocks[: count - 1], *rest]
-        return best
+        return best if used >= NEAR else self.given_back(best)
+
+    def given_back(self, chosen: Tensor) -> Tensor:
+        """Return fewer groups: the most important ones are given back as the limits allow.
+
+        Of a few sets only: each asks for several costs.
+        """
+        found = set(chosen.tolist())
+        blocks = [block for block in self.blocks if found.issuperset(block[1].tolist())]
+        for number in list(dict.fromkeys(n for n, _ in reversed(blocks)))[:ATTEMPTS]:
+            mine = [block for block in blocks if block[0] == number]
+            others = [block for block in blocks if block[0] != number]
+            count, _ = first_within(
+                lambda n, a=others, b=mine: self.excess(joined([*a, *b[:n]])), 0, len(mine), NEAR
+            )
+            blocks = [*others, *mine[:count]]
+        return joined(blocks)
 
     def excess_of_first(self, blocks: Sequence[tuple[int, Tensor]], count: int) -> float:
         """Return the excess without the first so many blocks."""
