@@ -330,7 +330,7 @@ class Budget(EpochStartCallback):
         if self.landed is None and not getattr(trainer, "fast_dev_run", False):
             rank_zero_warn(
                 f"Budget: the run ended in epoch {trainer.current_epoch}, before end={self.end}: "
-                f"{', '.join(map(str, self.targets))} was not reached. Lower `end`, or train longer."
+                f"{', '.join(map(str, self.targets))} was not reached. Lower `end` or train on."
             )
 
     def on_exception(

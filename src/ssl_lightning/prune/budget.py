@@ -257,15 +257,17 @@ class Search:
         for number in list(dict.fromkeys(n for n, _ in reversed(blocks)))[:ATTEMPTS]:
             mine = [block for block in blocks if block[0] == number]
             others = [block for block in blocks if block[0] != number]
-            count, _ = first_within(
-                lambda n, a=others, b=mine: self.excess(joined([*a, *b[:n]])), 0, len(mine), NEAR
-            )
+            excess = partial(self.excess_of_first, mine, also=joined(others))
+            count, _ = first_within(excess, 0, len(mine), NEAR)
             blocks = [*others, *mine[:count]]
         return joined(blocks)
 
-    def excess_of_first(self, blocks: Sequence[tuple[int, Tensor]], count: int) -> float:
-        """Return the excess without the first so many blocks."""
-        return self.excess(joined(blocks[:count]))
+    def excess_of_first(
+        self, blocks: Sequence[tuple[int, Tensor]], count: int, also: Tensor | None = None
+    ) -> float:
+        """Return the excess without the first so many blocks, and without others."""
+        first = joined(blocks[:count])
+        return self.excess(first if also is None else torch.cat([also, first]))
 
     def within_measured(self, chosen: Tensor) -> bool:
         """Whether the cost without those groups is within the limits once it is measured."""
