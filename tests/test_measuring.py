@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from own_modules import MODULES
@@ -180,9 +180,8 @@ class Habits(StructuredSparsity, pl.LightningModule):
         return SGD(self.net.parameters(), lr=0.1), SGD(self.head.parameters(), lr=0.1)
 
 
-class Named(nn.Module):
+class Named(Dataset[Any]):
     def __init__(self, dataset: Any) -> None:
-        super().__init__()
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -65,11 +65,14 @@ def is_trained(settings: Mapping[str, Any]) -> bool:
         >>> own = {"class_path": "my.Net", "init_args": {"pretrained": True}}
         >>> is_trained({"backbone": own}), is_trained({"backbone": "lenet", "init_from": "a.ckpt"})
         (True, True)
+        >>> is_trained({"backbone": {"depth": 18}, "backbone_args": [64, 128]})  # of one's own
+        False
     """
     backbone = settings.get("backbone", settings.get("backbone_class"))
-    arguments = settings.get("backbone_args") or settings.get("backbone_init_args") or {}
+    given: Any = settings.get("backbone_args") or settings.get("backbone_init_args")
     if isinstance(backbone, Mapping):
-        backbone, arguments = backbone["class_path"], backbone.get("init_args") or {}
+        backbone, given = backbone.get("class_path"), backbone.get("init_args")
+    arguments = given if isinstance(given, Mapping) else {}  # a module of one's own names its own
     name = backbone if isinstance(backbone, str) else ""
     if name.startswith(PREFIX):
         return arguments.get("pretrained", True) is not False or bool(settings.get("init_from"))

@@ -196,10 +196,10 @@ class Search:
         for number, (group_set, scores) in enumerate(zip(self.sets, self.scores, strict=True)):
             order = start + scores.argsort(stable=True)
             start += group_set.num_groups
-            zero = int((scores == 0).sum())  # already, which saves nothing
-            half = -(-(group_set.num_groups - zero) // 2)
-            if half:
-                saved = (before - self.excess(order[: zero + half])) / half
+            left = int((scores > 0).sum())  # the others are zero, which saves nothing more
+            half = min(-(-left // 2), left - (group_set.kind != "depth"))  # one is retained
+            if half > 0:
+                saved = (before - self.excess(order[: len(order) - left + half])) / half
                 self.scores[number] = scores / max(saved, LEAST_SAVED)
 
     def settle(self) -> list[Round]:
