@@ -68,7 +68,7 @@ def is_trained(settings: Mapping[str, Any]) -> bool:
         >>> is_trained({"backbone": {"depth": 18}, "backbone_args": [64, 128]})  # of one's own
         False
     """
-    backbone = settings.get("backbone", settings.get("backbone_class"))
+    backbone: Any = settings.get("backbone", settings.get("backbone_class"))
     given: Any = settings.get("backbone_args") or settings.get("backbone_init_args")
     if isinstance(backbone, Mapping):
         backbone, given = backbone.get("class_path"), backbone.get("init_args")
