@@ -21,6 +21,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import RDBStorage
 
 from conftest import ROOT
 from ssl_lightning import suggest
@@ -267,6 +268,26 @@ def test_processes_that_share_a_study_run_each_trial_once(tmp_path):
     for folder in folders:
         assert (folder / "output.txt").read_text().count("Seed set") == 1
     assert len({tuple(t.params.values()) for t in study.trials}) == 4
+
+
+def test_a_study_is_under_its_name_once_it_is_whole(tmp_path, monkeypatch):
+    """Without the index that Optuna makes last, a later process would begin the study twice."""
+
+    class Killed(RDBStorage):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            raise KeyboardInterrupt
+
+    url = f"sqlite:///{tmp_path}/study.db"
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_lightning.sweep.study.RDBStorage", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            SharedStudy(url, "s", tmp_path / "out")
+    assert not list(tmp_path.rglob("*.db"))
+    SharedStudy(url, "s", tmp_path / "out")
+    with sqlite3.connect(tmp_path / "study.db") as file:
+        indices = file.execute("select sql from sqlite_master where tbl_name = 'studies'")
+        assert any(str(sql).startswith("CREATE UNIQUE INDEX") for (sql,) in indices)
 
 
 def test_a_trial_of_a_living_process_is_not_taken(tmp_path):

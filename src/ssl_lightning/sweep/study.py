@@ -65,15 +65,15 @@ class SharedStudy:
 
     def __init__(self, url: str, name: str, output: Path, create: bool = True) -> None:
         self.url, self.name, self.output = url, name, output
-        place, shown = self._checked(url, create)
-        self.turn = place or output
+        file, shown = self._checked(url, create)
+        self.turn = file.parent if file else output
         with in_turn(self.turn):
-            self.storage = open_storage(url)
+            self.storage = open_storage(url, file)
             self.study = self._study(create, shown)
             self.owner = self._identity() if create else ""
 
     def _checked(self, url: str, create: bool) -> tuple[Path | None, str]:
-        """Return the folder of the file that the storage is, if it is one, and the URL to show."""
+        """Return the file that the storage is, if it is one, and the URL to show."""
         try:
             parsed = make_url(url)
         except Exception as error:
@@ -97,7 +97,7 @@ class SharedStudy:
                 f"No study at {file}. `ssl-lightning sweep` with --config, --space and --trials "
                 "makes one."
             )
-        return file.parent
+        return file
 
     def _study(self, create: bool, shown: str) -> optuna.Study:
         """Return the study of that name, made if missing and ``create``."""
@@ -278,12 +278,21 @@ def trial_of(study: optuna.Study, number: int) -> Trial:
     return Trial(study, found._trial_id)
 
 
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str, file: Path | None = None) -> RDBStorage:
     """Open a storage, made if missing.
+
+    Args:
+        url: of the storage.
+        file: that the storage is. It is made under another name: Optuna would take a file that a
+            kill left without the index that keeps names unique, and begin a study twice.
 
     Raises:
         ValueError: if that fails.
     """
+    if file is not None and not file.exists():
+        with replacing(file) as temporary:
+            made = make_url(url).set(database=str(temporary))
+            open_storage(made.render_as_string(hide_password=False)).engine.dispose()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sqlite = make_url(url).get_backend_name() == "sqlite"
     waiting: dict[str, Any] = {"connect_args": {"timeout": 60}} if sqlite else {}
