@@ -10,11 +10,7 @@ split. ``mobilenetv3`` begins with what ``configs/mobilenetv3_small_imagenette_d
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
-import warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 
+from comparing import Row, carry_out, measured, parser_of, stored, tables
 from dual_averaging import DualAveraging, DualPenalty
 from ssl_lightning import SSLLightningModule, sensitivity
 from ssl_lightning.callbacks import Budget
@@ -144,26 +141,31 @@ def optimizer_for(settings: dict[str, Any], way: str) -> tuple[Any, dict[str, An
     return torch.optim.SGD, sgd
 
 
-def train(
-    network: str, length: str, way: str, macs: float, seed: int, precision: Any, folder: Path
-) -> dict[str, Any]:
-    """Train once; return errors, cost and time."""
-    settings, choice = NETWORKS[network], dict(WAYS[way])
-    window, rest, batches = LENGTHS[length]
-    at_once = choice.pop("at_once", way == "dense")
-    if choice.get("importance") == "recorded":
-        choice["importance"] = measured_record(network, folder)
-    stages = [window + rest] if at_once else [window, rest]
-    pl.seed_everything(seed, verbose=False)
-    Steered.num_epochs = window
+def module_of(network: str, choice: dict[str, Any], way: str, stages: list[int]) -> Any:
+    """Return the module that a way trains, with a cycle of the learning rate for each stage."""
+    settings = NETWORKS[network]
     make, arguments = optimizer_for(settings, way)
-    module = SSLLightningModule(
+    return SSLLightningModule(
         **settings["module"],
         channels_last=network != "lenet",
         penalties=choice.pop("penalties", []),
         optimizer=lambda p: make(p, **arguments),
         lr_scheduler=lambda o: StageLR(o, stages, [arguments["lr"]] * len(stages)),
     )
+
+
+def train(
+    network: str, length: str, way: str, macs: float, seed: int, precision: Any, folder: Path
+) -> Row:
+    """Train once; return errors, cost and time."""
+    settings, choice = NETWORKS[network], dict(WAYS[way])
+    window, rest, batches = LENGTHS[length]
+    at_once = choice.pop("at_once", way == "dense")
+    if choice.get("importance") == "recorded":
+        choice["importance"] = measured_record(network, folder)
+    pl.seed_everything(seed, verbose=False)
+    Steered.num_epochs = window
+    module = module_of(network, choice, way, [window + rest] if at_once else [window, rest])
     callbacks: list[pl.Callback] = []
     if choice:
         end = 0 if at_once else window
@@ -173,58 +175,17 @@ def train(
     if way == "dual":
         assert isinstance(batches, int)
         callbacks.append(DualPenalty(window, window * batches))
-    trainer = pl.Trainer(
-        max_epochs=window + rest,
+    figures = measured(
+        module,
+        settings["data"](seed=seed, split_seed=0),
+        window + rest,
+        callbacks,
         limit_train_batches=batches,
         precision=precision,
         gradient_clip_val=1.0 if "adamw" in settings else None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        callbacks=callbacks,
     )
-    data, start = settings["data"](seed=seed, split_seed=0), time.time()
-    trainer.fit(module, data)
-    seconds = time.time() - start
-    trainer.limit_val_batches = 1.0
-    (val,) = trainer.validate(module, data, verbose=False)
-    (test,) = trainer.test(module, data, verbose=False)
-    share = module.sparsity.macs_left()
-    return {
-        "network": network,
-        "length": length,
-        "way": way,
-        "macs": macs,
-        "seed": seed,
-        "precision": precision,
-        "val": round(val["val/error"], 3),
-        "test": round(test["test/error"], 3),
-        "macs_left": None if share is None else round(share, 2),
-        "seconds": round(seconds),
-    }
-
-
-def tables(rows: list[dict[str, Any]]) -> None:
-    """Print means over seeds, with the spread, best first: a table for each network and cost."""
-    found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-    for row in rows:
-        place = row["network"], row["length"], row["macs"]
-        found.setdefault(place, {}).setdefault(row["way"], []).append(row)
-    for (network, length, macs), ways in sorted(found.items()):
-        print(f"\n<!-- {network} {length} {macs:g} -->")
-        print("| way | seeds | validation % | test % |")
-        print("|---|---|---|---|")
-        lines = [
-            (statistics.mean(r["val"] for r in runs), name_of(way), runs)
-            for way, runs in ways.items()
-        ]
-        for _, name, runs in sorted(lines, key=lambda line: line[0]):
-            cells = [spread([r[split] for r in runs]) for split in ("val", "test")]
-            print(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-        print("<!-- end -->")
+    place = {"network": network, "length": length, "way": way, "macs": macs, "seed": seed}
+    return {**place, "precision": precision, **figures}
 
 
 def name_of(way: str) -> str:
@@ -233,46 +194,28 @@ def name_of(way: str) -> str:
     return f"constant strength {strength}" if kind == "constant" else LABELS[way]
 
 
-def spread(values: list[float]) -> str:
-    """Return mean and standard deviation; of one value, that."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
 def main() -> None:
     """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, list(WAYS), "runs/budgets/results.jsonl")
     parser.add_argument("network", choices=NETWORKS, nargs="?")
     parser.add_argument("length", choices=LENGTHS, nargs="?")
-    usual = [way for way in WAYS if not way.startswith("constant_")]
-    parser.add_argument("--ways", nargs="+", default=usual, choices=WAYS)
-    parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--precision", default="32-true", help="bf16-mixed where it is faster")
-    parser.add_argument("--results", type=Path, default=Path("runs/budgets/results.jsonl"))
-    parser.add_argument("--table", action="store_true")
+    parser.set_defaults(ways=[way for way in WAYS if not way.startswith("constant_")])
     args = parser.parse_args()
-    path: Path = args.results
-    rows = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
     if args.table:
-        return tables(rows)
-    warnings.simplefilter("ignore")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keys = ("network", "length", "way", "macs", "seed")
-    done = {tuple(row[k] for k in keys) for row in rows}
-    for seed in args.seeds:
-        for way in args.ways:
-            if (args.network, args.length, way, args.macs, seed) not in done:
-                run = args.network, args.length, way, args.macs, seed
-                try:
-                    row = train(*run, args.precision, path.parent)
-                except ValueError as error:  # a large strength may end in NaN
-                    print(f"{run}: {error}", flush=True)
-                    continue
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(row, flush=True)
-    return None
+        return tables(stored(args.results), name_of)
+    runs = (
+        {
+            "network": args.network,
+            "length": args.length,
+            "way": way,
+            "macs": args.macs,
+            "seed": seed,
+        }
+        for seed in args.seeds
+        for way in args.ways
+    )
+    more = {"precision": args.precision, "folder": args.results.parent}
+    return carry_out(runs, partial(train, **more), args.results)
 
 
 if __name__ == "__main__":
