@@ -62,20 +62,30 @@ def finish(training: cifar.Training, name: str) -> None:
 # The queue
 
 
-def test_dense_runs_come_first_then_the_entries_of_the_zoo_with_controls_then_deeper_networks():
+def test_dense_runs_come_first_and_all_see_as_many_epochs():
     names = [row.name for row in ROWS]
     entries = {path.name for path in (ROOT / "zoo").glob("resnet20_cifar10_*")}
-    sparse = {name for name in names if BY_NAME[name].start} - {names[5], names[4]}
     assert names[0] == "resnet20_cifar10_dense"
-    assert {names[0]} | sparse == entries
+    assert set(names[: len(entries) + 1]) == entries | {"resnet20_cifar10_half"}
     assert names.index("resnet56_cifar10_dense") > max(names.index(entry) for entry in entries)
     for row in ROWS:
-        assert sum(row.epochs) in (200, 400)
+        before = sum(BY_NAME[row.start].epochs) if row.start else 0
+        assert before + sum(row.epochs) == (300 if row.teacher else 200)
 
 
-def test_every_config_of_the_queue_is_there_with_its_controls():
-    controls = {path.stem for path in CONFIGS.glob("resnet20_cifar10_*_*.yaml")}
-    assert controls == {name for name in BY_NAME if name.count("_") > 2 and "resnet20" in name}
+def test_controls_differ_from_their_entry_by_what_they_are_of():
+    for row in ROWS:
+        entry, _, kind = row.name.rpartition("_")
+        if kind in ("magnitude", "random"):
+            importance = {"magnitude": "l2", "random": "random"}[kind]
+            assert row.values["budget.importance"] == importance
+            if entry in BY_NAME:
+                same = BY_NAME[entry]
+                assert (row.epochs, row.start, row.teacher) == (
+                    same.epochs,
+                    same.start,
+                    same.teacher,
+                )
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -86,8 +96,7 @@ def test_checkpoints_of_a_row_fit_into_an_archive(name):
     backbone = yaml.safe_load((row.config).read_text())["model"]["backbone"]
     network = create_backbone("resnet20" if backbone.startswith("zoo:") else backbone)
     weights = 4 * sum(p.numel() for p in network.parameters())
-    compact = any(other.like == name for other in ROWS)
-    assert len(row.seeds) * weights * (2 + compact) < 0.95 * stages.MAX_BYTES  # and momentum
+    assert len(row.seeds) * weights * 2 < 0.95 * stages.MAX_BYTES  # and momentum
 
 
 BAD = {
@@ -96,7 +105,7 @@ BAD = {
     "no_config": ({"config": "b"}, r"row a: no file b\.yaml in configs/"),
     "stages": ({"lr": [0.1]}, r"as many `epochs` as `lr`, got \[1, 2\] and \[0\.1\]"),
     "from": ({"from": "z"}, r"`from` to be an earlier row with the seeds \[0\], got 'z'"),
-    "like": ({"like": "a"}, "`like` to be an earlier row"),
+    "teacher": ({"teacher": "a"}, "`teacher` to be an earlier row"),
 }
 
 
@@ -136,15 +145,27 @@ def test_configs_of_runs_are_those_of_the_rows_in_places_of_their_own(tmp_path, 
     assert config["trainer"]["max_epochs"] == sum(row.epochs)
     assert config["data"]["init_args"] == original["data"]["init_args"] | {"on_device": True}
     assert config["model"].get("penalties") == original["model"].get("penalties")
+    wanted = original.get("budget", {})
+    assert config.get("budget", {}) == wanted | {
+        key.removeprefix("budget."): value
+        for key, value in row.values.items()
+        if key.startswith("budget.")
+    }
     assert config["model"]["compile"] == (device == "cuda")
     assert config["model"]["optimizer"]["init_args"]["lr"] == row.lr[0]
     if row.start:
-        assert config["model"]["backbone"] == "resnet20"
-        start = f"runs/resnet20_cifar10_dense-{row.seeds[-1]}/checkpoints/last.ckpt"
+        assert config["model"]["backbone"] == row.start.partition("_")[0]
+        start = f"runs/{row.start}-{row.seeds[-1]}/checkpoints/last.ckpt"
         assert config["model"]["init_from"] == start
-    if row.like:
-        like = f"like: runs/{row.like}-{row.seeds[-1]}/compact"
-        assert like in text
+    if row.teacher:
+        assert f"teacher: runs/{row.teacher}-{row.seeds[-1]}/checkpoints/last.ckpt" in text
+
+
+@pytest.mark.parametrize(("known", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_is_for_processors_that_have_it(tmp_path, monkeypatch, known, precision):
+    monkeypatch.setattr(trained, "has_bfloat16", lambda: known)
+    config = trained.config_of(trained.Run(DENSE, 0, tmp_path), ROWS, "cpu", compiled=False)
+    assert config["trainer"]["precision"] == precision
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -1,5 +1,7 @@
 """Stage ``cifar``: a queue of CIFAR-10 runs, several at a time on one GPU, over several calls.
 
+With ``--device cpu`` it trains the same queue, one run per core.
+
 First, batches made on the device are compared with those of the CPU. Each run is a process of its
 own with the ordinary configs, module and data module; GPU time that one does not use is
 another's. When the minutes are over, the processes are ended: each wrote a checkpoint after its
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 WORK = Path(".gpu", "work")
 MODES = {"graphs": {"TORCHINDUCTOR_CUDAGRAPHS": "1"}, "compiled": {}, "plain": {}}
 """How a run is carried out -> environment; all but the last through torch.compile."""
+LAST = "checkpoints/last.ckpt"
 STOP_MINUTES = 0.2  # before the end: for the last archives
 LEAST_MINUTES = 1.0  # with less time, no run is started
 ARCHIVE_SECONDS = 60.0
@@ -58,6 +61,7 @@ def run(context: Context) -> None:
     if not context.dry_run:
         data = join(context.root) or os.environ.get("SSL_DATA_DIR", "data")
         check_batches(context.device, Path(data), num_validation=5000, batch_size=128)
+        together = together if context.device == "cuda" else os.cpu_count() or 1
         train(context, rows, together, context.root / WORK, Path(data).resolve())
         return
     rows = tuple(dry(row, epochs) for name, epochs in DRY_QUEUE for row in rows if row.name == name)
@@ -144,13 +148,11 @@ class Training:
 
     def ready(self, run: Run) -> bool:
         """Whether what a run starts from is there."""
-        for row, part in ((run.row.start, "checkpoints/last.ckpt"), (run.row.like, "compact")):
-            if row is None:
-                continue
+        for row in filter(None, (run.row.start, run.row.teacher)):
             if not finished(self.records[f"{row}-{run.seed}"]):
                 return False
-            if not (self.work / run.other(row) / part).exists():
-                self.records[run.name]["error"] = f"no {part} of {row}: bring {row}.zip again"
+            if not (self.work / run.other(row) / LAST).exists():
+                self.records[run.name]["error"] = f"no {LAST} of {row}: bring {row}.zip again"
                 return False
         return True
 
@@ -297,11 +299,10 @@ class Training:
 
     def copy(self, run: Run, target: Path) -> None:
         """Copy what is stored of a run, also while it writes."""
-        with_compact = any(row.like == run.row.name for row in self.rows)
         for _ in range(TRIES):
             shutil.rmtree(target, ignore_errors=True)
             try:
-                for path, name in kept_files(run, with_compact):
+                for path, name in kept_files(run):
                     (target / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, target / name)
             except FileNotFoundError:  # a newer checkpoint has just replaced it
@@ -364,7 +365,7 @@ def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, da
 def dry(row: Row, epochs: tuple[int, ...]) -> Row:
     """Return a row that is short: one seed, few epochs."""
     lr = (0.05,) * len(epochs)
-    return Row(row.name, row.config, row.seeds[:1], epochs, lr, row.start, row.like)
+    return replace(row, seeds=row.seeds[:1], epochs=epochs, lr=lr)
 
 
 def make_images(folder: Path) -> None:

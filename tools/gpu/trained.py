@@ -6,13 +6,16 @@ import csv
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-KEYS = {"name", "config", "seeds", "epochs", "lr", "from", "like"}
+from ssl_lightning.sweep.space import with_values
+
+KEYS = {"name", "config", "seeds", "epochs", "lr", "from", "teacher", "set"}
+DISTILL = "ssl_lightning.callbacks.Distill"
 EPOCH = re.compile(r"epoch-(\d+)\.ckpt")
 
 
@@ -25,8 +28,9 @@ class Row:
     seeds: tuple[int, ...]
     epochs: tuple[int, ...]
     lr: tuple[float, ...]
-    start: str | None
-    like: str | None
+    start: str | None = None
+    teacher: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def read_queue(path: Path, configs: Path) -> tuple[int, tuple[Row, ...]]:
     rows: list[Row] = []
     for given in content["rows"]:
         row = read_row(given, configs, path.name)
-        for key, name in (("from", row.start), ("like", row.like)):
+        for key, name in (("from", row.start), ("teacher", row.teacher)):
             seeds = {seed for other in rows if other.name == name for seed in other.seeds}
             if name is not None and not seeds >= set(row.seeds):
                 raise ValueError(
@@ -101,8 +105,8 @@ def read_row(given: Any, configs: Path, file: str) -> Row:
     where = f"{file}, row {given.get('name') if isinstance(given, dict) else given}"
     if not isinstance(given, dict) or not {"name", "seeds", "epochs", "lr"} <= given.keys() <= KEYS:
         raise ValueError(
-            f"{where}: expected `name`, `seeds`, `epochs`, `lr` and, if wanted, `config`, `from` "
-            "and `like`. Correct the row."
+            f"{where}: expected `name`, `seeds`, `epochs`, `lr` and, if wanted, `config`, `from`, "
+            "`teacher` and `set`. Correct the row."
         )
     config = configs / f"{given.get('config', given['name'])}.yaml"
     if not config.is_file():
@@ -119,7 +123,8 @@ def read_row(given: Any, configs: Path, file: str) -> Row:
         tuple(given["epochs"]),
         tuple(given["lr"]),
         given.get("from"),
-        given.get("like"),
+        given.get("teacher"),
+        given.get("set", {}),
     )
 
 
@@ -129,6 +134,7 @@ def read_row(given: Any, configs: Path, file: str) -> Row:
 def config_of(run: Run, rows: tuple[Row, ...], device: str, compiled: bool) -> dict[str, Any]:
     """Return the row's config for this run: seed, epochs, where to start, on which device."""
     config = yaml.safe_load(run.row.config.read_text(encoding="utf-8"))
+    config = with_values(config, run.row.values)
     config = moved(config, config["trainer"]["default_root_dir"], f"runs/{run.name}")
     config["seed_everything"] = run.seed
     model, trainer = config["model"], config["trainer"]
@@ -139,19 +145,38 @@ def config_of(run: Run, rows: tuple[Row, ...], device: str, compiled: bool) -> d
         start = next(row for row in rows if row.name == run.row.start)
         model["backbone"] = yaml.safe_load(start.config.read_text())["model"]["backbone"]
         model["init_from"] = f"{run.other(start.name)}/checkpoints/last.ckpt"
+    if run.row.teacher is not None:
+        teach(trainer["callbacks"], f"{run.other(run.row.teacher)}/checkpoints/last.ckpt")
     config["data"]["init_args"]["on_device"] = True
     trainer |= {"max_epochs": run.epochs, "devices": 1, "enable_progress_bar": False}
     trainer["accelerator"] = "gpu" if device == "cuda" else "cpu"
     trainer["benchmark"] = device == "cuda"
+    if device == "cpu" and not has_bfloat16():
+        trainer["precision"] = "32-true"
     trainer["num_sanity_val_steps"] = 0  # the first batch that is compiled is one of training
     trainer["logger"]["init_args"] |= {"name": run.name, "flush_logs_every_n_steps": 1}
     for callback in trainer["callbacks"]:
         name, settings = callback["class_path"].rpartition(".")[2], callback.get("init_args")
         if name == "ModelCheckpoint":
             settings["save_top_k"] = 1  # the newest
-        if name == "PruneLike" and run.row.like is not None:
-            settings["like"] = f"{run.other(run.row.like)}/compact"
     return config
+
+
+def teach(callbacks: list[dict[str, Any]], checkpoint: str) -> None:
+    """Let the callback `Distill`, added where there is none, have this teacher."""
+    found = next((c for c in callbacks if c["class_path"].endswith("Distill")), None)
+    if found is None:
+        found = {"class_path": DISTILL}
+        callbacks.append(found)
+    found["init_args"] = found.get("init_args", {}) | {"teacher": checkpoint}
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; others are slower in it than in float32."""
+    import torch
+
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def moved(value: Any, old: str, new: str) -> Any:
@@ -212,7 +237,7 @@ def figures_of(folder: Path) -> dict[str, float]:
     return figures
 
 
-def kept_files(run: Run, with_compact: bool) -> Iterator[tuple[Path, str]]:
+def kept_files(run: Run) -> Iterator[tuple[Path, str]]:
     """Yield the files to store of a run, and their names in its folder."""
     checkpoint, _ = checkpoint_of(run.folder)
     if checkpoint is not None:
@@ -221,6 +246,3 @@ def kept_files(run: Run, with_compact: bool) -> Iterator[tuple[Path, str]]:
         yield path, path.relative_to(run.folder).as_posix()
     if (run.folder / "config.yaml").is_file():
         yield run.folder / "config.yaml", "config.yaml"
-    if with_compact:
-        for path in sorted((run.folder / "compact").glob("*")):
-            yield path, f"compact/{path.name}"

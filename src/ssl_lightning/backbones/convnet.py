@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones.init import init_he_
 
+ALPHA = 0.2
+"""Caffe's 5e-5 times 62 squared, the standard deviation of CIFAR-10's pixels of 0..255."""
+
 
 class SpatialResponseNorm(nn.Module):
     r"""Divide each value by the mean energy of its spatial neighbourhood in the same channel.
@@ -54,12 +57,15 @@ class SpatialResponseNorm(nn.Module):
 class ConvNet(nn.Module):
     """Classify 32 x 32 images with three 5 x 5 convolutions (32-32-64) and one linear layer.
 
-    Pooling rounds up as in Caffe, so the maps shrink 32 -> 16 -> 8 -> 4. Weights get He
-    initialisation: Caffe's (standard deviation 1e-4 in ``conv1``) suits pixels of 0..255 only.
+    Pooling rounds up as in Caffe, so the maps shrink 32 -> 16 -> 8 -> 4. Caffe's initial weights
+    (standard deviation 1e-4 in ``conv1``) and its ``alpha`` of 5e-5 in the response norms suit
+    pixels of 0..255 only; with normalised pixels, weights get He initialisation, and ``alpha`` is
+    larger by the squared scale.
 
     Args:
         num_classes: outputs of ``fc``.
         in_channels: channels of the input, which is ``(N, in_channels, 32, 32)``.
+        alpha: of the response norms.
 
     Reference:
         BVLC Caffe, ``examples/cifar10/cifar10_full_train_test.prototxt``; Wen et al., 2016.
@@ -72,16 +78,16 @@ class ConvNet(nn.Module):
 
     input_shape: tuple[int, int, int]
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, alpha: float = ALPHA) -> None:
         super().__init__()
         self.input_shape = (in_channels, 32, 32)
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(in_channels, 32, 5, padding=2)
         self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.norm1 = SpatialResponseNorm()
+        self.norm1 = SpatialResponseNorm(alpha=alpha)
         self.conv2 = nn.Conv2d(32, 32, 5, padding=2)
         self.pool2 = nn.AvgPool2d(3, stride=2, ceil_mode=True)
-        self.norm2 = SpatialResponseNorm()
+        self.norm2 = SpatialResponseNorm(alpha=alpha)
         self.conv3 = nn.Conv2d(32, 64, 5, padding=2)
         self.pool3 = nn.AvgPool2d(3, stride=2, ceil_mode=True)
         self.fc = nn.Linear(64 * 4 * 4, num_classes)

@@ -24,6 +24,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
     "lenet": LeNet,
     "mlp": MLP,
+    "resnet14": partial(ResNetCIFAR, depth=14),
     "resnet20": partial(ResNetCIFAR, depth=20),
     "resnet32": partial(ResNetCIFAR, depth=32),
     "resnet44": partial(ResNetCIFAR, depth=44),
