@@ -61,7 +61,7 @@ NETWORKS: list[tuple[Any, Any]] = [
 ]
 TEXTS = [
     b"", b"\0", b"\xff\xfe\x00", b"null", b"[]", b"3", b'"x"', b"{}", b"[" * 100_000,
-    b'{"a":' * 100_000, b"NaN", b"1" * 6000, b"\xef\xbb\xbf{}", b'{"schema": 3, "schema": 3}',
+    b'{"a":' * 100_000, b"NaN", b"1" * 6000, b"\xef\xbb\xbf{}", b'{"schema": 4, "schema": 4}',
     b"1e999",
 ]  # fmt: skip
 CONFIGS = [

@@ -129,7 +129,7 @@ def test_a_dense_network_is_an_entry_too(tmp_path, monkeypatch):
     publishing.publish("run", "dense", "zoo")
     card = zoo.card("dense", "zoo")
     assert card.compact == card.dense
-    assert card.unmeasured["step_cost"] == "the run has no penalties"
+    assert card.unmeasured["step_cost"] == "the run has no penalties with a strength"
     assert "trained densely" in entry_page(card)
     assert all(check.ok for check in publishing.verify("dense", "zoo", latency=False))
 

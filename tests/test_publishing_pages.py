@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 
@@ -11,12 +13,14 @@ from ssl_lightning.cli import main
 from ssl_lightning.publishing import writing
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.zoo.cards import CARD, GOLDEN, PAGE
-from ssl_lightning.zoo.listing import table_page
-from zoo_runs import ENTRIES, NAME, OTHER, ZOO
+from ssl_lightning.zoo.listing import Family, families, table_page, write_table
+from ssl_lightning.zoo.records import median_result
+from test_cli import short_run
+from zoo_runs import ENTRIES, LOG, NAME, OTHER, ZOO, train
 
 
 def test_the_table_of_the_zoo_is_that_of_the_cards():
-    assert (ZOO / PAGE).read_text() == table_page(zoo.card(name) for name in ENTRIES)
+    assert (ZOO / PAGE).read_text() == table_page([zoo.card(name) for name in ENTRIES])
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -60,6 +64,94 @@ def test_pages_of_cards_with_everything(published):
         assert f"on mnist, {sentence}: a plain" in entry_page(
             dataclasses.replace(card, penalties=penalties)
         )
+
+
+def test_controls_stand_in_the_first_paragraph(published):
+    card = zoo.card("both", published)
+    first = entry_page(card).partition("\n## ")[0]
+    errors = {c.kind: median_result(c.seeds).test_error for c in card.controls}
+    assert errors.keys() == {"magnitude", "small_dense"}
+    for error in errors.values():
+        assert f" {error:.2f} %" in first.partition("Controls of about as many")[2]
+    better = sum(error < card.test_error for error in errors.values())
+    assert f"; {better or 'none'} of 2 better." in first
+    assert "Controls of" not in entry_page(dataclasses.replace(card, controls=(), unmeasured={
+        **card.unmeasured, "controls": "none"}))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def budgeted(tmp_path_factory):
+    """A zoo with an entry that a budget and a teacher made, without penalties."""
+    folder = tmp_path_factory.mktemp("budgeted")
+    distill = {"class_path": "Distill", "init_args": {"teacher": "zoo:lenet_mnist_dense"}}
+    arguments = short_run(folder, "--model.penalties=null", *LOG, "--budget.macs=0.5")
+    callbacks = arguments.index("--trainer.callbacks") + 1
+    kept = [c for c in json.loads(arguments[callbacks]) if c["class_path"] != "ThresholdPruning"]
+    arguments[callbacks] = json.dumps([*kept, distill])
+    root = tmp_path_factory.mktemp("zoo_of_budgets")
+    publishing.publish(train(arguments, folder), "half", root)
+    return root
+
+
+def test_a_budget_and_a_teacher_are_in_the_card_and_on_the_page(budgeted):
+    card = zoo.card("half", budgeted)
+    assert card.penalties == ()
+    assert (card.budget["macs"], card.budget["importance"]) == (0.5, "measured")
+    assert "parameters" not in card.budget
+    assert card.teacher == "zoo:lenet_mnist_dense"
+    assert card.compact.macs <= card.dense.macs / 2
+    words = "brought down to a budget of `macs: 0.5` by measured importance and compacted"
+    assert f"{words}, distilled from `zoo:lenet_mnist_dense`:" in entry_page(card)
+    assert "step_cost" in card.unmeasured
+    assert all(check.ok for check in publishing.verify("half", budgeted, latency=False))
+
+
+def test_penalties_without_a_strength_only_say_what_may_go(budgeted):
+    card = zoo.card("half", budgeted)
+    some = dataclasses.replace(card, penalties=({"kind": "coupled", "strength": None},))
+    assert entry_page(some).partition(":")[0] == entry_page(card).partition(":")[0]
+
+
+def test_families_have_a_picture_of_all_entries_and_controls():
+    cards = [zoo.card(name) for name in ENTRIES]
+    found = families(cards)
+    assert {f.picture for f in found} == {path.name for path in ZOO.glob("errors_*.png")}
+    for family in found:
+        members = [
+            card
+            for card in cards
+            if (card.backbone, card.data.name) == (family.backbone, family.data)
+        ]
+        by_macs, by_latency = family.by_macs(), family.by_latency()
+        errors = sorted(error for networks in by_macs.values() for _, error, _ in networks)
+        expected = [card.test_error for card in members]
+        expected += [median_result(c.seeds).test_error for m in members for c in m.controls]
+        assert errors == sorted(expected)
+        assert [name for name, *_ in by_macs["entries"]] == [
+            card.name.removeprefix(f"{family.backbone}_{family.data}_") for card in members
+        ]
+        assert len(by_latency["entries"]) == len(members)
+        assert f"]({family.picture})" in (ZOO / PAGE).read_text()
+
+
+def test_a_picture_goes_with_its_family(copied):
+    page = write_table(copied)
+    (picture,) = copied.glob("errors_*.png")
+    assert picture.name == "errors_lenet_mnist.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "](errors_lenet_mnist.png)" in page.read_text()
+    shutil.rmtree(copied / OTHER)
+    assert "errors_" not in write_table(copied).read_text()
+    assert not picture.exists()
+
+
+def test_names_of_one_word_are_not_shortened():
+    cards = [zoo.card(name) for name in ENTRIES[:2]]
+    names = ("a", "a_b", "c")
+    family = Family("x", "y", [dataclasses.replace(cards[0], name=name) for name in names])
+    assert list(family.short_names().values()) == list(names)
+    same = Family("x", "y", family.cards[:2])
+    assert list(same.short_names().values()) == ["a", "a_b"]
 
 
 def test_the_page_counts_kept_rows_times_kept_columns_as_the_paper_does():

@@ -187,8 +187,8 @@ def test_a_card_survives_the_trip():
         ({"controls": [], "unmeasured": {}}, "expected a reason for controls, got none"),
         ({"seeds": []}, "expected at least one run"),
         ({"controls": [{"kind": "luck", "seeds": []}]}, "expected magnitude, random, small_dense"),
-        ({"schema": 1}, "expected 3, got 1. Read it with the version of ssl_lightning that wrote"),
-        ({"schema": True}, "expected 3, got True. Read it with the version"),
+        ({"schema": 1}, "expected 4, got 1. Read it with the version of ssl_lightning that wrote"),
+        ({"schema": True}, "expected 4, got True. Read it with the version"),
         ({"weights": {"dtype": "int8", "unstored": None}}, "expected float32, float16, bfloat16"),
         (
             {"weights": {"dtype": "float32", "unstored": {"sha256": "", "num_bytes": 1}}},

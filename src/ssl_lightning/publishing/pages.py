@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ssl_lightning.costs import RESOURCES
 from ssl_lightning.measure.record import Machine
 from ssl_lightning.measure.table4 import LAYERS, TABLE4
 from ssl_lightning.report.run_report import GROUP_KINDS
@@ -44,6 +45,7 @@ FORMS = {
 }
 """Form of a sparse layer -> heading of its second sparsity, and what the sparsities are."""
 
+TARGETS = (*RESOURCES, *(r.absolute for r in RESOURCES.values() if r.absolute), "multiple")
 Rows = list[tuple[object, ...]]
 
 
@@ -59,6 +61,7 @@ def entry_page(card: Card) -> str:
         kinds=GROUP_KINDS,
         control_names=CONTROLS,
         how_trained=how_trained(card),
+        beside_controls=beside_controls(card),
         figures=figures(card),
         layers=layers(card),
         **speedups(card),
@@ -94,9 +97,44 @@ def metadata(card: Card) -> ModelCardData:
 
 
 def how_trained(card: Card) -> str:
-    """Name the penalties: their functions, on groups or on single weights; or none."""
-    names = sorted({function_of(penalty) for penalty in card.penalties})
-    return f"trained with {' and '.join(names)} and compacted" if names else "trained densely"
+    """Name the penalties: their functions, on groups or on single weights; or the budget; or none.
+
+    Penalties without a strength say what may go, and are named with the budget.
+    """
+    names = sorted({function_of(p) for p in card.penalties if p.get("strength") is not None})
+    ways = [f"trained with {' and '.join(names)}"] if names else []
+    ways += [f"brought down to a budget of {budget_of(card.budget)}"] if card.budget else []
+    if not ways:
+        return "trained densely"
+    teacher = f", distilled from `{card.teacher}`" if card.teacher else ""
+    return f"{', '.join(ways)} and compacted{teacher}"
+
+
+def budget_of(budget: Mapping[str, Any]) -> str:
+    """Write the targets of a budget, and by what groups were chosen.
+
+    Example:
+        >>> budget_of({"macs": 0.5, "importance": "measured", "end": 0})
+        '`macs: 0.5` by measured importance'
+    """
+    found = ", ".join(f"{name}: {budget[name]}" for name in TARGETS if name in budget)
+    importance = f" by {budget['importance']} importance" if "importance" in budget else ""
+    return f"`{found}`{importance}"
+
+
+def beside_controls(card: Card) -> str:
+    """Say in one sentence what the controls reach, best first."""
+    if not card.controls:
+        return ""
+    errors = {c.kind: median_result(c.seeds).test_error for c in card.controls}
+    parts = [
+        f"{CONTROLS[kind]} {errors[kind]:.2f} %" for kind in sorted(errors, key=errors.__getitem__)
+    ]
+    better = sum(error < card.test_error for error in errors.values()) or "none"
+    return (
+        f" Controls of about as many multiply-adds: {', '.join(parts)}; {better} of "
+        f"{len(errors)} better."
+    )
 
 
 def figures(card: Card) -> Rows:

@@ -68,7 +68,7 @@ from ssl_lightning.zoo.records import (
 LICENCE = "Apache-2.0"
 REASONS = {
     "training_seconds": "the run had no Timer callback",
-    "step_cost": "the run has no penalties",
+    "step_cost": "the run has no penalties with a strength",
     "controls": "no finished runs of controls were given",
     "curves": "the run's folder has no metrics.csv with all epochs",
 }
@@ -239,8 +239,24 @@ def described(run: FinishedRun, name: str) -> dict[str, Any]:
         "optimizer": settings.get("optimizer"),
         "lr_scheduler": settings.get("lr_scheduler"),
         "penalties": tuple(settings.get("penalties") or ()),
+        "budget": arguments_of(run.config, "Budget"),
+        "teacher": (arguments_of(run.config, "Distill") or {}).get("teacher"),
         "licence": LICENCE,
     }
+
+
+def arguments_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the arguments that a config gives a callback of the library, if it has it.
+
+    Example:
+        >>> arguments_of({"budget": {"class_path": "Budget", "init_args": {"macs": 0.5}}}, "Budget")
+        {'macs': 0.5}
+    """
+    callbacks = [config.get("budget"), *(config.get("trainer", {}).get("callbacks") or [])]
+    for callback in callbacks:
+        if isinstance(callback, Mapping) and str(callback.get("class_path")).endswith(name):
+            return {k: v for k, v in callback.get("init_args", {}).items() if v is not None}
+    return None
 
 
 def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, Any]:
@@ -269,8 +285,8 @@ def latency_of(
 def step_cost_of(
     config: Mapping[str, Any], backbone: Callable[[], nn.Module], data: Any, threads: int
 ) -> StepCost | None:
-    """Time the penalties of a config on a training batch; None if it has none."""
-    if not config["model"].get("penalties"):
+    """Time the penalties of a config on a training batch; None if none has a strength."""
+    if not any(p.get("strength") is not None for p in config["model"].get("penalties") or ()):
         return None
     batch = next(iter(data.train_dataloader()))
     precision = config["trainer"].get("precision")

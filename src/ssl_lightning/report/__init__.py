@@ -3,7 +3,7 @@
 from ssl_lightning.report.charts import bar_chart
 from ssl_lightning.report.curves import curve_chart
 from ssl_lightning.report.engines import engine_chart, engine_table, has_engines
-from ssl_lightning.report.fronts import front_chart
+from ssl_lightning.report.fronts import front_chart, networks_chart
 from ssl_lightning.report.pictures import filter_grid, filter_picture, filter_pictures
 from ssl_lightning.report.printing import print_report
 from ssl_lightning.report.run_report import RunReport
@@ -29,6 +29,7 @@ __all__ = [
     "filter_pictures",
     "front_chart",
     "has_engines",
+    "networks_chart",
     "percent",
     "print_report",
     "print_sensitivity",

@@ -1,12 +1,24 @@
-"""The front of error over cost as a picture."""
+"""Error over cost as pictures: the front of a sweep, and networks beside others."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
-from ssl_lightning.report.charts import COLORS, INK, PALE, new_figure, plain_axes, save_figure
+from ssl_lightning.report.charts import (
+    COLORS,
+    GRID,
+    INK,
+    PALE,
+    finish_figure,
+    new_figure,
+    plain_axes,
+    save_figure,
+)
 from ssl_lightning.report.curves import label_errors
 
 Points = Sequence[tuple[float, float]]  # error and cost
+Network = tuple[str, float, float]  # name, error and cost
+MARKERS = "osD^vPX"
 LOGARITHMIC = 5.0
 """Ratio of largest and smallest error from which their axis is logarithmic."""
 
@@ -55,6 +67,43 @@ def front_chart(
     panel.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
     save_figure(figure, path)
+
+
+def networks_chart(
+    panels: Mapping[str, Mapping[str, Sequence[Network]]], path: str | Path, title: str
+) -> None:
+    """Draw networks as points, error over cost, with a panel for each cost, as a PNG.
+
+    Points of the first series are filled and have their names beside them. The line is the smallest
+    error of all series that a cost buys.
+
+    Args:
+        panels: what the cost is -> series -> name, error in percent and cost of its networks.
+        path: PNG file to write.
+        title: heading of the picture.
+    """
+    figure = new_figure(5.5 * len(panels), 4.5)
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (cost, series) in zip(every, panels.items(), strict=True):
+        points = sorted((place, error) for found in series.values() for _, error, place in found)
+        least = accumulate((error for _, error in points), min)
+        panel.plot([place for place, _ in points], list(least), color=GRID, lw=3,
+                   drawstyle="steps-post", zorder=1)  # fmt: skip
+        for i, (label, found) in enumerate(series.items()):
+            errors, costs = columns([network[1:] for network in found])
+            color = INK if i == 0 else COLORS[i % len(COLORS)]
+            panel.scatter(costs, errors, 34, marker=MARKERS[i % len(MARKERS)], edgecolors=color,
+                          facecolors="none" if i else color, label=label, zorder=3)  # fmt: skip
+        named = sorted(next(iter(series.values())), key=lambda network: (network[2], -network[1]))
+        for i, (name, error, place) in enumerate(named):
+            beside = (5, 5) if i % 2 == 0 else (5, -11)
+            panel.annotate(name, (place, error), beside, textcoords="offset points", fontsize=8.5,
+                           color=INK)  # fmt: skip
+        panel.margins(x=0.15, y=0.12)
+        plain_axes(panel, "")
+        panel.set_xlabel(cost, color=INK, fontsize=9)
+    every[0].set_ylabel("test error, %", color=INK, fontsize=9)
+    finish_figure(figure, title, "", path, columns=2)
 
 
 def columns(points: Points) -> tuple[list[float], list[float]]:

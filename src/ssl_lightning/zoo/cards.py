@@ -35,7 +35,7 @@ from ssl_lightning.zoo.records import (
     median_result,
 )
 
-SCHEMA = 3
+SCHEMA = 4
 CARD = "card.json"
 CONFIG = "config.yaml"
 GOLDEN = "golden.safetensors"
@@ -72,6 +72,8 @@ class Card:
         optimizer: of the run's config.
         lr_scheduler: of the run's config.
         penalties: those of the run's config, with their strengths and schedules.
+        budget: the arguments of the run's :class:`~ssl_lightning.callbacks.Budget`, or None.
+        teacher: that the run was distilled from, or None.
         groups: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [of the compact network,
             of the dense one].
         layer_macs: layer -> multiply-adds of one image in the [compact, dense] network.
@@ -108,6 +110,8 @@ class Card:
     optimizer: Any
     lr_scheduler: Any
     penalties: tuple[dict[str, Any], ...]
+    budget: dict[str, Any] | None
+    teacher: str | None
     groups: dict[str, dict[str, list[int]]]
     layer_macs: dict[str, list[int]]
     dense: Size

@@ -1,8 +1,11 @@
-"""The zoo's own page: one table over all entries, beside the paper's rows."""
+"""The zoo's own page: one table over all entries, beside the paper's rows, and pictures of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from ssl_lightning.files import replacing
@@ -10,11 +13,18 @@ from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING
 from ssl_lightning.zoo.cards import PAGE, Card
 from ssl_lightning.zoo.entries import card, list_models
+from ssl_lightning.zoo.records import CONTROLS, median_result
 from ssl_lightning.zoo.wording import left_of, paper_groups, share, table
 
+PICTURE, ENTRIES = "errors_", "entries"
+Network = tuple[str, float, float]
 
-def table_page(cards: Iterable[Card]) -> str:
-    """Return the text of the zoo's README: all entries in one table, beside the paper's rows."""
+
+def table_page(cards: Sequence[Card]) -> str:
+    """Return the text of the zoo's README: all entries in one table, beside the paper's rows.
+
+    Below it are the pictures that :func:`write_pictures` draws.
+    """
     rows = [
         (
             f"[{c.name}]({c.name}/{PAGE})",
@@ -44,8 +54,86 @@ def table_page(cards: Iterable[Card]) -> str:
         "summed over the layers that are left. This page is generated from the cards: "
         "`ssl-lightning zoo publish` writes it, `ssl-lightning zoo verify --all` measures it "
         "again.\n\n"
-        f"{table(head, rows)}\n"
+        f"{table(head, rows)}\n{''.join(map(picture_text, families(cards)))}"
     )
+
+
+def families(cards: Iterable[Card]) -> list[Family]:
+    """Return the entries of one backbone on one data set together, where a picture shows more."""
+    found: dict[tuple[str, str], list[Card]] = {}
+    for c in cards:
+        found.setdefault((c.backbone, c.data.name), []).append(c)
+    return [Family(*key, members) for key, members in sorted(found.items()) if len(members) > 1]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The entries of one backbone on one data set."""
+
+    backbone: str
+    data: str
+    cards: list[Card]
+
+    @property
+    def picture(self) -> str:
+        """Name of the file of their picture."""
+        return re.sub(r"[^\w.-]", "-", f"{PICTURE}{self.backbone}_{self.data}.png")
+
+    def short_names(self) -> dict[str, str]:
+        """Return the names of the entries, and each without the words that all begin with."""
+        words = {card.name: card.name.split("_") for card in self.cards}
+        columns = zip(*(parts[:-1] for parts in words.values()), strict=False)
+        common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        return {name: "_".join(parts[common:]) for name, parts in words.items()}
+
+    def by_macs(self) -> dict[str, list[Network]]:
+        """Return entries and controls: name, test error of the median seed, multiply-adds."""
+        names = self.short_names()
+        found = {ENTRIES: [(names[c.name], c.test_error, c.compact.macs / 1e6) for c in self.cards]}
+        for kind, text in CONTROLS.items():
+            medians = [
+                median_result(control.seeds)
+                for card in self.cards
+                for control in card.controls
+                if control.kind == kind
+            ]
+            networks = [("", result.test_error, result.macs / 1e6) for result in medians]
+            found |= {text: networks} if networks else {}
+        return found
+
+    def by_latency(self) -> dict[str, list[Network]]:
+        """Return entries: name, test error, latency at batch 1 as a ratio to the dense network."""
+        timed = [
+            (self.short_names()[card.name], card.test_error, record.ratio["compact"])
+            for card in self.cards
+            for record in card.latency
+            if record.batch_size == 1
+        ]
+        return {ENTRIES: timed} if timed else {}
+
+
+def picture_text(family: Family) -> str:
+    """Return the part of the page about a family."""
+    title = f"{family.backbone} on {family.data}"
+    words = f"Test error over cost of all entries of {title}, beside their controls"
+    return f"\n## {title}\n\n![{words}]({family.picture})\n"
+
+
+def write_pictures(cards: Iterable[Card], root: Path) -> None:
+    """Draw error over cost for each family, and remove pictures of families that are no more."""
+    from ssl_lightning.report import networks_chart
+
+    found = families(cards)
+    for family in found:
+        panels = {
+            "multiply-adds, millions": family.by_macs(),
+            "latency at batch 1, ratio to dense": family.by_latency(),
+        }
+        drawn = {cost: series for cost, series in panels.items() if series}
+        networks_chart(drawn, root / family.picture, f"{family.backbone} on {family.data}")
+    for old in root.glob(f"{PICTURE}*.png"):
+        if old.name not in {family.picture for family in found}:
+            old.unlink()
 
 
 def latency_cell(card: Card) -> str:
@@ -69,13 +157,18 @@ def paper_cells(card: Card) -> tuple[str, str]:
 
 
 def write_table(root: str | Path) -> Path:
-    """Write ``README.md`` of a folder of entries from their cards; return its path.
+    """Write ``README.md`` of a folder of entries, and its pictures, from their cards.
+
+    Returns:
+        The path of the page.
 
     Raises:
         ValueError: if a card is damaged.
     """
     path = Path(root) / PAGE
-    text = table_page(card(name, root) for name in list_models(root))
+    cards = [card(name, root) for name in list_models(root)]
+    text = table_page(cards)
+    write_pictures(cards, Path(root))
     with replacing(path) as temporary:
         temporary.write_text(text)
     return path

@@ -12,6 +12,7 @@ CONTROLS = {
     "magnitude": "plain magnitude pruning + fine-tuning",
     "random": "random groups + fine-tuning",
     "small_dense": "small dense network from scratch",
+    "regular": "regular network of fewer filters or layers from scratch",
 }
 """Kind of control -> what it is."""
 
