@@ -228,7 +228,8 @@ def forge_name(entry: Entry) -> None:
 
 def forge_texts(entry: Entry) -> None:
     rng, text = entry.rng, f"{HTML}\n\n# x\n|a|b|"
-    field = rng.choice(["paper", "remark", "licence", "unmeasured", "data", "penalties", "machine"])
+    fields = ["paper", "remark", "licence", "unmeasured", "data", "penalties", "budget", "teacher"]
+    field = rng.choice([*fields, "machine"])
     if field == "paper":
         keys = ["row", "error", "reference", "filters", "columns", "flop_percent", HTML]
         entry.card["paper"] = {key: rng.choice([text, {text: text}, *VALUES]) for key in keys}
@@ -238,6 +239,9 @@ def forge_texts(entry: Entry) -> None:
         entry.card["data"]["name"] = rng.choice([text, "cifar10", "imagenet", "folder", "packed"])
     elif field == "penalties":
         entry.card["penalties"] = [{"kind": text, "layers": rng.choice(VALUES), "schedule": text}]
+    elif field == "budget":
+        keys = ["macs", "importance", "depth", HTML]
+        entry.card["budget"] = {key: rng.choice([text, *VALUES]) for key in keys}
     elif field == "machine":
         entry.card["latency"][0]["machine"]["processor"] = text
     else:

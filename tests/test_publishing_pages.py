@@ -242,8 +242,11 @@ def test_a_page_holds_no_html_of_a_card():
         zoo.card(NAME),
         remark="<b>{{ 7 * 7 }}</b> --- {% raw %}",
         penalties=({"kind": "a|b", "layers": "<i>"},),
+        budget={"macs": "<b>", "importance": "a`\n\n# b"},
+        teacher="zoo:`<i>",
     )
     page = entry_page(card)
     assert "&lt;b>{{ 7 * 7 }}&lt;/b> --- {% raw %}" in page
     assert "<" not in page
+    assert "`macs: &lt;b>` by a' # b importance and compacted, distilled from `zoo:'&lt;i>`" in page
     assert "| `a\\|b` | `&lt;i>` |" in page

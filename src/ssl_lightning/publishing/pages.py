@@ -106,7 +106,7 @@ def how_trained(card: Card) -> str:
     ways += [f"brought down to a budget of {budget_of(card.budget)}"] if card.budget else []
     if not ways:
         return "trained densely"
-    teacher = f", distilled from `{card.teacher}`" if card.teacher else ""
+    teacher = f", distilled from `{literal(card.teacher)}`" if card.teacher else ""
     return f"{', '.join(ways)} and compacted{teacher}"
 
 
@@ -118,8 +118,13 @@ def budget_of(budget: Mapping[str, Any]) -> str:
         '`macs: 0.5` by measured importance'
     """
     found = ", ".join(f"{name}: {budget[name]}" for name in TARGETS if name in budget)
-    importance = f" by {budget['importance']} importance" if "importance" in budget else ""
-    return f"`{found}`{importance}"
+    importance = f" by {literal(budget['importance'])} importance" if "importance" in budget else ""
+    return f"`{literal(found)}`{importance}"
+
+
+def literal(value: object) -> str:
+    """Write a value so that it cannot end the code span that it stands in."""
+    return escaped(value).replace("`", "'")
 
 
 def beside_controls(card: Card) -> str:

@@ -36,6 +36,7 @@ MAY_DIFFER = (
     "folder",
     "init_from",
     "like",
+    "teacher",
     "on_device",
     "default_root_dir",
     "logger",
