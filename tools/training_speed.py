@@ -3,8 +3,8 @@
 ``python tools/training_speed.py resnet20 convnet --threads 1``
 
 Each form has a network of its own with the same weights and trains on the same batch of random
-images; the forms take turns, and ratios are medians over the rounds. Then a profile of the plain form
-says which operations take the time. Run it on an idle machine; ``--device cuda`` for a GPU.
+images; the forms take turns, and ratios are medians over the rounds. Then a profile of the plain
+form says which operations take the time. Run it on an idle machine; ``--device cuda`` for a GPU.
 """
 
 from __future__ import annotations
