@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,8 @@ class Measured:
         start = time.perf_counter()
         network, sets = window.sparsity.network, window.group_sets
         with window.seeded():
-            found = changes_of_outputs(trainer, network, sets, self.calls.calls)
+            forward = trainer.precision_plugin.forward_context
+            found = changes_of_outputs(forward, network, sets, self.calls.calls)
         self.found = window.importance = window.agreed(found)
         self.calls = TrainingCalls()
         rank_zero_info(
@@ -144,7 +146,10 @@ class Measured:
 
 
 def changes_of_outputs(
-    trainer: pl.Trainer, network: nn.Module, group_sets: Sequence[GroupSet], calls: Sequence[Call]
+    context: Callable[[], AbstractContextManager[Any]],
+    network: nn.Module,
+    group_sets: Sequence[GroupSet],
+    calls: Sequence[Call],
 ) -> Rises:
     """Measure how much the outputs change when groups of a set are removed.
 
@@ -153,7 +158,7 @@ def changes_of_outputs(
     network remains as it is.
 
     Args:
-        trainer: in whose precision networks run.
+        context: in which forward passes run, for their precision.
         network: in training.
         group_sets: the groups.
         calls: with which inputs.
@@ -171,7 +176,7 @@ def changes_of_outputs(
 
     @torch.no_grad()
     def changed(network: nn.Module) -> float:
-        with trainer.precision_plugin.forward_context():
+        with context():
             outputs = [call.of(network) for call in calls]
         if not expected:
             check_comparable(outputs)

@@ -15,9 +15,9 @@ from ssl_lightning.prune.importance import CONTROLS, IMPORTANCES, SIZE_POWERS
 from ssl_lightning.prune.ranking import relative
 from ssl_lightning.suggest import pick
 
-Importance: TypeAlias = str | Sensitivity
+Importance: TypeAlias = str | Sensitivity | Rises
 """A name of :data:`~ssl_lightning.prune.IMPORTANCES`, the path of a record of sensitivities, which
-ends in ``.json``, or that record."""
+ends in ``.json``, that record, or its curves."""
 
 Ranking: TypeAlias = str | Rises
 """A name of :data:`~ssl_lightning.prune.IMPORTANCES`, or what was measured."""
@@ -41,6 +41,8 @@ def find_importance(given: Importance, *others: str) -> Ranking:
         return Sensitivity.load(given).rises()
     if isinstance(given, Sensitivity):
         return given.rises()
+    if isinstance(given, Rises):
+        return given
     pick("importance", given, {**IMPORTANCES, **dict.fromkeys(others)})
     return given
 

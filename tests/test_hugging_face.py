@@ -1,0 +1,246 @@
+"""transformers' own trainer: its models become smaller in the run, are written and read again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ssl_lightning import load_compact, save_compact
+from ssl_lightning.measure import num_parameters
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from ssl_lightning.hugging_face import SparsityCallback  # noqa: E402
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+SMALL |= {"num_attention_heads": 4}
+TEXT = {**SMALL, "vocab_size": 24, "max_position_embeddings": 32}
+LENGTH, NUMBER = 12, 64
+
+
+class Examples(torch.utils.data.Dataset):
+    """Examples in memory, each a mapping of tensors."""
+
+    def __init__(self, **columns: torch.Tensor) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return NUMBER
+
+    def __getitem__(self, i: int | slice) -> dict[str, torch.Tensor]:
+        return {name: column[i] for name, column in self.columns.items()}
+
+
+def counting() -> torch.Tensor:
+    """Made text in which every token is the sum of the two before, modulo five."""
+    tokens = torch.randint(0, 5, (NUMBER, LENGTH), generator=torch.Generator().manual_seed(0))
+    for i in range(2, LENGTH):
+        tokens[:, i] = (tokens[:, i - 1] + tokens[:, i - 2]) % 5
+    return tokens
+
+
+def llama():
+    """Two query heads to each head of keys and values."""
+    config = transformers.LlamaConfig(**TEXT, num_key_value_heads=2)
+    return transformers.LlamaForCausalLM(config), Examples(input_ids=counting(), labels=counting())
+
+
+def bert():
+    config = transformers.BertConfig(**TEXT, num_labels=3)
+    text = counting()
+    examples = Examples(
+        input_ids=text, attention_mask=torch.ones_like(text), labels=text[:, 0] // 2
+    )
+    return transformers.BertForSequenceClassification(config), examples
+
+
+def vit():
+    config = transformers.ViTConfig(**SMALL, image_size=8, patch_size=4, num_labels=2)
+    images = torch.randn(NUMBER, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    examples = Examples(pixel_values=images, labels=(images.mean((1, 2, 3)) > 0).long())
+    return transformers.ViTForImageClassification(config), examples
+
+
+MODELS = {f.__name__: f for f in (llama, bert, vit)}
+
+
+def trainer_of(model, examples, folder, callback, **settings):
+    arguments = transformers.TrainingArguments(
+        str(folder),
+        **{
+            "max_steps": 16,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "save_steps": 12,
+            "report_to": [],
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "seed": 0,
+            **settings,
+        },
+    )
+    callbacks = [] if callback is None else [callback]
+    return transformers.Trainer(
+        model, arguments, train_dataset=examples, eval_dataset=examples, callbacks=callbacks
+    )
+
+
+def made(name):
+    torch.manual_seed(0)
+    return MODELS[name]()
+
+
+@torch.no_grad()
+def outputs(model, examples):
+    model.eval()
+    return model(**{k: v[:4] for k, v in examples.columns.items() if k != "labels"}).logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("budget", [{"macs": 0.6}, {"parameters": 0.6}], ids=str)
+def test_the_model_becomes_smaller_and_every_checkpoint_is_read_again(tmp_path, name, budget):
+    model, examples = made(name)
+    before, callback = num_parameters(model), SparsityCallback(**budget)
+    trainer = trainer_of(model, examples, tmp_path, callback)
+    trainer.train()
+    assert trainer.model is model
+    assert len(callback.plans) == 1
+    if "parameters" in budget:
+        assert 0.5 < num_parameters(model) / before <= 0.6
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    last = load_compact(tmp_path / "checkpoint-16")
+    assert type(last) is type(model)
+    torch.testing.assert_close(outputs(last, examples), outputs(model, examples))
+    folder = save_compact(tmp_path / "small", model, callback.plans)
+    assert torch.equal(outputs(load_compact(folder), examples), outputs(last, examples))
+    early = load_compact(tmp_path / "checkpoint-12")
+    assert num_parameters(early) == num_parameters(model)
+
+
+def test_what_is_left_learns_on(tmp_path):
+    """Perplexity of made text rises when groups go, and falls back in the run."""
+    model, examples = made("llama")
+    trainer_of(model, examples, tmp_path, None, max_steps=160, save_strategy="no").train()
+
+    def perplexity():
+        model.eval()
+        with torch.no_grad():
+            return float(model(**examples[:]).loss.exp())
+
+    trained, found = perplexity(), {}
+    for steps in (2, 160):
+        model, examples = made("llama")
+        trainer_of(model, examples, tmp_path, None, max_steps=160, save_strategy="no").train()
+        callback = SparsityCallback(parameters=0.35)
+        trainer_of(model, examples, tmp_path, callback, max_steps=steps, save_strategy="no").train()
+        found[steps] = perplexity()
+    assert trained < 1.8
+    assert found[160] < 1.1 * trained < 1.3 * trained < found[2]
+
+
+def test_a_resumed_run_is_the_whole_one(tmp_path):
+    weights = []
+    for part in ("whole", "resumed"):
+        model, examples = made("llama")
+        callback, resume = SparsityCallback(parameters=0.6), None
+        if part == "resumed":
+            resume = str(tmp_path / "whole" / "checkpoint-12")
+            model = load_compact(resume)
+        trainer = trainer_of(model, examples, tmp_path / part, callback)
+        trainer.train(resume_from_checkpoint=resume)
+        weights.append(trainer.model.state_dict())
+        assert trainer.state.global_step == 16
+        assert len(callback.plans) == 1
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    state = json.loads((tmp_path / "resumed/checkpoint-16/trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["SparsityCallback"]["attributes"]["plans"]
+
+
+def test_without_a_callback_training_is_the_same_until_the_budget_is_reached(tmp_path):
+    losses = []
+    for callback in (None, SparsityCallback(parameters=0.6, at=0.5)):
+        model, examples = made("llama")
+        settings = {"logging_steps": 1, "save_strategy": "no"}
+        trainer = trainer_of(model, examples, tmp_path, callback, **settings)
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert losses[0][:8] == losses[1][:8]
+    assert losses[0][15:] != losses[1][15:]
+
+
+def test_penalties_act_until_then(tmp_path):
+    norms = {}
+    for strength in (0.0, 0.5):
+        model, examples = made("bert")
+        penalties = [{"kind": "ffn", "strength": strength}] if strength else None
+        callback = SparsityCallback(parameters=0.9, at=0.8, penalties=penalties)
+        trainer_of(model, examples, tmp_path, callback, save_strategy="no").train()
+        weights = [p for n, p in model.named_parameters() if "intermediate.dense.weight" in n]
+        norms[strength] = sum(weight.detach().norm().item() for weight in weights)
+        assert callback._attachment is None
+    assert norms[0.5] < 0.8 * norms[0.0]
+
+
+def test_accumulated_gradients_and_mixed_precision(tmp_path):
+    model, examples = made("llama")
+    callback = SparsityCallback(parameters=0.6)
+    settings = {"gradient_accumulation_steps": 2, "bf16": True, "save_strategy": "no"}
+    trainer_of(model, examples, tmp_path, callback, max_steps=4, **settings).train()
+    assert len(callback.plans) == 1
+    folder = save_compact(tmp_path / "small", model, callback.plans)
+    torch.testing.assert_close(
+        outputs(load_compact(folder), examples), outputs(model, examples), atol=0.05, rtol=0.05
+    )
+
+
+def test_a_short_run_reaches_the_budget_before_its_last_step(tmp_path):
+    model, examples = made("vit")
+    callback = SparsityCallback(parameters=0.8)
+    trainer_of(model, examples, tmp_path, callback, max_steps=2, save_strategy="no").train()
+    assert len(callback.plans) == 1
+
+
+def test_a_run_that_is_too_short_says_so(tmp_path):
+    model, examples = made("vit")
+    callback = SparsityCallback(parameters=0.8)
+    trainer = trainer_of(model, examples, tmp_path, callback, max_steps=1, save_strategy="no")
+    with pytest.warns(UserWarning, match="the run ended after 1 steps, before .*parameters"):
+        trainer.train()
+
+
+WRONG = {
+    "no budget": ({}, {}, "expected a budget such as macs=0.5"),
+    "late": ({"macs": 0.5, "at": 1.0}, {}, "at least 0 and below 1, got 1.0"),
+    "unknown": ({"flops": 0.5}, {}, "got 'flops'"),
+    "optimizer": ({"macs": 0.5}, {"optim": "adafactor"}, "The state of Adafactor"),
+    "compiled": ({"macs": 0.5}, {"torch_compile": True}, "needs one process, one device"),
+    "best": (
+        {"macs": 0.5, "at": 0.5},
+        {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 12},
+        "load_best_model_at_end could go back to the dense model",
+    ),
+    "unreachable": ({"parameters": 0.01}, {}, "cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_done_is_refused(tmp_path, case):
+    given, settings, message = WRONG[case]
+    model, examples = made("vit")
+    before = {name: p.shape for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=message):
+        trainer_of(model, examples, tmp_path, SparsityCallback(**given), **settings).train()
+    assert {name: p.shape for name, p in model.named_parameters()} == before
+
+
+def test_a_run_that_is_resumed_too_late_is_refused(tmp_path):
+    model, examples = made("vit")
+    trainer_of(model, examples, tmp_path, None).train()
+    again, _ = made("vit")
+    trainer = trainer_of(again, examples, tmp_path, SparsityCallback(macs=0.5), max_steps=18)
+    with pytest.raises(ValueError, match=r"at step 16, after at=0\.0, from a checkpoint that"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
