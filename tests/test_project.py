@@ -38,13 +38,14 @@ ROOMS = [
     "zoo",
     "module",
     "callbacks",
+    "hugging_face",
     "publishing",
     "sweep",
     "cli",
 ]
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
-LIGHTNING = {"data", "module", "callbacks", "publishing", "sweep", "cli"}
+LIGHTNING = {"data", "module", "callbacks", "hugging_face", "publishing", "sweep", "cli"}
 TORCHLESS = {"lazy", "suggest", "registry", "files", "report"}
 
 
