@@ -129,6 +129,14 @@ def test_two_rows_of_one_name_are_refused(tmp_path):
         trained.read_queue(tmp_path / "queue.yaml", tmp_path)
 
 
+def test_a_cpu_trains_the_first_seeds_one_on_each_core(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    together, rows = cifar.for_device("cpu", TOGETHER, ROWS)
+    assert together == 3
+    assert [(row.name, row.seeds) for row in rows] == [(r.name, r.seeds[:1]) for r in ROWS]
+    assert cifar.for_device("cuda", TOGETHER, ROWS) == (TOGETHER, ROWS)
+
+
 # Configs
 
 

@@ -1,6 +1,6 @@
 """Stage ``cifar``: a queue of CIFAR-10 runs, several at a time on one GPU, over several calls.
 
-With ``--device cpu`` it trains the same queue, one run per core.
+With ``--device cpu`` it trains the first seed of each row of the same queue, a run on each core.
 
 First, batches made on the device are compared with those of the CPU. Each run is a process of its
 own with the ordinary configs, module and data module; GPU time that one does not use is
@@ -61,7 +61,7 @@ def run(context: Context) -> None:
     if not context.dry_run:
         data = join(context.root) or os.environ.get("SSL_DATA_DIR", "data")
         check_batches(context.device, Path(data), num_validation=5000, batch_size=128)
-        together = together if context.device == "cuda" else os.cpu_count() or 1
+        together, rows = for_device(context.device, together, rows)
         train(context, rows, together, context.root / WORK, Path(data).resolve())
         return
     rows = tuple(dry(row, epochs) for name, epochs in DRY_QUEUE for row in rows if row.name == name)
@@ -69,6 +69,18 @@ def run(context: Context) -> None:
         make_images(Path(folder))
         check_batches(context.device, Path(folder), num_validation=16, batch_size=16)
         train(context, rows, 2, Path(folder), Path(folder))
+
+
+def for_device(device: str, together: int, rows: tuple[Row, ...]) -> tuple[int, tuple[Row, ...]]:
+    """Return how many runs a device trains at a time, and which rows."""
+    if device == "cuda":
+        return together, rows
+    return os.cpu_count() or 1, tuple(map(first_seed, rows))
+
+
+def first_seed(row: Row) -> Row:
+    """Return a row with its first seed alone."""
+    return replace(row, seeds=row.seeds[:1])
 
 
 def headline(result: Record | None) -> str:
@@ -365,7 +377,7 @@ def train(context: Context, rows: tuple[Row, ...], together: int, work: Path, da
 def dry(row: Row, epochs: tuple[int, ...]) -> Row:
     """Return a row that is short: one seed, few epochs."""
     lr = (0.05,) * len(epochs)
-    return replace(row, seeds=row.seeds[:1], epochs=epochs, lr=lr)
+    return replace(first_seed(row), epochs=epochs, lr=lr)
 
 
 def make_images(folder: Path) -> None:
