@@ -1,4 +1,4 @@
-"""The tables of docs/budgets.md are those of the runs that are stored beside them."""
+"""The tables of comparisons in docs are those of the runs that are stored beside them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TABLE = re.compile(r"<!-- (\w+) (\w+) ([\d.]+) -->\n(.*?)<!-- end -->", re.DOTALL)
-RUNS = [json.loads(line) for line in (DOCS / "budgets" / "results.jsonl").read_text().splitlines()]
-PLACES = sorted({(run["network"], run["length"], run["macs"]) for run in RUNS})
+PAGES = {"budgets.md": "budgets", "recipes.md": "recipes"}
+RUNS = {
+    page: [json.loads(x) for x in (DOCS / folder / "results.jsonl").read_text().splitlines()]
+    for page, folder in PAGES.items()
+}
+PLACES = sorted(
+    {(page, r["network"], r["length"], r["macs"]) for page, runs in RUNS.items() for r in runs}
+)
 
 
 def cell(values: list[float]) -> str:
@@ -22,13 +28,14 @@ def cell(values: list[float]) -> str:
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
-def test_the_rows_are_the_means_of_the_runs_best_first(place: tuple[str, str, float]) -> None:
-    text = (DOCS / "budgets.md").read_text(encoding="utf-8")
-    (table,) = [t for *key, t in TABLE.findall(text) if (*key[:2], float(key[2])) == place]
+def test_the_rows_are_the_means_of_the_runs_best_first(place: tuple[str, str, str, float]) -> None:
+    page, *at = place
+    text = (DOCS / page).read_text(encoding="utf-8")
+    (table,) = [t for *key, t in TABLE.findall(text) if [*key[:2], float(key[2])] == at]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     ways: dict[str, list[dict[str, float]]] = {}
-    for run in RUNS:
-        if (run["network"], run["length"], run["macs"]) == place:
+    for run in RUNS[page]:
+        if [run["network"], run["length"], run["macs"]] == at:
             ways.setdefault(run["way"], []).append(run)
     expected = sorted(
         (str(len(runs)), cell([r["val"] for r in runs]), cell([r["test"] for r in runs]))
@@ -39,7 +46,8 @@ def test_the_rows_are_the_means_of_the_runs_best_first(place: tuple[str, str, fl
     assert means == sorted(means)
 
 
-def test_every_run_is_stored_once_and_cost_what_was_asked_for() -> None:
-    keys = [(r["network"], r["length"], r["macs"], r["way"], r["seed"]) for r in RUNS]
+@pytest.mark.parametrize("page", PAGES)
+def test_every_run_is_stored_once_and_cost_what_was_asked_for(page: str) -> None:
+    keys = [(r["network"], r["length"], r["macs"], r["way"], r["seed"]) for r in RUNS[page]]
     assert len(set(keys)) == len(keys)
-    assert all(r["macs_left"] <= 100 * r["macs"] for r in RUNS if r["way"] != "dense")
+    assert all(r["macs_left"] <= 100 * r["macs"] for r in RUNS[page] if r["way"] != "dense")

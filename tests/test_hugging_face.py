@@ -213,16 +213,14 @@ def test_a_run_that_is_too_short_says_so(tmp_path):
 
 
 WRONG = {
-    "no budget": ({}, {}, "expected a budget such as macs=0.5"),
+    "no budget": ({}, {}, "such as macs=0.5, got none"),
     "late": ({"macs": 0.5, "at": 1.0}, {}, "at least 0 and below 1, got 1.0"),
-    "unknown": ({"flops": 0.5}, {}, "got 'flops'"),
+    "unknown": ({"flops": 0.5}, {}, "in some of macs, parameters, size, .* got flops"),
+    "negative": ({"macs": -1}, {}, "expected macs as a positive number"),
+    "importance": ({"macs": 0.5, "importance": "l3"}, {}, "Unknown importance 'l3'"),
+    "group": ({"macs": 0.5, "groups": ["ffm"]}, {}, "Unknown group kind 'ffm'.*ffn"),
     "optimizer": ({"macs": 0.5}, {"optim": "adafactor"}, "The state of Adafactor"),
     "compiled": ({"macs": 0.5}, {"torch_compile": True}, "needs one process, one device"),
-    "best": (
-        {"macs": 0.5, "at": 0.5},
-        {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 12},
-        "load_best_model_at_end could go back to the dense model",
-    ),
     "unreachable": ({"parameters": 0.01}, {}, "cannot be reached"),
 }
 
@@ -235,6 +233,173 @@ def test_what_cannot_be_done_is_refused(tmp_path, case):
     with pytest.raises(ValueError, match=message):
         trainer_of(model, examples, tmp_path, SparsityCallback(**given), **settings).train()
     assert {name: p.shape for name, p in model.named_parameters()} == before
+
+
+def parameters_left(model, folder, callback, examples, **settings):
+    trainer_of(model, examples, folder, callback, **settings).train()
+    return num_parameters(model)
+
+
+def test_a_callback_serves_one_model_after_the_other(tmp_path):
+    callback = SparsityCallback(parameters=0.6)
+    left = [
+        parameters_left(model, tmp_path / name, callback, examples)
+        for name in ("bert", "vit")
+        for model, examples in [made(name)]
+    ]
+    alone = [
+        parameters_left(model, tmp_path / f"{name}1", SparsityCallback(parameters=0.6), examples)
+        for name in ("bert", "vit")
+        for model, examples in [made(name)]
+    ]
+    assert left == alone
+
+
+def test_a_model_that_is_trained_again_is_not_reduced_again(tmp_path):
+    model, examples = made("vit")
+    callback = SparsityCallback(parameters=0.6)
+    trainer = trainer_of(model, examples, tmp_path, callback)
+    trainer.train()
+    left = num_parameters(model)
+    trainer.train()
+    assert (num_parameters(model), len(callback.plans)) == (left, 1)
+
+
+def test_models_are_reduced_step_by_step(tmp_path):
+    model, examples = made("llama")
+    first = parameters_left(model, tmp_path / "1", SparsityCallback(parameters=0.8), examples)
+    again = load_compact(tmp_path / "1" / "checkpoint-16")
+    for small, place in ((model, "2"), (again, "3")):
+        callback = SparsityCallback(parameters=0.8)
+        left = parameters_left(small, tmp_path / place, callback, examples)
+        assert left <= 0.8 * first
+        assert len(callback.plans) == 2
+        last = load_compact(tmp_path / place / "checkpoint-16")
+        assert torch.equal(outputs(last, examples), outputs(small, examples))
+
+
+def test_what_the_trainer_saves_at_the_end_is_read(tmp_path):
+    model, examples = made("llama")
+    trainer = trainer_of(model, examples, tmp_path, SparsityCallback(parameters=0.6))
+    trainer.train()
+    trainer.save_model()
+    assert torch.equal(outputs(load_compact(tmp_path), examples), outputs(model, examples))
+
+
+def test_the_best_checkpoint_is_one_of_the_small_model(tmp_path):
+    model, examples = made("llama")
+    settings = {"eval_strategy": "steps", "eval_steps": 4, "save_steps": 4}
+    settings |= {"load_best_model_at_end": True, "learning_rate": 1e-6}
+    callback = SparsityCallback(parameters=0.4)
+    trainer = trainer_of(model, examples, tmp_path, callback, **settings)
+    trainer.train()
+    assert num_parameters(model) <= 0.4 * num_parameters(made("llama")[0])
+    step = int(trainer.state.best_model_checkpoint.rpartition("-")[2])
+    assert step > 8
+    best = load_compact(trainer.state.best_model_checkpoint)
+    assert torch.equal(outputs(best, examples), outputs(model, examples))
+
+
+@pytest.mark.parametrize("at", [0.0, 0.25])
+def test_runs_resume_from_before_and_after(tmp_path, at):
+    model, examples = made("llama")
+    settings = {"save_steps": 4}
+    whole = SparsityCallback(parameters=0.6, at=at)
+    parameters_left(model, tmp_path / "whole", whole, examples, **settings)
+    left = num_parameters(model)
+    for step in (4, 12, 16):
+        place = tmp_path / "whole" / f"checkpoint-{step}"
+        small = (place / "plan.json").exists()
+        again = load_compact(place) if small else made("llama")[0]
+        callback = SparsityCallback(parameters=0.6, at=at)
+        trainer = trainer_of(again, examples, tmp_path / f"from-{step}", callback, **settings)
+        trainer.train(resume_from_checkpoint=str(place))
+        assert callback.landed
+        assert num_parameters(again) == pytest.approx(left, rel=0.02)
+        if small or step <= at * 16:
+            state = model.state_dict()
+            assert all(torch.equal(state[k], v) for k, v in again.state_dict().items())
+
+
+def test_the_trainer_restores_callbacks_if_it_is_asked_to(tmp_path):
+    model, examples = made("llama")
+    parameters_left(model, tmp_path, SparsityCallback(parameters=0.6), examples)
+    place = tmp_path / "checkpoint-12"
+    again = load_compact(place)
+    settings = {"restore_callback_states_from_checkpoint": True}
+    trainer = trainer_of(again, examples, tmp_path, SparsityCallback(parameters=0.5), **settings)
+    trainer.train(resume_from_checkpoint=str(place))
+    assert torch.equal(outputs(again, examples), outputs(model, examples))
+
+
+def test_two_callbacks_are_refused(tmp_path):
+    model, examples = made("vit")
+    trainer = trainer_of(model, examples, tmp_path, SparsityCallback(parameters=0.8))
+    trainer.add_callback(SparsityCallback(parameters=0.6))
+    with pytest.raises(ValueError, match="expected one in a trainer, got 2"):
+        trainer.train()
+
+
+def multi_query():
+    """Heads that share one head of keys and values cannot be removed."""
+    config = transformers.LlamaConfig(**TEXT, num_key_value_heads=1)
+    return transformers.LlamaForCausalLM(config), Examples(input_ids=counting(), labels=counting())
+
+
+def t5():
+    """A decoder that makes its inputs of the labels."""
+    config = transformers.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                                   vocab_size=24, decoder_start_token_id=0)  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    return model, Examples(input_ids=counting(), labels=counting())
+
+
+@pytest.mark.parametrize("make", [multi_query, t5])
+def test_models_without_heads_to_remove_lose_neurons(tmp_path, make):
+    torch.manual_seed(0)
+    model, examples = make()
+    before = num_parameters(model)
+    left = parameters_left(model, tmp_path, SparsityCallback(parameters=0.8), examples)
+    assert left <= 0.8 * before
+    torch.testing.assert_close(
+        load_compact(tmp_path / "checkpoint-16").state_dict(), model.state_dict()
+    )
+
+
+def test_explicit_groups_that_a_model_lacks_are_refused(tmp_path):
+    torch.manual_seed(0)
+    model, examples = multi_query()
+    trainer = trainer_of(model, examples, tmp_path, SparsityCallback(macs=0.8, groups=["head"]))
+    with pytest.raises(ValueError, match="Groups of kind 'head'"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activations_that_are_computed_again(tmp_path, reentrant):
+    model, examples = made("llama")
+    younger = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing_enable" if younger else "gradient_checkpointing_enable"
+    getattr(model, name)({"use_reentrant": reentrant})
+    parameters_left(model, tmp_path, SparsityCallback(parameters=0.6), examples)
+    assert all(layer.gradient_checkpointing for layer in model.model.layers)
+    last = load_compact(tmp_path / "checkpoint-16")
+    assert torch.equal(outputs(last, examples), outputs(model, examples))
+
+
+def test_penalties_begin_anew_after_a_run_that_was_stopped(tmp_path):
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model, examples = made("vit")
+    penalties = [{"kind": "ffn", "strength": 1e-5}]
+    callback = SparsityCallback(parameters=0.9, at=0.9, penalties=penalties)
+    trainer = trainer_of(model, examples, tmp_path, callback, save_strategy="no")
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    parameters_left(model, tmp_path, callback, examples, save_strategy="no")
+    assert callback.landed
 
 
 def test_a_run_that_is_resumed_too_late_is_refused(tmp_path):

@@ -6,6 +6,8 @@ Needs ``pip install 'ssl_lightning[transformers]'``.
 from __future__ import annotations
 
 import inspect
+import json
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -30,13 +32,20 @@ from ssl_lightning.compaction import (
     save_compact,
     slice_optimizer_,
 )
+from ssl_lightning.compaction.pretrained import note_plans_, plans_of
+from ssl_lightning.compaction.store import RECIPE, recipe_of
+from ssl_lightning.costs import parse_targets
+from ssl_lightning.files import replacing
 from ssl_lightning.graph import Inputs
+from ssl_lightning.groups import GroupSet
+from ssl_lightning.groups.selectors import as_selector
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure import num_parameters
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.penalties.attach import Attachment
 from ssl_lightning.prune import prune_
 from ssl_lightning.prune.one_shot import resolve
+from ssl_lightning.prune.scores import find_importance
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -48,10 +57,11 @@ except ImportError as error:
     ) from error
 
 MEASURED = "measured"
-TRANSFORMER_GROUPS = ({"kind": "head"}, {"kind": "ffn"})
-"""What may go by default: attention heads, with the heads of keys and values that they share, and
-neurons of the feed-forward layers."""
-NUM_EXAMPLES = 2
+KINDS = ("head", "ffn")
+"""What may go by default, as far as a model has it: attention heads, with the heads of keys and
+values that they share, and neurons of the feed-forward layers."""
+BUDGETS = ("macs", "parameters", "size")
+NUM_EXAMPLES = NUM_LAST = 2
 KEPT = ("forward", "_original_forward")
 """Attributes that accelerate gives a model for mixed precision; they call the model itself."""
 
@@ -59,31 +69,39 @@ KEPT = ("forward", "_original_forward")
 class SparsityCallback(TrainerCallback, ExportableState):
     """Bring the model of a ``transformers.Trainer`` down to a budget, and train what is left.
 
-    At the beginning of a step, the groups that the outputs need least are removed from the model,
-    which becomes smaller in place: the trainer, its optimizer and its scheduler continue with it.
-    Every checkpoint that the trainer writes afterwards gets a ``plan.json`` beside the model's own
-    files, so that :func:`~ssl_lightning.load_compact` reads its folder. To continue a run, give the
-    trainer that model: ``Trainer(load_compact(checkpoint), ..., callbacks=[SparsityCallback(...)])
-    .train(resume_from_checkpoint=checkpoint)``.
+    At the beginning of a step, the groups that the outputs need least are removed from the model.
+    It remains the same object with smaller layers in place of the old ones: the trainer, its
+    optimizer and its scheduler continue with it. The best checkpoint is one of those that follow.
+
+    To write the model, call ``save_compact(folder, model, callback.plans)``; the trainer's own
+    ``save_model`` writes no plan, without which no library can make layers of these sizes. Every
+    checkpoint that the trainer writes afterwards has the plan, and so has ``output_dir`` at the end
+    of the run; :func:`~ssl_lightning.load_compact` reads folders with a ``plan.json``. A run is
+    continued from such a checkpoint with ``Trainer(load_compact(checkpoint), ...)`` and a callback
+    as before, then ``train(resume_from_checkpoint=checkpoint)``; from an earlier one with the dense
+    model, and measuring begins anew.
 
     Args:
-        at: share of the run's steps after which to do so: 0 for a model that is trained already.
-        groups: what may go, as :func:`~ssl_lightning.resolve_groups` takes it.
+        at: share of the run's steps from which on to do so. By default at once, which is meant for
+            a model that is trained already; give an untrained one some time.
+        groups: what may go, as :func:`~ssl_lightning.resolve_groups` takes it, or kinds:
+            ``["ffn"]``. By default heads and feed-forward neurons, whichever the model has.
         penalties: as :class:`~ssl_lightning.Regularizer` takes them; they act until then, from the
-            second step on.
+            second step on. What they have brought to zero goes, even below the budget: begin with
+            ``[{"kind": "ffn", "strength": 1e-5}]``.
         importance: ``"measured"``, by how much the outputs change without them on the training
-            inputs of up to eight steps, or another of :func:`~ssl_lightning.prune_`.
+            inputs of the next steps, up to eight; or another of :func:`~ssl_lightning.prune_`.
         multiple: retain a multiple of so many groups in each layer.
-        **budget: what the model may cost at most: ``macs``, ``parameters`` or ``size``, as a share
-            of the dense model's or a number.
+        **budget: what the model may cost at most: ``macs``, ``parameters`` or ``size`` (bytes), as
+            a share of at most 1 of what it costs before, or a number above 100.
 
     Attributes:
-        plans: that were carried out; ``save_compact(folder, model, callback.plans)`` writes it.
+        plans: that were carried out on the model, also before by other callbacks.
 
     Raises:
-        ValueError: for no budget, ``at`` out of range; when training begins, for an optimizer whose
-            state cannot be sliced, several processes or devices, or a compiled model; when the
-            budget is to be reached, if it cannot be.
+        ValueError: for no budget, or a number or name out of range; when training begins, for an
+            optimizer whose state cannot be sliced, several processes or devices, or a compiled
+            model; when it is time, if the budget cannot be reached or the model has no such groups.
 
     Example:
         >>> callback = SparsityCallback(macs=0.5)
@@ -95,26 +113,34 @@ class SparsityCallback(TrainerCallback, ExportableState):
         self,
         *,
         at: float = 0.0,
-        groups: Sequence[Any] = TRANSFORMER_GROUPS,
+        groups: Sequence[Any] | None = None,
         penalties: Sequence[Any] | None = None,
         importance: Any = MEASURED,
         multiple: int | None = None,
         **budget: float,
     ) -> None:
-        if not budget:
+        if not budget or budget.keys() - set(BUDGETS):
+            got = ", ".join(sorted(budget.keys() - set(BUDGETS))) or "none"
             raise ValueError(
-                "SparsityCallback: expected a budget such as macs=0.5 or parameters=0.5, got none. "
-                "Give one."
+                f"SparsityCallback: expected a budget in some of {', '.join(BUDGETS)}, such as "
+                f"macs=0.5, got {got}. Give one."
             )
+        parse_targets("SparsityCallback", budget)
+        find_importance(importance, MEASURED)
         if not 0 <= at < 1:
             raise ValueError(
                 "SparsityCallback: expected `at` to be a share of the run's steps, at least 0 and "
                 f"below 1, got {at}."
             )
-        self.at, self.groups, self.penalties = at, groups, penalties
+        self.at, self.groups, self.penalties = at, as_selectors(groups), penalties
         self.importance, self.multiple, self.budget = importance, multiple, budget
         self.plans: list[Plan] = []
+        self.landed = False
         self.calls = TrainingCalls()
+        self._given = {"at": at, "groups": groups, "penalties": penalties, **budget}
+        self._given |= {"importance": importance, "multiple": multiple}
+        self._due = False
+        self._model: weakref.ref[nn.Module] | None = None
         self._attachment: Attachment | None = None
 
     # --- what transformers calls
@@ -127,22 +153,41 @@ class SparsityCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Refuse a run in which this could not be done."""
-        optimizer = inner(kwargs["optimizer"])
+        model, optimizer = kwargs["model"], inner(kwargs["optimizer"])
         refuse_several(args)
-        refuse_best_of_both(args, self.at)
         check_sliceable(optimizer)
-        self.calls = TrainingCalls()
-        others: Any = state.stateful_callbacks or {}
-        stored = others.get(type(self).__name__) or {}
-        self.plans = [
-            Plan.from_json(text) for text in stored.get("attributes", {}).get("plans", ())
-        ]
-        if state.global_step > self.at * state.max_steps and not self.plans:
+        self.detach()
+        self.calls, self._due = TrainingCalls(), False
+        stored: Any = state.stateful_callbacks
+        own = stored.get(type(self).__name__) if isinstance(stored, dict) else None
+        if isinstance(own, list):
+            raise ValueError(
+                f"SparsityCallback: expected one in a trainer, got {len(own)}. Let one run follow "
+                "the other."
+            )
+        if state.global_step > 0:
+            self.resume(state, own)
+        elif self._model is None or self._model() is not model:
+            self.landed, self.plans = False, list(plans_of(model))
+        self._model = weakref.ref(model)
+        if isinstance(stored, dict):  # of which the trainer expects an item to write anew
+            stored.setdefault(type(self).__name__, self.state())
+
+    def resume(self, state: TrainerState, own: dict[str, Any] | None) -> None:
+        """Take over what a checkpoint holds.
+
+        Raises:
+            ValueError: if it was written without such a callback, after its time.
+        """
+        if own is None and state.global_step > self.at * state.max_steps:
             raise ValueError(
                 f"SparsityCallback: the run is resumed at step {state.global_step}, after at="
                 f"{self.at}, from a checkpoint that knows nothing of this callback. Give a later "
                 "`at`."
             )
+        attributes = (own or {}).get("attributes", {})
+        self.landed = bool(attributes.get("landed"))
+        self.plans = [Plan.from_json(text) for text in attributes.get("plans", ())]
 
     def on_step_begin(
         self,
@@ -154,15 +199,19 @@ class SparsityCallback(TrainerCallback, ExportableState):
         """Attach the penalties, note inputs, or reach the budget, when it is time."""
         model, optimizer = kwargs["model"], inner(kwargs["optimizer"])
         self.calls.end_step()
-        if self.plans:
+        if self.landed:
             return
         if self.calls.calls and self.penalties and self._attachment is None:
             self.attach(state, model, optimizer)
-        due = state.global_step >= self.at * state.max_steps
+        latest = max(state.max_steps - NUM_LAST, 0)  # one step to measure in, one afterwards
+        due = state.global_step >= min(self.at * state.max_steps, latest)
+        if due and not self._due:  # what was noted before was for the penalties
+            self._due, self.calls = True, TrainingCalls()
         most = MAX_BATCHES if self.importance == MEASURED else 1
         last = state.global_step == state.max_steps - 1  # no later step to do it in
         if due and self.calls.calls and (last or self.calls.enough(most)):
             self.land(args, model, optimizer)
+            forget_best(state)
         elif due or not self.calls.calls:
             self.calls.begin_step(model)
 
@@ -181,10 +230,14 @@ class SparsityCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Say if the run ended before the budget was reached."""
+        """Write the plan where the trainer saves by default; say if there is none."""
         self.calls.end_step()
         self.detach()
-        if not self.plans:
+        if self.plans and args.should_save:
+            recipe = recipe_of(kwargs["model"], self.plans)
+            with replacing(Path(str(args.output_dir), RECIPE)) as temporary:
+                temporary.write_text(recipe.to_json())
+        if not self.landed:
             rank_zero_warn(
                 f"SparsityCallback: the run ended after {state.global_step} steps, before "
                 f"{self.budget} was reached. Lower `at` or train on."
@@ -192,7 +245,9 @@ class SparsityCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what the trainer stores in its checkpoints."""
-        return {"args": {}, "attributes": {"plans": [plan.to_json() for plan in self.plans]}}
+        plans = [plan.to_json() for plan in self.plans]
+        given = {k: v for k, v in self._given.items() if is_plain(v)}
+        return {"args": given, "attributes": {"plans": plans, "landed": self.landed}}
 
     # --- what is done
 
@@ -215,13 +270,30 @@ class SparsityCallback(TrainerCallback, ExportableState):
                for k, v in call.named.items()}  # fmt: skip
         return Inputs(*(x[:NUM_EXAMPLES] for x in call.arguments), **few)
 
+    def group_sets(self, model: nn.Module, example: Inputs) -> list[GroupSet]:
+        """Return what may go.
+
+        Raises:
+            ValueError: if there are no such groups.
+        """
+        around = Surroundings(model, example, strict=True)
+        if self.groups is not None:
+            return resolve(model, around, self.groups, "coupled", "SparsityCallback")
+        found = [s for kind in KINDS for s in resolve(model, around, None, kind)]
+        if not found:
+            raise ValueError(
+                f"SparsityCallback: {type(model).__name__} has neither heads nor feed-forward "
+                "neurons that could be removed. Give `groups`, such as ['coupled']."
+            )
+        return found
+
     def land(self, args: TrainingArguments, model: nn.Module, optimizer: Optimizer) -> None:
         """Remove groups until the budget is reached; the model becomes smaller in place."""
         self.detach()
         before = num_parameters(model)
         with plain_forward(model):
             example = self.example(model)
-            sets = resolve(model, Surroundings(model, example, strict=True), self.groups, "coupled")
+            sets = self.group_sets(model, example)
             importance = self.importance
             if importance == MEASURED:
                 calls = [without_labels(call, model) for call in self.calls.calls]
@@ -238,7 +310,8 @@ class SparsityCallback(TrainerCallback, ExportableState):
             small = compact(model, plan).train(model.training)
             slice_optimizer_(optimizer, model, plan, small)
             become_(model, small)
-        self.plans, self.calls = [plan], TrainingCalls()
+        self.plans, self.calls, self.landed = [*plans_of(model), plan], TrainingCalls(), True
+        note_plans_(model, self.plans)
         rank_zero_info(
             f"SparsityCallback: {before:,} -> {num_parameters(model):,} parameters\n{report}"
         )
@@ -250,11 +323,54 @@ def inner(optimizer: Any) -> Optimizer:
     return found
 
 
-def without_labels(call: Call, model: nn.Module) -> Call:
-    """Return a call of the model for its outputs alone: without labels, without a cache."""
+def as_selectors(groups: Sequence[Any] | None) -> list[Any] | None:
+    """Return selectors of groups, of which kinds may be named alone.
+
+    Example:
+        >>> as_selectors(["ffn", {"kind": "head"}]), as_selectors(None)
+        ([Selector(kind='ffn', layers='*', members='all'), ...], None)
+    """
+    if groups is None:
+        return None
+    given = [groups] if isinstance(groups, (str, dict)) else groups
+    named = [{"kind": g} if isinstance(g, str) else g for g in given]
+    return [g if isinstance(g, GroupSet) else as_selector(g) for g in named]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON holds a value.
+
+    Example:
+        >>> is_plain([{"kind": "ffn"}]), is_plain(object())
+        (True, False)
+    """
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def forget_best(state: TrainerState) -> None:
+    """Let the best checkpoint be one of those to come: earlier ones are of another model."""
+    state.best_metric = state.best_model_checkpoint = None
+    if hasattr(state, "best_global_step"):
+        state.best_global_step = None
+
+
+def without_labels(call: Call, model: Any) -> Call:
+    """Return a call of the model for its outputs alone: without labels, without a cache.
+
+    A decoder's inputs, which such models make of labels, are made before.
+    """
+    labels, prepare = call.named.get("labels"), "prepare_decoder_input_ids_from_labels"
+    decoder = "decoder_input_ids" in call.named or "decoder_inputs_embeds" in call.named
+    made = {}
+    if labels is not None and hasattr(model, prepare) and not decoder:
+        made = {"decoder_input_ids": getattr(model, prepare)(labels=labels)}
     named = {
         key: value
-        for key, value in call.named.items()
+        for key, value in (call.named | made).items()
         if "label" not in key and key != "num_items_in_batch" and value is not None
     }
     if "use_cache" in inspect.signature(type(model).forward).parameters:
@@ -300,17 +416,4 @@ def refuse_several(args: TrainingArguments) -> None:
             "SparsityCallback needs one process, one device and a model that is not compiled: "
             "others hold the parameters that they saw first. Set CUDA_VISIBLE_DEVICES to one "
             "device and leave out deepspeed, fsdp and torch_compile."
-        )
-
-
-def refuse_best_of_both(args: TrainingArguments, at: float) -> None:
-    """Refuse to go back to a checkpoint of the dense model at the end.
-
-    Raises:
-        ValueError: naming the way out.
-    """
-    if args.load_best_model_at_end and at > 0:
-        raise ValueError(
-            "SparsityCallback: load_best_model_at_end could go back to the dense model, whose "
-            f"weights do not fit any more, since at={at}. Leave it out, or give at=0."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ssl_lightning.files import parse_json, replacing
 from ssl_lightning.suggest import shortened
 
+PLANS = "_ssl_lightning_plans"
 PREFIX = "transformers:"
 """Of the name that a plan gives a model of transformers; the rest is its class's."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -29,6 +30,16 @@ REFUSED = frozenset(
     "transformers_weights use_pretrained_backbone".split()
 )
 """Keys of a config that name code, or files other than its own, at any depth."""
+
+
+def note_plans_(model: nn.Module, plans: Sequence[Any]) -> None:
+    """Let a model of transformers know by which plans it became small, for further ones."""
+    model.__dict__[PLANS] = tuple(plans)
+
+
+def plans_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return the plans that a model of transformers was made small by."""
+    return tuple(model.__dict__.get(PLANS, ()))
 
 
 def is_pretrained(model: nn.Module) -> bool:

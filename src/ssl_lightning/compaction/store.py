@@ -236,7 +236,7 @@ def save_compact(
     folder = Path(folder)
     plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
     if pretrained.is_pretrained(model) and (backbone is None or is_unknown_class(backbone)):
-        recipe = Recipe(f"{pretrained.PREFIX}{type(model).__name__}", {}, plans)
+        recipe = recipe_of(model, plans)
         pretrained.write_pretrained(folder, model, {RECIPE: recipe.to_json()}, read_compact)
         return folder
     backbone = class_path(model) if backbone is None else backbone
@@ -246,6 +246,11 @@ def save_compact(
         save_model(model, str(weights))
         text.write_text(recipe.to_json())
     return folder
+
+
+def recipe_of(model: nn.Module, plans: Sequence[Plan]) -> Recipe:
+    """Return how a compact model of transformers is made again."""
+    return Recipe(f"{pretrained.PREFIX}{type(model).__name__}", {}, tuple(plans))
 
 
 def check_loadable(recipe: Recipe, model: nn.Module) -> None:
@@ -319,9 +324,9 @@ def read_compact(folder: Path, where: str, model: OwnNetwork | None = None) -> n
         if recipe.backbone.startswith(pretrained.PREFIX):
             check_state(stored, f"{where}/{WEIGHTS}")
             name = recipe.backbone.removeprefix(pretrained.PREFIX)
-            return recipe.sized(
-                pretrained.read_pretrained(folder, where, name, stored, recipe.shrink)
-            )
+            small = pretrained.read_pretrained(folder, where, name, stored, recipe.shrink)
+            pretrained.note_plans_(small, recipe.plans)
+            return recipe.sized(small)
         small = recipe.create(model)
         check_state(stored, f"{where}/{WEIGHTS}", small)
         types = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}

@@ -125,8 +125,9 @@ def own_functions(model: nn.Module) -> Iterator[types.FunctionType]:
     found: dict[int, types.FunctionType] = {}
     for module in model.modules():
         values = list(vars(module).values())
-        for table in (v for k, v in vars(module).items() if k.endswith("_hooks") and v):
-            values += list(table.values())
+        for name, table in vars(module).items():
+            if name.endswith("_hooks") and isinstance(table, dict):
+                values += list(table.values())
         functions = (v for v in values if isinstance(v, types.FunctionType) and v.__closure__)
         found.update({id(function): function for function in functions})
     yield from found.values()
