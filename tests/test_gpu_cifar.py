@@ -281,6 +281,15 @@ def test_each_mode_is_tried_and_then_the_fastest_taken(tmp_path, monkeypatch):
     assert "TORCHINDUCTOR_CUDAGRAPHS" not in now.environment("compiled")
 
 
+def test_a_cpu_compiles_where_it_can(tmp_path):
+    now = training(tmp_path, dry_run=False)
+    run = now.runs["resnet20_cifar10_dense-0"]
+    assert now.mode(run) == "compiled"
+    now.barred.add("compiled")
+    assert now.mode(run) == "plain"
+    assert training(tmp_path).mode(run) == "plain"  # a dry run
+
+
 @pytest.mark.parametrize(("mode", "again"), [("graphs", True), ("plain", False)])
 def test_a_run_that_fails_is_tried_otherwise_or_put_down(tmp_path, mode, again):
     now, name = training(tmp_path), "resnet20_cifar10_dense-0"

@@ -200,7 +200,8 @@ class Training:
     def mode(self, run: Run) -> str:
         """Return a mode that was not tried yet, else the fastest on this row, or on the first."""
         if self.context.device == "cpu":
-            return "plain"
+            plain = self.context.dry_run or "compiled" in self.barred
+            return "plain" if plain else "compiled"
         modes = [mode for mode in MODES if mode not in self.barred]
         compiled = modes[:-1]
         if len(compiled) < 2:
