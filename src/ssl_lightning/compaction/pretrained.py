@@ -32,9 +32,10 @@ REFUSED = frozenset(
 """Keys of a config that name code, or files other than its own, at any depth."""
 
 
-def note_plans_(model: nn.Module, plans: Sequence[Any]) -> None:
+def note_plans_(model: nn.Module, plans: Sequence[Any]) -> nn.Module:
     """Let a model of transformers know by which plans it became small, for further ones."""
     model.__dict__[PLANS] = tuple(plans)
+    return model
 
 
 def plans_of(model: nn.Module) -> tuple[Any, ...]:

@@ -325,8 +325,7 @@ def read_compact(folder: Path, where: str, model: OwnNetwork | None = None) -> n
             check_state(stored, f"{where}/{WEIGHTS}")
             name = recipe.backbone.removeprefix(pretrained.PREFIX)
             small = pretrained.read_pretrained(folder, where, name, stored, recipe.shrink)
-            pretrained.note_plans_(small, recipe.plans)
-            return recipe.sized(small)
+            return recipe.sized(pretrained.note_plans_(small, recipe.plans))
         small = recipe.create(model)
         check_state(stored, f"{where}/{WEIGHTS}", small)
         types = {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()}

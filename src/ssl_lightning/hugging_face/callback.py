@@ -1,26 +1,20 @@
-"""A callback of Hugging Face's ``transformers.Trainer``: penalties, a budget and compaction.
-
-Needs ``pip install 'ssl_lightning[transformers]'``.
-"""
+"""The callback of ``transformers.Trainer``."""
 
 from __future__ import annotations
 
-import inspect
-import json
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from ssl_lightning.callbacks.measuring import (
     MAX_BATCHES,
-    Call,
     TrainingCalls,
     changes_of_outputs,
 )
@@ -38,8 +32,18 @@ from ssl_lightning.costs import parse_targets
 from ssl_lightning.files import replacing
 from ssl_lightning.graph import Inputs
 from ssl_lightning.groups import GroupSet
-from ssl_lightning.groups.selectors import as_selector
 from ssl_lightning.groups.surroundings import Surroundings
+from ssl_lightning.hugging_face.parts import (
+    as_selectors,
+    become_,
+    forget_best,
+    inner,
+    is_plain,
+    plain_forward,
+    precision,
+    refuse_several,
+    without_labels,
+)
 from ssl_lightning.measure import num_parameters
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.penalties.attach import Attachment
@@ -47,23 +51,12 @@ from ssl_lightning.prune import prune_
 from ssl_lightning.prune.one_shot import resolve
 from ssl_lightning.prune.scores import find_importance
 
-try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-    from transformers.trainer_callback import ExportableState
-except ImportError as error:
-    raise ImportError(
-        "ssl_lightning.hugging_face needs transformers with its trainer, which is not installed. "
-        "Install it: `pip install 'ssl_lightning[transformers]'`."
-    ) from error
-
 MEASURED = "measured"
 KINDS = ("head", "ffn")
 """What may go by default, as far as a model has it: attention heads, with the heads of keys and
 values that they share, and neurons of the feed-forward layers."""
 BUDGETS = ("macs", "parameters", "size")
 NUM_EXAMPLES = NUM_LAST = 2
-KEPT = ("forward", "_original_forward")
-"""Attributes that accelerate gives a model for mixed precision; they call the model itself."""
 
 
 class SparsityCallback(TrainerCallback, ExportableState):
@@ -314,106 +307,4 @@ class SparsityCallback(TrainerCallback, ExportableState):
         note_plans_(model, self.plans)
         rank_zero_info(
             f"SparsityCallback: {before:,} -> {num_parameters(model):,} parameters\n{report}"
-        )
-
-
-def inner(optimizer: Any) -> Optimizer:
-    """Return torch's optimizer of that which accelerate has wrapped."""
-    found: Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return found
-
-
-def as_selectors(groups: Sequence[Any] | None) -> list[Any] | None:
-    """Return selectors of groups, of which kinds may be named alone.
-
-    Example:
-        >>> as_selectors(["ffn", {"kind": "head"}]), as_selectors(None)
-        ([Selector(kind='ffn', layers='*', members='all'), ...], None)
-    """
-    if groups is None:
-        return None
-    given = [groups] if isinstance(groups, (str, dict)) else groups
-    named = [{"kind": g} if isinstance(g, str) else g for g in given]
-    return [g if isinstance(g, GroupSet) else as_selector(g) for g in named]
-
-
-def is_plain(value: Any) -> bool:
-    """Whether JSON holds a value.
-
-    Example:
-        >>> is_plain([{"kind": "ffn"}]), is_plain(object())
-        (True, False)
-    """
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def forget_best(state: TrainerState) -> None:
-    """Let the best checkpoint be one of those to come: earlier ones are of another model."""
-    state.best_metric = state.best_model_checkpoint = None
-    if hasattr(state, "best_global_step"):
-        state.best_global_step = None
-
-
-def without_labels(call: Call, model: Any) -> Call:
-    """Return a call of the model for its outputs alone: without labels, without a cache.
-
-    A decoder's inputs, which such models make of labels, are made before.
-    """
-    labels, prepare = call.named.get("labels"), "prepare_decoder_input_ids_from_labels"
-    decoder = "decoder_input_ids" in call.named or "decoder_inputs_embeds" in call.named
-    made = {}
-    if labels is not None and hasattr(model, prepare) and not decoder:
-        made = {"decoder_input_ids": getattr(model, prepare)(labels=labels)}
-    named = {
-        key: value
-        for key, value in (call.named | made).items()
-        if "label" not in key and key != "num_items_in_batch" and value is not None
-    }
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
-        named["use_cache"] = False
-    return Call(call.arguments, named)
-
-
-def precision(args: TrainingArguments) -> AbstractContextManager[Any]:
-    """Return the context in which the trainer runs forward passes."""
-    if not (args.bf16 or args.fp16):
-        return nullcontext()
-    return torch.autocast(args.device.type, torch.bfloat16 if args.bf16 else torch.float16)
-
-
-@contextmanager
-def plain_forward(model: nn.Module) -> Iterator[None]:
-    """Take from a model, in the block, what accelerate put before its forward pass.
-
-    That calls the model that it was made for, and would do so in copies of it.
-    """
-    taken = {name: model.__dict__.pop(name) for name in KEPT if name in model.__dict__}
-    try:
-        yield
-    finally:
-        model.__dict__.update(taken)
-
-
-def become_(model: nn.Module, small: nn.Module) -> None:
-    """Let a model be another of its class, for all that hold it."""
-    assert type(model) is type(small)
-    model.__dict__.clear()
-    model.__dict__.update(small.__dict__)
-
-
-def refuse_several(args: TrainingArguments) -> None:
-    """Refuse runs whose parts hold the old parameters.
-
-    Raises:
-        ValueError: naming the way out.
-    """
-    if args.world_size > 1 or args.n_gpu > 1 or args.deepspeed or args.fsdp or args.torch_compile:
-        raise ValueError(
-            "SparsityCallback needs one process, one device and a model that is not compiled: "
-            "others hold the parameters that they saw first. Set CUDA_VISIBLE_DEVICES to one "
-            "device and leave out deepspeed, fsdp and torch_compile."
         )
