@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
 import torch
 
-from ssl_lightning import load_compact, save_compact
-from ssl_lightning.measure import num_parameters
+from ssl_lightning import Inputs, load_compact, save_compact
+from ssl_lightning.measure import count_macs, num_parameters
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -93,6 +94,13 @@ def made(name):
     return MODELS[name]()
 
 
+def macs(model, examples):
+    inputs = {k: v[:1] for k, v in examples.columns.items() if k != "labels"}
+    known = inspect.signature(type(model).forward).parameters
+    cache = {"use_cache": False} if "use_cache" in known else {}
+    return count_macs(model, Inputs(**inputs, **cache))
+
+
 @torch.no_grad()
 def outputs(model, examples):
     model.eval()
@@ -110,6 +118,8 @@ def test_the_model_becomes_smaller_and_every_checkpoint_is_read_again(tmp_path, 
     assert len(callback.plans) == 1
     if "parameters" in budget:
         assert 0.5 < num_parameters(model) / before <= 0.6
+    else:
+        assert 0.5 < macs(model, examples) / macs(made(name)[0], examples) <= 0.6
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters()}
     last = load_compact(tmp_path / "checkpoint-16")
@@ -386,10 +396,22 @@ def test_activations_that_are_computed_again(tmp_path, reentrant):
     assert torch.equal(outputs(last, examples), outputs(model, examples))
 
 
+class Note(transformers.TrainerCallback):
+    """Notes the attachments of penalties after the steps."""
+
+    def __init__(self, attached, callback):
+        self.attached, self.callback = attached, callback
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.callback._attachment is not None:
+            self.attached.append(self.callback._attachment)
+
+
 def test_penalties_begin_anew_after_a_run_that_was_stopped(tmp_path):
     class Stop(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            raise KeyboardInterrupt
+            if state.global_step == 3:
+                raise KeyboardInterrupt
 
     model, examples = made("vit")
     penalties = [{"kind": "ffn", "strength": 1e-5}]
@@ -398,8 +420,14 @@ def test_penalties_begin_anew_after_a_run_that_was_stopped(tmp_path):
     trainer.add_callback(Stop())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    parameters_left(model, tmp_path, callback, examples, save_strategy="no")
+    left_behind, attached = callback._attachment, []
+    assert left_behind is not None
+    again = trainer_of(model, examples, tmp_path, callback, save_strategy="no")
+    again.add_callback(Note(attached, callback))
+    again.train()
     assert callback.landed
+    assert attached
+    assert left_behind not in attached
 
 
 def test_a_run_that_is_resumed_too_late_is_refused(tmp_path):

@@ -104,10 +104,8 @@ def how_trained(card: Card) -> str:
     names = sorted({function_of(p) for p in card.penalties if p.get("strength") is not None})
     ways = [f"trained with {' and '.join(names)}"] if names else []
     ways += [f"brought down to a budget of {budget_of(card.budget)}"] if card.budget else []
-    if not ways:
-        return "trained densely"
     teacher = f", distilled from `{literal(card.teacher)}`" if card.teacher else ""
-    return f"{', '.join(ways)} and compacted{teacher}"
+    return (f"{', '.join(ways)} and compacted" if ways else "trained densely") + teacher
 
 
 def budget_of(budget: Mapping[str, Any]) -> str:

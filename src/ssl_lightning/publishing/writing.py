@@ -251,11 +251,14 @@ def arguments_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     Example:
         >>> arguments_of({"budget": {"class_path": "Budget", "init_args": {"macs": 0.5}}}, "Budget")
         {'macs': 0.5}
+        >>> arguments_of({"budget": {"class_path": "my.OtherBudget"}}, "Budget") is None
+        True
     """
     callbacks = [config.get("budget"), *(config.get("trainer", {}).get("callbacks") or [])]
     for callback in callbacks:
-        if isinstance(callback, Mapping) and str(callback.get("class_path")).endswith(name):
-            return {k: v for k, v in callback.get("init_args", {}).items() if v is not None}
+        path = callback.get("class_path") if isinstance(callback, Mapping) else None
+        if str(path).rpartition(".")[2] == name:
+            return {k: v for k, v in (callback.get("init_args") or {}).items() if v is not None}
     return None
 
 

@@ -103,8 +103,9 @@ class Family:
 
     def by_latency(self) -> dict[str, list[Network]]:
         """Return entries: name, test error, latency at batch 1 as a ratio to the dense network."""
+        names = self.short_names()
         timed = [
-            (self.short_names()[card.name], card.test_error, record.ratio["compact"])
+            (names[card.name], card.test_error, record.ratio["compact"])
             for card in self.cards
             for record in card.latency
             if record.batch_size == 1
