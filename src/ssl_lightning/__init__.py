@@ -54,7 +54,13 @@ if TYPE_CHECKING:
         MNISTDataModule,
         SyntheticDataModule,
     )
-    from ssl_lightning.export import ExportResult, export_model
+    from ssl_lightning.export import (
+        ExportResult,
+        Int8Result,
+        compare_precisions,
+        export_int8,
+        export_model,
+    )
     from ssl_lightning.graph import Inputs, Rule, register_rule, register_shrinker
     from ssl_lightning.groups import (
         GroupKind,
@@ -126,6 +132,7 @@ __all__ = [
     "ImageNetDataModule",
     "ImagenetteDataModule",
     "Inputs",
+    "Int8Result",
     "LabelledImages",
     "LatencyMeter",
     "MNISTDataModule",
@@ -154,9 +161,11 @@ __all__ = [
     "choose_layers",
     "column_sparse_conv2d",
     "compact",
+    "compare_precisions",
     "count_macs",
     "create_backbone",
     "expand",
+    "export_int8",
     "export_model",
     "for_inference",
     "group_lasso",

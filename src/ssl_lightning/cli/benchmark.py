@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
-from ssl_lightning.cli import cost, sparse
+from ssl_lightning.cli import cost, int8, sparse
 from ssl_lightning.cli.data import data_section, make_data
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
@@ -23,7 +23,7 @@ from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
 
-COMMANDS = sparse.COMMANDS | cost.COMMANDS
+COMMANDS = sparse.COMMANDS | cost.COMMANDS | {"int8": int8.int8}
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -55,7 +55,7 @@ def benchmark_checkpoint(
     """Measure the dense, masked and compact network of a run side by side.
 
     ``benchmark paper-table4`` and ``benchmark break-even`` compare sparse layers with dense ones,
-    ``benchmark training`` training steps with and without penalties.
+    ``benchmark training`` training steps with and without penalties, ``benchmark int8`` precisions.
 
     Args:
         checkpoint: file that ``fit`` wrote: the masked network.

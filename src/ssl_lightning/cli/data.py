@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
+from torch import Tensor, nn
 
 from ssl_lightning.data import named_class
+from ssl_lightning.module.batches import split_batch
+from ssl_lightning.suggest import first_line
+
+Batches = list[tuple[Tensor, Tensor]]
 
 
 def data_section(config: str | None, folder: Path | None, otherwise: str) -> dict[str, Any] | None:
@@ -56,3 +63,121 @@ def make_data(section: dict[str, Any]) -> Any:
     data = getattr(module, name)(**section.get("init_args", {}))
     data.prepare_data()
     return data
+
+
+def needed_section(where: str, config: str | None, folder: Path | None) -> dict[str, Any]:
+    """As :func:`data_section`, of commands that cannot do without.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if there is nothing to measure on.
+    """
+    section = data_section(config, folder, "")
+    if section is None:
+        raise ValueError(
+            f"{where}: expected data to measure errors on, got none. Give `--data CONFIG`, a "
+            "config that `fit` takes."
+        )
+    return section
+
+
+def validation_images(where: str, data: Any, number: int, model: nn.Module) -> Batches:
+    """Return the first validation images of a data module with their labels.
+
+    Args:
+        where: the command, for messages.
+        data: the data module.
+        number: of images; all if it has no more.
+        model: the network that they are for, which is run on one of them.
+
+    Raises:
+        ValueError: if there are none, they have no labels of classes, or do not fit the network.
+    """
+    if number < 1:
+        raise ValueError(f"{where}: expected images >= 1, got {number}. Give 1000, say.")
+    data.setup("validate")
+    loader = data.val_dataloader()
+    batches = list(first_images(map(split_batch, loader), number))
+    if not batches:
+        raise ValueError(
+            f"{where}: {type(data).__name__} holds out no validation images, and the test "
+            "split is not for choices. Give it `num_validation`, such as 5000."
+        )
+    check_fit(where, model, batches[0])
+    return batches
+
+
+def first_images(batches: Iterable[tuple[Tensor, Tensor]], number: int) -> Batches:
+    """Return the first images of several batches.
+
+    Example:
+        >>> batches = [(torch.zeros(4, 1), torch.zeros(4)), (torch.zeros(4, 1), torch.zeros(4))]
+        >>> [len(targets) for _, targets in first_images(batches, 6)]
+        [4, 2]
+    """
+    found: Batches = []
+    for x, target in batches:
+        if number <= 0:
+            break
+        found.append((x[:number], target[:number]))
+        number -= len(target)
+    return found
+
+
+def check_fit(where: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Make sure that a network classifies the images of a batch.
+
+    Raises:
+        ValueError: saying what does not fit.
+    """
+    x, target = batch
+    advice = "Give the data that it was trained with."
+    if target.dim() != 1 or target.is_floating_point():
+        raise ValueError(
+            f"{where}: expected one class per image, whole numbers (N,), got targets of the "
+            f"shape {tuple(target.shape)} and type {target.dtype}. In Python, "
+            "the argument `evaluate` of the function takes any measure."
+        )
+    try:
+        with torch.inference_mode():
+            output = model.eval()(x[:1])
+    except Exception as error:  # what a network's code raises for inputs that do not fit
+        raise ValueError(
+            f"{where}: {type(model).__name__} cannot run on images of the shape "
+            f"{tuple(x.shape[1:])}: {first_line(error)}. {advice}"
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] <= int(target.max()):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"{where}: expected {type(model).__name__} to give a score for each class, more "
+            f"than {int(target.max())} of them, got {shape}. {advice}"
+        )
+
+
+def describe(batches: Batches, section: dict[str, Any]) -> str:
+    """Return what errors were measured on, in words.
+
+    Example:
+        >>> describe([(torch.zeros(4, 1), torch.zeros(4))], {"class_path": "mine.Images"})
+        'percent of 4 validation images of Images'
+    """
+    number = sum(len(target) for _, target in batches)
+    name = str(section["class_path"]).rpartition(".")[2].removesuffix("DataModule")
+    return f"percent of {number:,} validation images of {name}"
+
+
+def calibration_images(where: str, data: Any, number: int) -> list[Tensor]:
+    """Return the first training images of a data module, in batches, not augmented if it allows.
+
+    Raises:
+        ValueError: for a number below 1, or if there are none.
+    """
+    if number < 1:
+        raise ValueError(f"{where}: expected images >= 1, got {number}. Give 300, say.")
+    if hasattr(data, "augment"):
+        data.augment = False
+    data.setup("fit")
+    images = first_images(map(split_batch, data.train_dataloader()), number)
+    if not images:
+        raise ValueError(f"{where}: {type(data).__name__} has no training images. Give other data.")
+    return [x for x, _ in images]

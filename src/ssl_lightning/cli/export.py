@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from torch import nn
 
+from ssl_lightning.cli.int8 import IMAGES, Task, written_int8
 from ssl_lightning.cli.parse import call
-from ssl_lightning.cli.sources import NamedNetwork, named_network
-from ssl_lightning.compaction import compact, make_plan
+from ssl_lightning.cli.sources import in_form, named_network
 from ssl_lightning.export import ExportResult, export_model
 from ssl_lightning.export.exporting import TOLERANCE
+from ssl_lightning.export.int8 import MAX_RISE, int8_formats
 from ssl_lightning.measure.engines import file_formats
 from ssl_lightning.suggest import pick
 
@@ -31,6 +31,10 @@ def export_network(
     size: Literal["dynamic", "fixed"] = "dynamic",
     masked: bool = False,
     tolerance: float = TOLERANCE,
+    int8: bool = False,
+    data: str | None = None,
+    images: int = IMAGES,
+    max_rise: float = MAX_RISE,
     backbone_args: dict[str, Any] | None = None,
     model: str | None = None,
     config: str | None = None,
@@ -47,18 +51,32 @@ def export_network(
         size: dynamic (the file takes other heights and widths where the network does), or fixed.
         masked: leave the zeros of a checkpoint in; otherwise it is compacted first.
         tolerance: largest difference of outputs to accept, relative to the largest output.
+        int8: write it in eight bits (onnx and openvino), if its error on validation images is
+            about the same.
+        data: for int8, config whose ``data`` names the images; default: the config.yaml that the
+            network was trained with, if it lies beside it.
+        images: for int8, training images that the ranges of activations are taken from.
+        max_rise: for int8, largest rise of the error to accept, in points of a percent.
         backbone_args: arguments of a backbone given by name, such as '{"pretrained": true}'.
         model: import path of the network's class, such as ``my_package.MyNetwork``, if it is your
             own.
         config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
-    engine = pick("export format", format, file_formats())
+    engine = pick("export format", format, int8_formats() if int8 else file_formats())
     named = named_network(network, model, config, backbone_args)
     net, example = in_form(named, masked=masked), named.example()
-    path = Path(output) if output else named.beside(f"model{engine.suffix}", engine.suffix)
+    ending = f"-int8{engine.suffix}" if int8 else engine.suffix
+    path = Path(output) if output else named.beside(f"model{ending}", ending)
+    console = Console()
+    if int8:
+        task = Task.of("export --int8", named, data, images)
+        settings: dict[str, Any] = {"format": format, "batch": batch, "size": size}
+        settings |= {"tolerance": tolerance, "max_rise": max_rise}
+        written_int8(named, net, task, path, settings)
+        console.print(f"Wrote {path}")
+        return
     result = export_model(net, example, path, format, batch=batch, size=size, tolerance=tolerance)
     sizes = ", ".join(map(str, result.batch_sizes))
-    console = Console()
     console.print(
         f"{result.engine} against torch on random inputs, batch size {sizes}: outputs differ by "
         f"{result.difference:.1e} of their scale (tolerance {result.tolerance:g})"
@@ -81,10 +99,3 @@ def what_sizes(result: ExportResult, own: Sequence[int]) -> str:
     text = ", ".join("x".join(map(str, sizes)) for sizes in result.sizes)
     refused = f"; the file refuses {', '.join(result.refused)}" if result.refused else ""
     return f"height and width: dynamic, compared at {text}{refused}"
-
-
-def in_form(named: NamedNetwork, *, masked: bool) -> nn.Module:
-    """Return a network as it is written: a checkpoint's is compacted, unless its zeros stay in."""
-    if masked or named.trained is None:
-        return named.masked()
-    return compact(named.model, make_plan(named.model, named.example()))

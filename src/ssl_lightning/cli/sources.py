@@ -23,7 +23,7 @@ from ssl_lightning.cli.network import (
     refuse_folder,
     with_own_network,
 )
-from ssl_lightning.compaction import load_compact
+from ssl_lightning.compaction import compact, load_compact, make_plan
 from ssl_lightning.compaction.store import Recipe, read_recipe
 from ssl_lightning.measure import count_macs, num_parameters
 from ssl_lightning.suggest import nearest
@@ -208,6 +208,13 @@ def refuse_unknown(source: str) -> None:
         "Give a checkpoint, a folder that `compact` wrote, zoo:<name>, timm:<name>, "
         "torchvision:<name> or the name of a backbone."
     )
+
+
+def in_form(named: NamedNetwork, *, masked: bool) -> nn.Module:
+    """Return a network as it is written: a checkpoint's is compacted, unless its zeros stay in."""
+    if masked or named.trained is None:
+        return named.masked()
+    return compact(named.model, make_plan(named.model, named.example()))
 
 
 def warn_of_fresh(console: Console, named: NamedNetwork) -> None:

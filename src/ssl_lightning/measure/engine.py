@@ -39,6 +39,8 @@ class Engine:
         split: cuts the file of a network whose n-th output needs its n-th input alone into files
             of one output each, at the given paths. Layers are then timed faster: writing a file
             takes about as long for fifty of them as for one.
+        half: opens a file to compute in bfloat16.
+        quantize: writes the file of a network in int8 from one in float32, calibrated on inputs.
         suffix: of its files, such as ``".onnx"``.
         format: in ``export_model(format=...)``; the name of the engine if empty.
         title: how messages call what runs a file; the name if empty.
@@ -65,6 +67,8 @@ class Engine:
     export: Callable[[Captured, Path], object] | None = None
     load: Callable[[Path], Bind] | None = None
     split: Callable[[Path, Sequence[Path]], object] | None = None
+    half: Callable[[Path], Bind] | None = None
+    quantize: Callable[[Path, Path, Sequence[Inputs]], object] | None = None
     suffix: str = ""
     format: str = ""
     title: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ssl_lightning.graph import Inputs
 from ssl_lightning.measure.capturing import Captured, numbered
 from ssl_lightning.measure.engine import Bind, Call, Engine, prepare_by_file, quiet
+from ssl_lightning.measure.int8 import quantize_onnx, quantize_openvino
+from ssl_lightning.measure.openvino_core import openvino_core
 
 ONNX_LIMIT = 2_000_000_000
 """Bytes of weights above which a second file has them: one ONNX file holds 2 GiB."""
@@ -151,19 +153,6 @@ def split_openvino(path: Path, parts: Sequence[Path]) -> None:
         openvino.save_model(openvino.Model([result], [parameter]), part, compress_to_fp16=False)
 
 
-@lru_cache
-def openvino_core() -> Any:
-    """Return one core for the life of the process.
-
-    OpenVINO's CPU plugin gives the thread a stack for signal handlers, one per core. When two cores
-    are freed, the stack that is in use may be unmapped, and the next signal, such as the end of a
-    worker of a DataLoader, ends the process in a segmentation fault.
-    """
-    import openvino
-
-    return openvino.Core()
-
-
 def load_openvino(path: Path, precision: str = "f32") -> Bind:
     """Open an ``.xml`` file; by itself OpenVINO would compute in bfloat16 where it is faster."""
     import openvino
@@ -203,10 +192,10 @@ def load_openvino(path: Path, precision: str = "f32") -> Bind:
 
 def prepare_openvino(model: nn.Module, inputs: Inputs) -> Call:
     """Compute in the type of the input, which is a hint: the file is in float32."""
-    half = type_of(inputs) == torch.bfloat16
     with torch.inference_mode(False):
         wide = copy.deepcopy(model).float()
-    engine = replace(OPENVINO, load=partial(load_openvino, precision="bf16" if half else "f32"))
+    half = type_of(inputs) == torch.bfloat16
+    engine = replace(OPENVINO, load=OPENVINO.half) if half else OPENVINO
     return prepare_by_file(engine, wide, inputs.map(widened))
 
 
@@ -227,6 +216,7 @@ ONNXRUNTIME = Engine(
     export=write_onnx,
     load=load_onnx,
     split=split_onnx,
+    quantize=quantize_onnx,
     suffix=".onnx",
     format="onnx",
     packages=("onnx", "onnxruntime", "onnxscript"),
@@ -239,6 +229,8 @@ OPENVINO = Engine(
     export=write_openvino,
     load=load_openvino,
     split=split_openvino,
+    half=partial(load_openvino, precision="bf16"),
+    quantize=quantize_openvino,
     suffix=".xml",
     title="OpenVINO",
     packages=("openvino",),

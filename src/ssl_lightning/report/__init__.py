@@ -5,6 +5,7 @@ from ssl_lightning.report.curves import curve_chart
 from ssl_lightning.report.engines import engine_chart, engine_table, has_engines
 from ssl_lightning.report.fronts import front_chart, networks_chart
 from ssl_lightning.report.pictures import filter_grid, filter_picture, filter_pictures
+from ssl_lightning.report.precisions import precision_chart, precision_reasons, precision_table
 from ssl_lightning.report.printing import print_report
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.sensitivity import (
@@ -31,6 +32,9 @@ __all__ = [
     "has_engines",
     "networks_chart",
     "percent",
+    "precision_chart",
+    "precision_reasons",
+    "precision_table",
     "print_report",
     "print_sensitivity",
     "sensitivity_chart",

@@ -1,0 +1,145 @@
+"""A network's files in float32 and in int8, and modules that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.export.exporting import TOLERANCE, Size, export_model, naming
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
+from ssl_lightning.measure.capturing import Batch
+from ssl_lightning.measure.engine import Bind, Engine
+
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
+"""Precisions that a network is run in."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The same network in two files.
+
+    Attributes:
+        engine: runs them.
+        batch: size that they take.
+        float32: file in full precision, which was compared with torch.
+        int8: file in eight bits.
+        examples: on which the ranges of activations were seen.
+    """
+
+    engine: Engine
+    batch: Batch
+    float32: Path
+    int8: Path
+    examples: int
+
+    def open(self, precision: str) -> Bind:
+        """Open the file of a precision; bfloat16 is computed from float32's."""
+        load = self.engine.half if precision == BFLOAT16 else self.engine.load
+        assert load is not None
+        return load(self.int8 if precision == INT8 else self.float32)
+
+    def network(self, precision: str) -> FileNetwork:
+        """Return a module that runs the file of a precision."""
+        return FileNetwork(self.open(precision), self.batch)
+
+    def num_bytes(self, precision: str) -> int:
+        """Return the size of a precision's file, with those beside it that hold its weights."""
+        path = self.int8 if precision == INT8 else self.float32
+        return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+
+
+class FileNetwork(nn.Module):
+    """Runs a network's file, and is called as the network is.
+
+    Outputs are those of the file: the tensor, or a list of several.
+
+    Args:
+        bind: opens the file for some inputs.
+        batch: the one size that it takes; other batches are run in pieces.
+    """
+
+    def __init__(self, bind: Bind, batch: Batch) -> None:
+        super().__init__()
+        self.bind = bind
+        self.batch = batch
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs for some inputs."""
+        inputs = Inputs(*args, **kwargs)
+        size = inputs.batch if self.batch == "dynamic" else self.batch
+        found = [self._run(piece, size) for piece in pieces(inputs, size)]
+        outputs = [torch.cat(parts)[: inputs.batch] for parts in zip(*found, strict=True)]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _run(self, piece: Inputs, size: int) -> list[Tensor]:
+        found: Any = self.bind(piece.at_batch(size))()  # the last piece is filled up
+        return [y.clone() for y in ([found] if isinstance(found, Tensor) else found)]
+
+
+def pieces(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    """Yield the rows of inputs, so many at a time; the last piece has what is left.
+
+    Example:
+        >>> [piece.args[0].tolist() for piece in pieces(Inputs(torch.arange(3)), 2)]
+        [[0, 1], [2]]
+    """
+    count = inputs.batch
+    for start in range(0, count, max(size, 1)):
+
+        def rows(x: Tensor, start: int = start) -> Tensor:
+            return x[start : start + size] if x.dim() and len(x) == count else x
+
+        yield inputs.map(rows)
+
+
+def write_files(
+    model: nn.Module,
+    example_input: ExampleInput,
+    to: Path,
+    engine: Engine,
+    *,
+    calibration: Iterable[ExampleInput],
+    folder: Path,
+    batch: Batch = "dynamic",
+    size: Size = "dynamic",
+    tolerance: float = TOLERANCE,
+) -> Files:
+    """Write a network in float32 and, from that file, in int8.
+
+    Args:
+        model: in eval mode.
+        example_input: its inputs.
+        to: the file in int8.
+        engine: one that has ``quantize``.
+        calibration: inputs, in batches of any size.
+        folder: for the file in float32.
+        batch: as for :func:`~ssl_lightning.export_model`.
+        size: as for :func:`~ssl_lightning.export_model`.
+        tolerance: of the file in float32, as for :func:`~ssl_lightning.export_model`.
+
+    Raises:
+        ValueError: as :func:`~ssl_lightning.export_model`, for no calibration inputs, and for what
+            NNCF raises.
+    """
+    assert engine.quantize is not None
+    rows = 1 if batch == "dynamic" else batch
+    given = map(as_inputs, calibration)
+    items = list(chain.from_iterable(pieces(each, rows) for each in given))
+    whole = [each.at_batch(rows).map(lambda x: x.detach().contiguous()) for each in items]
+    if not whole:
+        raise ValueError(
+            "export_int8: expected calibration inputs, got none. Give some hundred examples of the "
+            "training set."
+        )
+    path = folder / f"float32{engine.suffix}"
+    kind = engine.format or engine.name
+    export_model(model, example_input, path, kind, batch=batch, size=size, tolerance=tolerance)
+    with naming(f"NNCF cannot bring this {type(model).__name__} to int8"):
+        engine.quantize(path, to, whole)
+    return Files(engine, batch, path, to, sum(each.batch for each in items))

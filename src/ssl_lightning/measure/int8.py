@@ -1,0 +1,75 @@
+"""Files of networks in int8, made after training by NNCF: weights and activations of eight bits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.graph import Inputs
+from ssl_lightning.measure.engine import quiet
+from ssl_lightning.measure.openvino_core import only_this_core, openvino_core
+
+PACKAGES = ("nncf",)
+EXTRA = "int8"
+ATTENTION = {"ScaledDotProductAttention", "Softmax", "SoftMax", "Attention"}
+"""Operations of a graph that has attention: NNCF then treats their surroundings with more care."""
+
+
+def quantize_openvino(path: Path, to: Path, inputs: Sequence[Inputs]) -> None:
+    """Write an ``.xml`` file in int8 beside one in float32."""
+    import openvino
+
+    model = openvino_core().read_model(path)
+    operations = {node.get_type_name() for node in model.get_ops()}
+    items = [tuple(x.numpy() for x in each.tensors()) for each in inputs]
+    with only_this_core():
+        small = quantized(model, items, operations)
+    openvino.save_model(small, to, compress_to_fp16=False)
+
+
+def quantize_onnx(path: Path, to: Path, inputs: Sequence[Inputs]) -> None:
+    """Write an ``.onnx`` file in int8 (QDQ: pairs of operators that round and scale back)."""
+    import onnx
+
+    model = onnx.load(path)
+    names = [entry.name for entry in model.graph.input]
+    operations = {node.op_type for node in model.graph.node}
+    items = [
+        {name: x.numpy() for name, x in zip(names, each.tensors(), strict=True)} for each in inputs
+    ]
+    onnx.save(quantized(model, items, operations), to)
+
+
+def quantized(model: Any, items: Sequence[Any], operations: set[str]) -> Any:
+    """Return a model of ONNX or OpenVINO in int8.
+
+    Weights are symmetric with a scale per channel; activations have a zero point (``MIXED``), which
+    hard-swish, SiLU and GELU need: they are hardly negative. Ranges are those seen on the items.
+    """
+    with quiet(), progress_on_terminals():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        return nncf.quantize(
+            model,
+            nncf.Dataset(items),
+            subset_size=len(items),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if operations & ATTENTION else None,
+        )
+
+
+@contextmanager
+def progress_on_terminals() -> Iterator[None]:
+    """Let NNCF's bars go to the terminal, and nowhere else: standard output is for results."""
+    if sys.stderr.isatty():
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield
