@@ -33,6 +33,8 @@ from ssl_lightning.suggest import first_line
 LARGEST_MAP = 256**2
 """Positions of inputs that are made larger to reach another path, unless the example has more."""
 LARGEST_BATCH = 64
+CHEAP = 4
+"""A batch of nine may have so many times the elements of the example."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Gate:
 
     Attributes:
         model: the network; what is run are copies.
+        network: a copy, on which the trials are run.
         inputs: random ones, of the shapes and structure of the example.
         dtype: the type that both networks are run in: float64 if the network's code allows it.
         tolerance: largest difference, of an output's scale, that counts as rounding.
@@ -76,6 +79,7 @@ class Gate:
     """
 
     model: nn.Module
+    network: nn.Module
     inputs: Inputs
     dtype: torch.dtype = torch.float64
     tolerance: float = TOLERANCE
@@ -145,8 +149,8 @@ def open_gate(model: nn.Module, example: Inputs) -> Gate:
         except Exception as error:
             reasons.append(f"{type(error).__name__}: {first_line(error)}")
             continue
-        gate = Gate(model, inputs, dtype, trials=[first])
-        set_tolerance_(gate, network, precision, reasons)
+        gate = Gate(model, network, inputs, dtype, trials=[first])
+        set_tolerance_(gate, precision, reasons)
         return gate
     raise ValueError(
         f"Cannot run {type(model).__name__} on inputs of shapes {shapes_of(example)}: "
@@ -154,9 +158,7 @@ def open_gate(model: nn.Module, example: Inputs) -> Gate:
     )
 
 
-def set_tolerance_(
-    gate: Gate, network: nn.Module, precision: Precision, reasons: list[str]
-) -> None:
+def set_tolerance_(gate: Gate, precision: Precision, reasons: list[str]) -> None:
     """Set the tolerance of a network that computes in lower precision than float64, and say so.
 
     It is ten times what the dense network's outputs differ by if its inputs are rounded so.
@@ -172,7 +174,7 @@ def set_tolerance_(
             return x
         return x * (1 + eps * torch.randn(x.shape, generator=generator).to(x))
 
-    other = run(network, gate.inputs.map(rounded)).expected
+    other = run(gate.network, gate.inputs.map(rounded)).expected
     own = max(
         (relative(a, b) for a, b in zip(gate.trials[0].expected, other, strict=True)), default=0.0
     )
@@ -187,12 +189,11 @@ def set_tolerance_(
 
 def try_further(gate: Gate, *, train: bool = True) -> None:
     """Run the dense network at further sizes that it accepts, and once in train mode."""
-    network = working_copy(gate.model, gate.dtype).eval()
     refused: dict[str, str] = {}
     axes = possible_axes(gate.inputs)
-    free = next((axis for axis in axes if try_sizes(gate, network, axis, refused)), None)
-    try_batches(gate, network, refused)
-    try_thresholds(gate, network, free, refused)
+    free = next((axis for axis in axes if try_sizes(gate, axis, refused)), None)
+    try_batches(gate, refused)
+    try_thresholds(gate, free, refused)
     if refused:
         tried = "; ".join(list(refused)[:4])
         what = "other sizes of the inputs" if axes and free is None else "some sizes"
@@ -201,35 +202,35 @@ def try_further(gate: Gate, *, train: bool = True) -> None:
             f"({next(iter(refused.values()))})"
         )
     if train:
-        try_training(gate, network)
+        try_training(gate)
 
 
-def try_sizes(gate: Gate, network: nn.Module, axis: Axes, refused: dict[str, str]) -> bool:
+def try_sizes(gate: Gate, axis: Axes, refused: dict[str, str]) -> bool:
     """Run the dense network at other sizes; return whether it accepts any."""
     changed = False
     for choices in further_sizes(axis.sizes):
         for batch, sizes in choices:
-            if try_one(gate, network, axis.resized(gate.inputs, batch, sizes), refused):
+            if try_one(gate, axis.resized(gate.inputs, batch, sizes), refused):
                 changed |= sizes != axis.sizes
                 break
     return changed
 
 
-def try_batches(gate: Gate, network: nn.Module, refused: dict[str, str]) -> None:
-    """Run the dense network on a larger batch: an odd one of 9 or more if it accepts that.
+def try_batches(gate: Gate, refused: dict[str, str]) -> None:
+    """Run the dense network on a larger batch, an odd one if it accepts that.
 
-    Of the sizes that it accepts the smallest is taken.
+    Of the sizes that it accepts the smallest is taken, and 9 examples of it if that costs little.
     """
     count = gate.inputs.batch
     inputs = min((t.inputs for t in gate.trials), key=elements_of)
-    for batch in (max(2 * count + 1, 9), 2 * count) if count else ():
-        if try_one(gate, network, inputs.at_batch(batch), refused):
+    cheap = 9 * elements_of(inputs.at_batch(1)) <= CHEAP * elements_of(gate.inputs)
+    least = 9 if cheap else 3
+    for batch in (max(2 * count + 1, least), 2 * count) if count else ():
+        if try_one(gate, inputs.at_batch(batch), refused):
             return
 
 
-def try_thresholds(
-    gate: Gate, network: nn.Module, axes: Axes | None, refused: dict[str, str]
-) -> None:
+def try_thresholds(gate: Gate, axes: Axes | None, refused: dict[str, str]) -> None:
     """Run the dense network at sizes on the other side of numbers that its code compares with.
 
     Which size it was, that of the batch or a height, is not known: both are tried.
@@ -240,9 +241,9 @@ def try_thresholds(
         if axes is not None:
             sizes = tuple(scaled(size, scale) for size in axes.sizes)
             if math.prod(sizes) <= max(LARGEST_MAP, math.prod(axes.sizes)):
-                try_one(gate, network, axes.resized(gate.inputs, 1, sizes), refused)
+                try_one(gate, axes.resized(gate.inputs, 1, sizes), refused)
         if count and scaled(count, scale) <= LARGEST_BATCH:
-            try_one(gate, network, smallest.at_batch(scaled(count, scale)), refused)
+            try_one(gate, smallest.at_batch(scaled(count, scale)), refused)
 
 
 def elements_of(inputs: Inputs) -> int:
@@ -250,26 +251,26 @@ def elements_of(inputs: Inputs) -> int:
     return sum(map(Tensor.numel, inputs.tensors()))
 
 
-def try_one(gate: Gate, network: nn.Module, inputs: Inputs, refused: dict[str, str]) -> bool:
+def try_one(gate: Gate, inputs: Inputs, refused: dict[str, str]) -> bool:
     """Run the dense network on other inputs; return whether it accepts them."""
     inputs = random_inputs(inputs, gate.dtype)
     if any(sizes_of(inputs) == sizes_of(trial.inputs) for trial in gate.trials):
         return True
     try:
-        gate.trials.append(run(network, inputs))
+        gate.trials.append(run(gate.network, inputs))
     except Exception as error:
         refused[shapes_of(inputs)] = f"{type(error).__name__}: {str(error)[:80]}"
         return False
     return True
 
 
-def try_training(gate: Gate, network: nn.Module) -> None:
+def try_training(gate: Gate) -> None:
     """Run the dense network in train mode, on two samples at least."""
     inputs = gate.inputs
     if inputs.batch == 1:
         inputs = inputs.at_batch(2)
     try:
-        gate.trials.append(run(network, inputs, train=True))
+        gate.trials.append(run(gate.network, inputs, train=True))
     except Exception as error:
         gate.notes.append(
             "train mode was not tried, since the network itself fails there "

@@ -11,6 +11,7 @@ from torch import nn
 from ssl_lightning.compaction.equality import Problem
 from ssl_lightning.compaction.gate import Gate, open_gate, try_further
 from ssl_lightning.compaction.plan import Plan
+from ssl_lightning.compaction.proven import is_proven, remember
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sparse import replace_layers, with_dense_layers
 from ssl_lightning.compaction.structure import structure_of
@@ -86,7 +87,10 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     modules, notes = search(double, gate, traces, constants and not failed, known)
     whole = tuple(retained_whole(double, traces[0], modules)) if modules else ()
     notes, checks = (*failed, *notes, *whole), tuple(gate.notes)
-    return replace(plan, modules=modules, notes=notes, checks=checks)
+    plan = replace(plan, modules=modules, notes=notes, checks=checks)
+    if modules:
+        remember(model, plan)
+    return plan
 
 
 def empty_plan(inputs: Inputs) -> Plan:
@@ -276,9 +280,12 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
         model: the network the plan was made for, with the same weights.
         plan: from :func:`make_plan`.
 
+    Both are compared in float64 as :func:`make_plan` does, unless that has just done so: the plan
+    is of this very module, and nothing of it has changed since.
+
     Raises:
         ValueError: if the plan belongs to other layers or other weights, so that the outputs of
-            both networks, which are compared in float64, differ.
+            both networks differ.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -293,7 +300,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     problem = None
     check_modules(model, plan.modules)
-    if plan.removed():
+    if plan.removed() and not is_proven(model, plan):
         gate = open_gate(model, plan.inputs(device))
         try_further(gate)
         problem = gate.problem(plan.modules)

@@ -55,6 +55,7 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
     less = {name for name, slices in modules.items() if slices.shrinks()}
     make_plain_(model, less | {name.rpartition(".")[0] for name in less})
     known = dict(model.named_modules(remove_duplicate=False))
+    replaced: dict[nn.Module, nn.Module] = {}
     for name, slices in modules.items():
         if name not in known:
             slice_parameter(model, name, slices)
@@ -74,7 +75,8 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
             shrunk.train(module.training)
             for alias in [n for n, other in known.items() if other is module]:
                 model.set_submodule(alias, shrunk)
-            replace_in_attributes(model, module, shrunk)
+            replaced[module] = shrunk
+    replace_in_attributes(model, replaced)
     replace_attention(model, set(modules))
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
@@ -82,15 +84,17 @@ def apply_slices(model: nn.Module, modules: Mapping[str, SiteSlices]) -> nn.Modu
     return model
 
 
-def replace_in_attributes(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another's place in the plain lists, tuples and dicts that modules hold."""
+def replace_in_attributes(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in others' places in the plain lists, tuples and dicts that modules hold."""
+    if not replaced:
+        return
 
     def swapped(value: Any) -> Any:
         if type(value) in (list, tuple):
             return type(value)(swapped(item) for item in value)
         if type(value) is dict:
             return {key: swapped(item) for key, item in value.items()}
-        return new if value is old else value
+        return replaced.get(value, value) if isinstance(value, nn.Module) else value
 
     for module in model.modules():
         for key, value in list(vars(module).items()):
@@ -312,12 +316,16 @@ def slice_groups(weight: Tensor, groups: int, slices: SiteSlices) -> tuple[Tenso
     The weight's first dimension numbers the outputs; of a transposed one the two are exchanged.
     """
     per_in, per_out = weight.shape[1], weight.shape[0] // groups
-    parts = []
-    for group in range(groups):
-        rows = [o for o in slices.outputs if o // per_out == group]
-        columns = [i - group * per_in for i in slices.inputs if i // per_in == group]
-        if rows:
-            parts.append(select(select(weight, rows), columns, dim=1))
+    rows: dict[int, list[int]] = {}
+    columns: dict[int, list[int]] = {}
+    for o in slices.outputs:
+        rows.setdefault(o // per_out, []).append(o)
+    for i in slices.inputs:
+        columns.setdefault(i // per_in, []).append(i % per_in)
+    left = sorted(rows)
+    if per_in == 1 and all(group in columns for group in left):  # depthwise: nothing but rows
+        return select(weight, [o for group in left for o in rows[group]]), len(left)
+    parts = [select(select(weight, rows[g]), columns.get(g, []), dim=1) for g in left]
     return torch.cat(parts), len(parts)
 
 

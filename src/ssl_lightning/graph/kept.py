@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.graph.flow import Flow, Site, Value, as_list
-from ssl_lightning.graph.labels import FIXED
+from ssl_lightning.graph.labels import FIXED, squeeze_expanded
 from ssl_lightning.graph.layers import FOLDING_KINDS
 from ssl_lightning.graph.operations.attention import new_attributes
 from ssl_lightning.graph.ops import Op
@@ -170,11 +170,10 @@ def kept_labels(flow: Flow) -> Tensor:
     keep[FIXED] = True
     for op in flow.trace.ops:
         for labels, mask in useful_masks(flow, op):
-            if labels.dim() and all(stride == 0 for stride in labels.stride()):
-                found = labels.reshape(-1)[:1] if bool(mask.any()) else labels.reshape(-1)[:0]
-            else:
-                found = labels[mask]
-            keep[flow.labels.find(found.unique())] = True
+            few = squeeze_expanded(labels)[0]
+            alike = [d for d in range(labels.dim()) if few.shape[d] != labels.shape[d]]
+            wanted = mask.any(alike, keepdim=True) if alike else mask
+            keep[flow.labels.find(few[wanted])] = True
     keep_one(flow, keep)
     balance_groups(flow, keep)
     return keep
