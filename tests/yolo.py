@@ -142,7 +142,7 @@ class Detect(nn.Module):
             sy = torch.arange(h, device=feature.device, dtype=feature.dtype) + 0.5
             sy, sx = torch.meshgrid(sy, sx, indexing="ij")
             points.append(torch.stack((sx, sy), -1).view(-1, 2))
-            strides.append(torch.full((h * w, 1), float(self.stride[i]), dtype=feature.dtype))
+            strides.append(torch.full((h * w, 1), self.stride[i], dtype=feature.dtype))
         return torch.cat(points).t(), torch.cat(strides).t()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from ssl_lightning.compaction.sizes import Axes
-from ssl_lightning.graph import Flat, Inputs
+from ssl_lightning.graph import Flat, Inputs, working_copy
 
 Batch = int | Literal["dynamic"]
 POSITIONS = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -73,7 +74,10 @@ def capture(
             shapes[tensor] = {
                 dim: size if name == "batch" else Dim.DYNAMIC for dim, name in own.items()
             }
-    program = torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes)
+    copied = working_copy(model)  # what its code caches while it is captured is no number
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attributes .* were assigned during export")
+        program = torch.export.export(copied, example.args, example.kwargs, dynamic_shapes=shapes)
     return Captured(program, example, names, dims)
 
 
