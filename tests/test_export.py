@@ -17,6 +17,7 @@ from ssl_lightning import (
     compact,
     create_backbone,
     export_model,
+    load_backbone,
     load_compact,
     make_plan,
     save_compact,
@@ -25,6 +26,7 @@ from ssl_lightning.callbacks.depth import skip_branch
 from ssl_lightning.cli import main
 from ssl_lightning.compaction.equality import tensors_of
 from ssl_lightning.compaction.modules import SubsetLayer, ZeroConv, ZeroLike
+from ssl_lightning.compaction.store import read_recipe
 from ssl_lightning.graph import residual_branches, trace
 from ssl_lightning.measure.engines import ENGINES as TABLE
 from ssl_lightning.measure.engines import file_formats
@@ -463,6 +465,9 @@ def test_a_size_of_ones_own_is_measured_and_exported(tmp_path, capsys):
     assert main(["compact", str(path)]) == 0
     small = tmp_path / "run" / "compact"
     assert load_compact(small).input_shape == (3, 96, 96)
+    trained, recipe = load_backbone(path), read_recipe(small, str(small))
+    for made in (trained.original(), trained.masked(), recipe.create_dense(), recipe.create()):
+        assert made.input_shape == (3, 96, 96)
     arguments = ["--compacted", str(small), "--repeats=1", "--per_layer=false"]
     assert main(["benchmark", str(path), *arguments]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())

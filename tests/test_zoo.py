@@ -32,6 +32,16 @@ def test_the_layers_of_a_card_add_up(name):
 
 
 @pytest.mark.parametrize("name", ENTRIES)
+def test_a_card_of_a_network_that_lost_nothing_has_one_size(name):
+    card = zoo.card(name)
+    whole = all(left == of for kinds in card.groups.values() for left, of in kinds.values())
+    if whole and not card.penalties and card.budget is None:
+        assert card.compact == card.dense, "else one of them was counted at another input size"
+    assert card.compact.macs <= card.dense.macs
+    assert card.compact.num_parameters <= card.dense.num_parameters
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_is_small_and_names_no_place_of_a_machine(name):
     folder = ZOO / name
     assert {path.name for path in folder.iterdir()} == {CARD, *zoo.card(name).files}

@@ -47,7 +47,14 @@ class TrainedBackbone:
 
     def original(self) -> nn.Module:
         """Return what training started with, untrained."""
-        return (self.started_from or Recipe(self.name, self.arguments)).create(self.own)
+        made = (self.started_from or Recipe(self.name, self.arguments)).create(self.own)
+        return self.sized(made)
+
+    def sized(self, network: nn.Module) -> nn.Module:
+        """Give a network the ``input_shape`` of the run: its backbone may be made for another."""
+        if hasattr(self.model, "input_shape"):
+            network.__dict__["input_shape"] = self.model.input_shape
+        return network
 
     def masked(self) -> nn.Module:
         """Return the trained network with the sizes that training started with.
@@ -56,10 +63,7 @@ class TrainedBackbone:
         """
         if not self.plans:
             return self.model
-        masked = expand(self.model, self.original(), self.plans).eval()
-        if hasattr(self.model, "input_shape"):
-            masked.__dict__["input_shape"] = self.model.input_shape
-        return masked
+        return self.sized(expand(self.model, self.original(), self.plans).eval())
 
     def recipe(self, *plans: Plan) -> Recipe:
         """Return how the model is made again, or what further plans leave of it."""

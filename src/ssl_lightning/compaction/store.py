@@ -84,7 +84,7 @@ class Recipe:
         return carry_out_(dense, self.plans, self.where)
 
     def sized(self, small: nn.Module) -> nn.Module:
-        """Give a network the ``input_shape`` of its last plan."""
+        """Give a network, dense or compact, the ``input_shape`` of its last plan."""
         shapes = self.plans[-1].input_shapes if self.plans else ()
         if len(shapes) == 1 and len(shapes[0]) > 1:  # the backbone may be made for another size
             small.__dict__["input_shape"] = shapes[0][1:]
@@ -113,7 +113,7 @@ class Recipe:
                 "is imported because a file names it.",
             )
         if model is None:
-            return create_stored(self.backbone, self.arguments, self.where)
+            return self.sized(create_stored(self.backbone, self.arguments, self.where))
         if isinstance(model, nn.Module):
             return copy.deepcopy(model)
         made = model if isinstance(model, type) and issubclass(model, nn.Module) else None

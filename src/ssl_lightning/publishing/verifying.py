@@ -113,7 +113,7 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
     model = build(files, card, pretrained=card.weights.unstored is None)
     return [
         *check_settings(card, files),
-        *check_size(card, model),
+        *check_size(card, model, files),
         *(check_outputs(card, model, files) if card.weights.unstored is None else unknown(card)),
         *([*check_latency(card, model, files), *check_speedups(card)] if latency else []),
     ]
@@ -180,8 +180,9 @@ def check_error(card: Card, model: nn.Module) -> list[Check]:
 
 def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
     """Time the dense, masked and compact network again and compare the ratios, never the times."""
-    dense = create_stored(card.backbone, card.arguments, CARD).eval()
-    masked = expand(model, dense, read_recipe(files).plans)
+    recipe = read_recipe(files)
+    dense = recipe.create_dense().eval()
+    masked = expand(model, dense, recipe.plans)
     models = {"dense": dense, "masked": masked, "compact": model}
     return [check for record in card.latency for check in compare_ratios(record, models)]
 
@@ -230,9 +231,9 @@ def check_settings(card: Card, files: dict[str, bytes]) -> list[Check]:
     ]
 
 
-def check_size(card: Card, model: nn.Module) -> list[Check]:
+def check_size(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
     """Count multiply-adds and parameters again, of the dense network too."""
-    backbone = create_stored(card.backbone, card.arguments, CARD)
+    backbone = read_recipe(files).create_dense()
     dense, compact = measure_size(backbone), measure_size(model)
     return [
         Check(
