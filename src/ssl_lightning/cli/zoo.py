@@ -48,7 +48,7 @@ def list_entries(root: str | None = None) -> None:
             )
         )
     head = ("entry", "network, data", "test error %", "seeds", "MACs", "parameters", "latency")
-    show_table("", head, rows)
+    show_table("", head, rows, whole=("entry",))
 
 
 def show_entry(name: str, root: str | None = None) -> None:
