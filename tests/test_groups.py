@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ssl_lightning import create_backbone
 from ssl_lightning.groups import (
     KINDS,
     GroupSet,
@@ -308,12 +309,22 @@ def test_the_root_module_as_layer_has_parameters_without_dot() -> None:
         ({"kind": "filter", "layers": 3}, "expected `layers` to be a glob or a list"),
         ({"kind": "filter", "layers": [3]}, "expected globs in `layers`, got 3"),
         ({"kind": "depth", "layers": "stem"}, "Cannot collapse `stem`: it has no shortcut"),
-        ({"kind": "depth"}, "Cannot collapse `stem`: it has no shortcut"),
     ],
 )
 def test_resolve_errors(selector: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_groups(Block(), [selector], INPUT)
+
+
+def test_depth_without_layers_is_the_last_layer_of_each_branch():
+    found = resolve_groups(Block(), [{"kind": "depth"}], INPUT)
+    assert [group_set.layer for group_set in found] == ["conv2"]
+    net = create_backbone("resnet20")
+    found = resolve_groups(net, [{"kind": "depth"}], torch.zeros(1, 3, 32, 32))
+    assert [s.layer for s in found] == [f"layer{i}.{j}.conv2" for i in (1, 2, 3) for j in range(3)]
+    message = "no layer of LeNet has a shortcut around it, so none can be collapsed"
+    with pytest.raises(ValueError, match=message):
+        resolve_groups(create_backbone("lenet"), [{"kind": "depth"}], torch.zeros(1, 1, 28, 28))
 
 
 @pytest.mark.parametrize("kind", ["filter", "depth", "coupled"])

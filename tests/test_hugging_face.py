@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssl_lightning import Inputs, load_compact, save_compact
+from ssl_lightning.compaction.modules import ZeroLinear
 from ssl_lightning.measure import count_macs, num_parameters
 
 transformers = pytest.importorskip("transformers")
@@ -105,6 +106,25 @@ def macs(model, examples):
 def outputs(model, examples):
     model.eval()
     return model(**{k: v[:4] for k, v in examples.columns.items() if k != "labels"}).logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_blocks_go(name, tmp_path):
+    """Depth groups: an attention or feed-forward part leaves the model as a whole."""
+    model, examples = made(name)
+    callback = SparsityCallback(macs=0.7, groups=["depth"], at=0.5)
+    trainer = trainer_of(model, examples, tmp_path, callback)
+    before = macs(model, examples)
+    trainer.train()
+    assert macs(model, examples) <= 0.7 * before
+    gone = [n for n, m in model.named_modules() if type(m) is ZeroLinear]
+    ends = [n for n in gone if n.endswith(("o_proj", "down_proj", "output.dense"))]
+    assert ends, gone
+    whole = [n for n in gone if n.endswith(("q_proj", "gate_proj", "query", "intermediate.dense"))]
+    assert len(whole) >= len(ends), "what led there went with it"
+    save_compact(tmp_path / "small", model, callback.plans)
+    again = load_compact(tmp_path / "small")
+    assert torch.equal(outputs(again, examples), outputs(model, examples))
 
 
 @pytest.mark.parametrize("name", MODELS)

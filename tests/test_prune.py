@@ -30,7 +30,7 @@ from ssl_lightning.measure import count_macs
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.penalties.functional import prox_group_lasso_metric
 from ssl_lightning.prune import PruneReport, prune_
-from ssl_lightning.prune.budget import first_within
+from ssl_lightning.prune.first_within import first_within
 from ssl_lightning.steps import step_sizes
 
 CIFAR = torch.zeros(1, 3, 32, 32)

@@ -29,7 +29,8 @@ def residual_branches(traced: Trace) -> list[ResidualBranch]:
 
     That side may be removed: the other one, the shortcut, still connects input and output. Sides
     whose values are also read elsewhere, or whose weighted modules also run elsewhere, are no
-    branches.
+    branches; but what a side reads with others and without a weighted layer before it (masks,
+    positions, a norm in front of several branches) is no part of it.
     """
     above = ancestors(traced)
     branches = []
@@ -56,11 +57,26 @@ def branch_of(addition: Op, reach: list[set[str]], traced: Trace) -> ResidualBra
     sides = []
     for mine, other in (reach, reach[::-1]):
         own = mine - other
-        ops = [op for op in traced.ops if op.name in own]
+        ops = without_shared([op for op in traced.ops if op.name in own], addition, traced)
         weighted = sum(op.kind in WEIGHTED_KINDS for op in ops)
         sides.append((weighted, ops, other))
     _, ops, shortcut = max(sides, key=lambda side: side[0])
     return as_branch(addition, ops, traced) if shortcut & traced.inputs.keys() else None
+
+
+def without_shared(ops: list[Op], addition: Op, traced: Trace) -> list[Op]:
+    """Return the operations of a side but those before its weights that others read too."""
+    names, weights = {op.name for op in ops}, set[str]()
+    for op in ops:
+        if op.kind in WEIGHTED_KINDS or weights & set(op.inputs()):
+            weights.add(op.name)
+    shared: set[str] = set()
+    for op in reversed(ops):
+        readers = {user.name for user in traced.users.get(op.name, [])} - {addition.name}
+        outside = not readers <= names or op.name in traced.outputs
+        if op.name not in weights and (outside or (readers and readers <= shared)):
+            shared.add(op.name)
+    return [op for op in ops if op.name not in shared]
 
 
 def as_branch(addition: Op, ops: list[Op], traced: Trace) -> ResidualBranch | None:

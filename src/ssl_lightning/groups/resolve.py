@@ -27,7 +27,7 @@ from ssl_lightning.groups.kinds import (
     layer_type,
 )
 from ssl_lightning.groups.members import members_of
-from ssl_lightning.groups.selectors import Selector, as_selector
+from ssl_lightning.groups.selectors import EVERY, Selector, as_selector
 from ssl_lightning.groups.sets import GroupSet, Member
 from ssl_lightning.groups.surroundings import Surroundings, has_family_kind, layers_of
 
@@ -138,6 +138,8 @@ def matching_layers(around: Surroundings, selector: Selector) -> list[str]:
     weighted = {n: m for n, m in around.modules.items() if hasattr(m, "weight")}
     weighted = {n: m for n, m in weighted.items() if isinstance(m.weight, Tensor)}
     able = [name for name, module in weighted.items() if kind.view(module) is not None]
+    if kind.shortcut and selector.layers == EVERY:
+        return around.last_of_branches(able)
     chosen = match(selector, able, layers, around.strict)
     if kind.shortcut and not around.strict:
         return [layer for layer in chosen if around.has_shortcut(layer)]

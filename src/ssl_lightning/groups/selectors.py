@@ -9,6 +9,8 @@ from typing import Any
 from ssl_lightning.groups.kinds import KINDS
 from ssl_lightning.suggest import check_keys, nearest, pick
 
+EVERY = "*"
+
 
 @dataclass(frozen=True)
 class Selector:
@@ -21,7 +23,9 @@ class Selector:
             feed-forward parts); or element (single weights); or a registered one.
         layers: glob or globs, such as ``"conv*"`` or ``["layer1.*", "fc"]``. Layers that match
             but have no such groups (a linear layer has no filters) are passed over. A coupled
-            family is selected as a whole if any of its layers matches.
+            family is selected as a whole if any of its layers matches. Of kind depth, ``"*"`` is
+            the last layer of each residual branch: without it the branch is gone, such as the
+            attention or the feed-forward part of a transformer's block.
         members: ``"all"`` puts bias and batch-norm scale and shift into the group of a filter,
             output neuron or layer (they are what its output consists of), ``"weight"`` only the
             weight, as in the paper.
@@ -34,7 +38,7 @@ class Selector:
     """
 
     kind: str
-    layers: str | Sequence[str] = "*"
+    layers: str | Sequence[str] = EVERY
     members: str = "all"
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -81,6 +81,22 @@ class Surroundings:
         """Whether a layer is in a residual branch, so that the network is not cut without it."""
         branches = self.find(f"depth groups need a shortcut around `{layer}`")[1]
         return any(layer in branch.weighted for branch in branches)
+
+    def last_of_branches(self, able: Sequence[str]) -> list[str]:
+        """Return the last layer of each residual branch, of those that are able to have groups.
+
+        Raises:
+            ValueError: if ``strict`` and there is none.
+        """
+        branches = self.find("depth groups need shortcuts around layers")[1]
+        own = [[layer for layer in branch.weighted if layer in able] for branch in branches]
+        last = {layers[-1] for layers in own if layers}
+        if not last and self.strict:
+            raise ValueError(
+                f"Groups of kind 'depth': no layer of {type(self.model).__name__} has a shortcut "
+                "around it, so none can be collapsed. Choose groups of another kind."
+            )
+        return [layer for layer in able if layer in last]
 
     def require_shortcut(self, layer: str) -> None:
         """Reject a depth group without which the network would be cut."""

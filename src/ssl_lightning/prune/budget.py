@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -16,6 +15,7 @@ from ssl_lightning.groups import GroupSet, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
+from ssl_lightning.prune.first_within import first_within
 from ssl_lightning.prune.ranking import blocks_of, ranking, units
 
 NEAR = 0.995
@@ -233,7 +233,10 @@ class Search:
         blocks = self.blocks
         everything = joined(blocks)
         if self.excess(everything) > 1 and not self.within_measured(everything):
-            raise UnreachableError(self.why_not(everything))
+            blocks = self.without_cutting(blocks)
+            if not blocks:
+                raise UnreachableError(self.why_not(everything))
+            everything = joined(blocks)
         best, used, least = everything, 0.0, 0
         for _ in range(ATTEMPTS):
             excess = partial(self.excess_of_first, blocks)
@@ -246,6 +249,19 @@ class Search:
             rest = [block for block in blocks[count:] if block[0] != large]
             least, blocks = count - 1, [*blocks[: count - 1], *rest]
         return best if used >= NEAR else self.given_back(best)
+
+    def without_cutting(self, blocks: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+        """Return the blocks but the most important layer that has to remain, or none at all.
+
+        Without all layers that have a shortcut a network may be cut, though it is not without all
+        but one: the class token of a Vision Transformer sees the image by attention alone. What is
+        cut cannot become smaller.
+        """
+        for last in reversed(blocks):
+            others = [block for block in blocks if block is not last]
+            if self.sets[last[0]].kind == "depth" and self.excess(joined(others)) <= 1:
+                return others
+        return []
 
     def given_back(self, chosen: Tensor) -> Tensor:
         """Return fewer groups: the most important ones are given back as the limits allow.
@@ -338,45 +354,6 @@ class Search:
             )
             texts.append(f"`{layer or 'the model'}` ({macs[name] / total:.0%}: {reason})")
         return ", ".join(texts)
-
-
-def first_within(
-    excess: Callable[[int], float], least: int, most: int, near: float
-) -> tuple[int, float]:
-    """Find the smallest number from ``least`` to ``most`` whose excess, which falls, is at most 1.
-
-    By interpolation, which takes few steps where it falls evenly; after some, bisection takes
-    turns with it, so that they are never many.
-
-    Args:
-        excess: of a number; slow.
-        least: the smallest number.
-        most: the largest number.
-        near: the search ends at the first excess between this and 1.
-
-    Returns:
-        The number and its excess; ``most`` if that of none is at most 1.
-
-    Example:
-        >>> number, found = first_within(lambda n: (100 - n) / 33, 0, 90, near=1.0)
-        >>> number, found
-        (67, 1.0)
-    """
-    low, above = least, excess(least)
-    if above <= 1 or least >= most:
-        return least, above
-    high, below, known, tries = most + 1, 0.0, math.inf, 0
-    while high - low > 1:
-        share = 0.5 if tries > 4 and tries % 2 else (above - (1 + near) / 2) / (above - below)
-        middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
-        found, tries = excess(middle), tries + 1
-        if near <= found <= 1:
-            return middle, found
-        if found > 1:
-            low, above = middle, found
-        else:
-            high, below, known = middle, found, found
-    return (high, known) if high <= most else (most, above)
 
 
 def joined(blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
