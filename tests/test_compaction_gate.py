@@ -436,3 +436,50 @@ def test_a_plan_of_tensors_is_written_as_before():
     text = make_plan(net, torch.zeros(1, 3)).to_json()
     assert "structure" not in text
     assert "checks" not in text
+
+
+class OtherPathInBatches(nn.Module):
+    """Code that asks for the length of a batch, which no tensor can tell us of."""
+
+    def __init__(self, reshaped):
+        super().__init__()
+        self.conv, self.fc, self.reshaped = nn.Conv2d(1, 8, 1), nn.Linear(8 * 9, 4), reshaped
+
+    def forward(self, x):
+        h = self.conv(x)
+        if len(x) > 4:
+            h = h.view(-1, 8, 9).cos() if self.reshaped else h.cos()
+        return self.fc(h.flatten(1))
+
+
+@pytest.mark.parametrize("reshaped", [False, True], ids=["function", "size"])
+def test_paths_of_larger_batches_are_tried(reshaped):
+    net, x = OtherPathInBatches(reshaped).eval(), torch.zeros(1, 1, 3, 3)
+    with torch.no_grad():
+        net.conv.weight[4:], net.conv.bias[4:] = 0, 0
+    small = compact(net, make_plan(net, x))
+    batch = torch.randn(9, 1, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(small(batch), net(batch))
+
+
+def test_what_changed_between_plan_and_compaction_is_seen():
+    """No number but what both compute says that nothing changed: attributes, hooks, functions."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.shift = {"by": torch.zeros(3)}
+
+        def forward(self, x):
+            return self.b(self.a(x) + self.shift["by"])
+
+    net, x = Scaled().eval(), torch.zeros(1, 4)
+    with torch.no_grad():
+        net.a.weight[2:], net.a.bias[2:] = 0, 0
+    plan = make_plan(net, x)
+    assert plan.removed()
+    net.shift["by"][2] = 5.0
+    with pytest.raises(ValueError, match="the plan does not fit"):
+        compact(net, plan)

@@ -310,3 +310,89 @@ def test_new_tensors_of_another_type_change_nothing():
         nets[dtype] = [(s.name, s.num_groups, s.group_size) for s in families]
     assert nets[torch.float64] == nets[torch.float32]
     assert len(nets[torch.float32]) > 5
+
+
+class SqueezeExcite(nn.Module):
+    """A residual block whose last weighted layer is that of a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.fc1, self.fc2 = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x):
+        y = self.c2(self.c1(x).relu())
+        gate = self.fc2(self.fc1(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return x + y * gate
+
+
+class Attending(nn.Module):
+    """Attention whose scores have a mask added to them, in two blocks that share the mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(4)
+        )
+
+    def forward(self, x, mask):
+        bias = (1.0 - mask) * -1e4
+        for q, k, v, o in zip(self.q, self.k, self.v, self.o, strict=True):
+            scores = q(x) @ k(x).transpose(1, 2) + bias[:, None, :]
+            x = x + o(scores.softmax(-1) @ v(x))
+        return x
+
+
+class TwoInputs(nn.Module):
+    """A sum of what two inputs give: neither side leads to the other's input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.t, self.b1, self.b2 = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x, t):
+        h = self.a(x) + self.t(t)
+        return h + self.b2(self.b1(h).relu())
+
+
+class Parts(nn.Module):
+    """A branch of two parts beside each other: no layer alone is all of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return x + torch.cat([self.a(x), self.b(x)], 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "last"),
+    [
+        (SqueezeExcite(), (torch.zeros(1, 3, 4, 4),), ["c2"]),
+        (Attending(), (torch.zeros(1, 3, 4), torch.ones(1, 3)), ["o.0", "o.1"]),
+        (TwoInputs(), (torch.zeros(1, 4), torch.zeros(1, 4)), ["b2"]),
+        (Parts(), (torch.zeros(1, 4),), [""]),
+    ],
+    ids=["gate", "mask", "two inputs", "parts"],
+)
+def test_the_last_layer_of_a_branch_is_one_that_all_of_it_passes(net, inputs, last):
+    found = residual_branches(trace(net, inputs))
+    assert [branch.last for branch in found] == last
+    for layer in filter(None, last):  # by hand: what the branch gave is constant without it
+        with torch.no_grad():
+            for parameter in net.get_submodule(layer).parameters():
+                parameter.zero_()
+    first = [x + 1 for x in inputs]
+    if isinstance(net, (SqueezeExcite, Attending)):
+        with torch.no_grad():
+            assert torch.equal(net(*first), first[0])
+
+
+def test_a_network_of_two_inputs_is_not_cut_by_depth_groups():
+    from ssl_lightning import prune_
+
+    net, (x, t) = TwoInputs(), (torch.randn(1, 4), torch.randn(1, 4))
+    prune_(net, (x, t), fraction=0.99, groups=[{"kind": "depth"}])
+    with torch.no_grad():
+        assert not torch.equal(net(x, t), net(x + 1, t))

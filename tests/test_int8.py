@@ -488,3 +488,98 @@ def test_inputs_that_are_not_tensors_are_part_of_the_network(tmp_path):
         net, inputs.at_batch(1), tmp_path / "m.xml", calibration=[inputs], evaluate=evaluate
     )
     assert float((seen[1] - seen[0]).abs().max()) < 0.05 * float(seen[0].abs().max())
+
+
+class TimeFirst(nn.Module):
+    """Outputs whose first dimension is not the batch, and one without any."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y.transpose(0, 1), y.flatten(0, 1), y.mean()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_outputs_without_a_batch_in_front_are_whole(kind, tmp_path):
+    torch.manual_seed(0)
+    net, x, seen = TimeFirst(), torch.randn(2, 5, 8), []
+
+    def evaluate(network):
+        seen.append([y.detach().clone() for y in network(x)])
+        return 0.0
+
+    given = {"calibration": [x], "evaluate": evaluate, "size": "fixed"}
+    export_int8(net, x[:1], tmp_path / f"m{SUFFIX[kind]}", kind, **given)
+    assert [tuple(y.shape) for y in seen[1]] == [(5, 2, 3), (10, 3), ()]
+    for exact, found in zip(*seen, strict=True):
+        torch.testing.assert_close(found, exact, rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match="one row for each of 1 examples, got the shapes"):
+        export_int8(net, x[:1], tmp_path / f"f{SUFFIX[kind]}", kind, **given, batch=1)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (
+            [[torch.zeros(4, 8), torch.zeros(4)]],
+            r"shapes \[\(8,\)\] .* got \[\(8,\), \(\)\]. Give a list",
+        ),
+        (torch.zeros(4, 8), r"got \[\(\)\]. Give a list of batches"),
+        ([torch.full((4, 8), float("nan"))], "finite calibration inputs, got NaN"),
+    ],
+    ids=["with targets", "no list", "NaN"],
+)
+def test_calibration_that_is_none_is_named(calibration, message, tmp_path):
+    x = torch.randn(4, 8)
+    with pytest.raises(ValueError, match=message):
+        export_int8(
+            nn.Linear(8, 2), x, tmp_path / "m.xml", calibration=calibration, evaluate=lambda n: 0.0
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_file_and_brackets_are(tmp_path):
+    x = torch.randn(16, 8)
+    given = {"calibration": [x], "evaluate": lambda net: torch.tensor(1.0)}
+    (tmp_path / "a.xml").mkdir()
+    with pytest.raises(ValueError, match="expected a file to write, got the folder"):
+        export_int8(nn.Linear(8, 2), x, tmp_path / "a.xml", **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.xml"]
+    result = export_int8(nn.Linear(8, 2), x, tmp_path / "net[v1].xml", **given)
+    assert result.size > 0
+    assert type(result.after) is float
+
+
+def test_calibration_may_be_a_generator():
+    x = torch.randn(16, 8)
+    networks = {"a": nn.Linear(8, 2), "b": nn.Linear(8, 2, bias=False)}
+    found = compare_precisions(
+        networks,
+        x[:1],
+        (batch for batch in x.split(4)),
+        lambda net: torch.tensor(1.0),
+        engines="openvino",
+        repeats=1,
+        min_run_time=1e-4,
+    )
+    assert {row.network for row in found.rows} == {"a", "b"}
+    assert not found.left_out
+    assert PrecisionRecord.from_dict(found.to_dict()) == found
+
+
+def test_without_the_first_network_an_engine_has_no_rows():
+    unknown = Fn(lambda net, x: torch.linalg.matrix_exp(net.layer(x)), layer=nn.Linear(4, 4))
+    x = torch.randn(4, 4, 4)
+    networks = {"unknown": unknown, "known": nn.Linear(4, 4)}
+    with pytest.raises(ValueError, match="unknown cannot be run there"):
+        compare_precisions(networks, x[:1], [x], lambda net: 0.0, engines="onnxruntime", repeats=1)
+
+
+def test_what_is_for_int8_alone_is_refused_without_it(tmp_path, capsys):
+    for option in ("--max_rise=2", "--images=3", "--data=none.yaml"):
+        assert main(["export", "lenet", f"--output={tmp_path / 'm.onnx'}", option]) == 1
+        assert "are for int8. Add --int8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ssl_lightning.callbacks.when import example_of
-from ssl_lightning.compaction import compact, make_plan, save_compact
+from ssl_lightning.compaction import plan_and_compact, save_compact
 from ssl_lightning.module import sparsity_of
 
 
@@ -44,8 +44,7 @@ class SaveCompact(Callback):
         sparsity = sparsity_of(pl_module, "SaveCompact")
         example = example_of(sparsity, "SaveCompact")
         folder = Path(self.folder or Path(trainer.default_root_dir) / "compact")
-        plan = make_plan(sparsity.network, example)
-        small = compact(sparsity.network, plan)
+        plan, small = plan_and_compact(sparsity.network, example)
         recipe = sparsity.recipe(plan)
         save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
         rank_zero_info(f"SaveCompact: wrote {folder}.")

@@ -13,6 +13,7 @@ from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
 from ssl_lightning.compaction import (
     Plan,
+    carried_out,
     check_sliceable,
     compact,
     make_plan,
@@ -110,7 +111,8 @@ class CompactDuringFit(EpochStartCallback):
 def compact_in_place_(trainer: pl.Trainer, sparsity: Sparsity, plan: Plan) -> None:
     """Carry a plan out on everything that a running training holds."""
     old = sparsity.network
-    small = compact(old, plan)
+    alone = trainer.world_size == 1  # else the plan is of the first process
+    small = carried_out(old, plan) if alone else compact(old, plan)
     sparsity.adopt_(plan, small)
     for optimizer in trainer.optimizers:
         slice_optimizer_(optimizer, old, plan, small)

@@ -15,7 +15,7 @@ from ssl_lightning.cli import cost, int8, sparse
 from ssl_lightning.cli.data import data_section, make_data
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
-from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.compaction import load_compact, plan_and_compact
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.measure.turns import several
@@ -135,7 +135,7 @@ def compact_network(trained: TrainedBackbone, folder: str | None) -> nn.Module:
     """Return the compact network: from its folder, or made now."""
     if folder is not None:
         return load_compact(folder, trained.own)
-    return compact(trained.model, make_plan(trained.model, torch.zeros_like(example_of(trained))))
+    return plan_and_compact(trained.model, torch.zeros_like(example_of(trained)))[1]
 
 
 def measure_errors(

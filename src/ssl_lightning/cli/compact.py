@@ -11,7 +11,7 @@ from rich.console import Console
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sources import print_change, sizes_of
-from ssl_lightning.compaction import choose_layers, compact, make_plan, save_compact
+from ssl_lightning.compaction import carried_out, choose_layers, make_plan, save_compact
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -44,7 +44,7 @@ def compact_checkpoint(
     plan = make_plan(trained.model, example)
     if prefer == "auto":
         plan = choose_layers(trained.model, plan)
-    small = compact(trained.model, plan)
+    small = carried_out(trained.model, plan)
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
     recipe = trained.recipe(plan)
     save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)

@@ -62,6 +62,10 @@ def export_network(
             own.
         config: instead, the config that it was trained with, whose ``model.backbone`` is used.
     """
+    if not int8 and (data, images, max_rise) != (None, IMAGES, MAX_RISE):
+        raise ValueError(
+            "export: --data, --images and --max_rise are for int8. Add --int8, or leave them out."
+        )
     engine = pick("export format", format, int8_formats() if int8 else file_formats())
     named = named_network(network, model, config, backbone_args)
     net, example = in_form(named, masked=masked), named.example()

@@ -20,7 +20,7 @@ from ssl_lightning.cli.sources import (
     sizes_of,
     warn_of_fresh,
 )
-from ssl_lightning.compaction import compact, make_plan, save_compact
+from ssl_lightning.compaction import plan_and_compact, save_compact
 from ssl_lightning.compaction.store import is_unknown_class
 from ssl_lightning.groups import resolve_each
 from ssl_lightning.measure.turns import several
@@ -97,8 +97,8 @@ def prune_network(
     settings |= {"multiple": multiple, "engine": engine}
     report = pruned(net, example, settings)
     console.print(str(replace(report, macs=None)), highlight=False, soft_wrap=True)
-    plan = make_plan(net, example)
-    small, recipe = compact(net, plan), named.recipe.then(plan)
+    plan, small = plan_and_compact(net, example)
+    recipe = named.recipe.then(plan)
     folder = Path(output) if output else named.beside("pruned", "-pruned")
     save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
     print_change(console, before, sizes_of(small, example))

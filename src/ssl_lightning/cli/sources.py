@@ -23,7 +23,7 @@ from ssl_lightning.cli.network import (
     refuse_folder,
     with_own_network,
 )
-from ssl_lightning.compaction import compact, load_compact, make_plan
+from ssl_lightning.compaction import load_compact, plan_and_compact
 from ssl_lightning.compaction.store import Recipe, read_recipe
 from ssl_lightning.measure import count_macs, num_parameters
 from ssl_lightning.suggest import nearest
@@ -214,7 +214,7 @@ def in_form(named: NamedNetwork, *, masked: bool) -> nn.Module:
     """Return a network as it is written: a checkpoint's is compacted, unless its zeros stay in."""
     if masked or named.trained is None:
         return named.masked()
-    return compact(named.model, make_plan(named.model, named.example()))
+    return plan_and_compact(named.model, named.example())[1]
 
 
 def warn_of_fresh(console: Console, named: NamedNetwork) -> None:

@@ -3,7 +3,14 @@
 from ssl_lightning.compaction.inference import for_inference
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.planning import apply_plan, compact, expand, make_plan
+from ssl_lightning.compaction.planning import (
+    apply_plan,
+    carried_out,
+    compact,
+    expand,
+    make_plan,
+    plan_and_compact,
+)
 from ssl_lightning.compaction.sparse import choose_layers
 from ssl_lightning.compaction.state import check_sliceable, slice_optimizer_, slice_tensors
 from ssl_lightning.compaction.store import load_compact, save_compact
@@ -11,6 +18,7 @@ from ssl_lightning.compaction.store import load_compact, save_compact
 __all__ = [
     "Plan",
     "apply_plan",
+    "carried_out",
     "check_sliceable",
     "choose_layers",
     "compact",
@@ -18,6 +26,7 @@ __all__ = [
     "for_inference",
     "load_compact",
     "make_plan",
+    "plan_and_compact",
     "save_compact",
     "slice_optimizer_",
     "slice_tensors",

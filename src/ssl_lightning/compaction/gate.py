@@ -33,8 +33,6 @@ from ssl_lightning.suggest import first_line
 LARGEST_MAP = 256**2
 """Positions of inputs that are made larger to reach another path, unless the example has more."""
 LARGEST_BATCH = 64
-CHEAP = 4
-"""A batch of nine may have so many times the elements of the example."""
 
 
 @dataclass(frozen=True)
@@ -217,15 +215,13 @@ def try_sizes(gate: Gate, axis: Axes, refused: dict[str, str]) -> bool:
 
 
 def try_batches(gate: Gate, refused: dict[str, str]) -> None:
-    """Run the dense network on a larger batch, an odd one if it accepts that.
+    """Run the dense network on a larger batch: an odd one of 9 or more if it accepts that.
 
-    Of the sizes that it accepts the smallest is taken, and 9 examples of it if that costs little.
+    Of the sizes that it accepts the smallest is taken.
     """
     count = gate.inputs.batch
     inputs = min((t.inputs for t in gate.trials), key=elements_of)
-    cheap = 9 * elements_of(inputs.at_batch(1)) <= CHEAP * elements_of(gate.inputs)
-    least = 9 if cheap else 3
-    for batch in (max(2 * count + 1, least), 2 * count) if count else ():
+    for batch in (max(2 * count + 1, 9), 2 * count) if count else ():
         if try_one(gate, inputs.at_batch(batch), refused):
             return
 

@@ -11,7 +11,6 @@ from torch import nn
 from ssl_lightning.compaction.equality import Problem
 from ssl_lightning.compaction.gate import Gate, open_gate, try_further
 from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.proven import is_proven, remember
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sparse import replace_layers, with_dense_layers
 from ssl_lightning.compaction.structure import structure_of
@@ -87,10 +86,7 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     modules, notes = search(double, gate, traces, constants and not failed, known)
     whole = tuple(retained_whole(double, traces[0], modules)) if modules else ()
     notes, checks = (*failed, *notes, *whole), tuple(gate.notes)
-    plan = replace(plan, modules=modules, notes=notes, checks=checks)
-    if modules:
-        remember(model, plan)
-    return plan
+    return replace(plan, modules=modules, notes=notes, checks=checks)
 
 
 def empty_plan(inputs: Inputs) -> Plan:
@@ -280,12 +276,9 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
         model: the network the plan was made for, with the same weights.
         plan: from :func:`make_plan`.
 
-    Both are compared in float64 as :func:`make_plan` does, unless that has just done so: the plan
-    is of this very module, and nothing of it has changed since.
-
     Raises:
         ValueError: if the plan belongs to other layers or other weights, so that the outputs of
-            both networks differ.
+            both networks, which are compared in float64, differ.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -300,7 +293,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     problem = None
     check_modules(model, plan.modules)
-    if plan.removed() and not is_proven(model, plan):
+    if plan.removed():
         gate = open_gate(model, plan.inputs(device))
         try_further(gate)
         problem = gate.problem(plan.modules)
@@ -309,9 +302,32 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
+    return carried_out(model, plan)
+
+
+def carried_out(model: nn.Module, plan: Plan) -> nn.Module:
+    """As :func:`compact`, without comparing: for a plan that was made for this model just now."""
     small = apply_slices(working_copy(model, apart=False), plan.modules)
     replace_layers(small, plan.sparse)
     return small
+
+
+def plan_and_compact(
+    model: nn.Module, example_input: ExampleInput, *, constants: bool = True
+) -> tuple[Plan, nn.Module]:
+    """Return what :func:`make_plan` and then :func:`compact` return; both are compared once.
+
+    Raises:
+        ValueError: as :func:`make_plan`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> _ = nn.init.zeros_(net[0].weight[1:]), nn.init.zeros_(net[0].bias[1:])
+        >>> plan_and_compact(net, torch.zeros(1, 4))[1][2]
+        Linear(in_features=1, out_features=2, bias=True)
+    """
+    plan = make_plan(model, example_input, constants=constants)
+    return plan, carried_out(model, plan)
 
 
 @torch.no_grad()

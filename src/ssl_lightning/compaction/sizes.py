@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,6 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.graph import Inputs
-
-MOST = 128**2
-"""Positions (pixels or tokens) of inputs that are much larger than the example."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def further_sizes(sizes: Sequence[int]) -> Iterator[list[tuple[int, tuple[int, .
     """Yield lists of (batch size, sizes); of each list the first that a network accepts will do.
 
     The lists ask for an odd size that is not square, a smaller one, an even one that is no power
-    of two, and a larger one: of two and four times the lengths if that has few positions.
+    of two, and a much larger one.
     """
     small = tuple(_part(n) for n in sizes)
     yield [
@@ -84,11 +80,7 @@ def further_sizes(sizes: Sequence[int]) -> Iterator[list[tuple[int, tuple[int, .
     ]
     yield [(1, tuple(max(1, n // 4) for n in small)), (1, tuple(max(1, n // 2) for n in sizes))]
     yield [(1, _add(base, (6, 10, 2))) for base in dict.fromkeys((small, tuple(sizes)))]
-    large, larger = (
-        tuple(factor * n + 1 for factor, n in zip(factors, sizes, strict=False))
-        for factors in ((2, 1, 1), (4, 2, 2))
-    )
-    yield [(1, larger if math.prod(larger) <= MOST else large)]
+    yield [(1, tuple(factor * n + 1 for factor, n in zip((4, 2, 2), sizes, strict=False)))]
 
 
 def _part(size: int) -> int:

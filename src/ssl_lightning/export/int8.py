@@ -118,6 +118,8 @@ def export_int8(
         )
     target, title = Path(path), engine.title or engine.name
     check_suffix(target, format, engine)
+    if target.is_dir():
+        raise ValueError(f"export_int8: expected a file to write, got the folder {target}.")
     require("int8", PACKAGES, EXTRA)
     with (
         evaluating(model),
@@ -136,7 +138,7 @@ def export_int8(
             size=size,
             tolerance=tolerance,
         )
-        before, after = evaluate(model), evaluate(files.network(INT8))
+        before, after = float(evaluate(model)), float(evaluate(files.network(INT8)))
         if not after - before <= max_rise:
             raise ValueError(refusal(target, title, (before, after), max_rise, files.examples))
         sizes = files.num_bytes(INT8), files.num_bytes(FLOAT32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -51,7 +51,8 @@ class Files:
     def num_bytes(self, precision: str) -> int:
         """Return the size of a precision's file, with those beside it that hold its weights."""
         path = self.int8 if precision == INT8 else self.float32
-        return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+        files = [file for file in path.parent.iterdir() if file.stem == path.stem]
+        return sum(file.stat().st_size for file in files)
 
 
 class FileNetwork(nn.Module):
@@ -61,7 +62,8 @@ class FileNetwork(nn.Module):
 
     Args:
         bind: opens the file for some inputs.
-        batch: the one size that it takes; other batches are run in pieces.
+        batch: the one size that it takes; other batches are run in pieces, whose outputs must have
+            one row per example.
     """
 
     def __init__(self, bind: Bind, batch: Batch) -> None:
@@ -72,14 +74,26 @@ class FileNetwork(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs for some inputs."""
         inputs = Inputs(*args, **kwargs)
-        size = inputs.batch if self.batch == "dynamic" else self.batch
-        found = [self._run(piece, size) for piece in pieces(inputs, size)]
-        outputs = [torch.cat(parts)[: inputs.batch] for parts in zip(*found, strict=True)]
+        if self.batch == "dynamic" or inputs.batch == self.batch:
+            outputs = self._run(inputs)
+        else:
+            found = [self._in_piece(piece, self.batch) for piece in pieces(inputs, self.batch)]
+            outputs = [torch.cat(parts)[: inputs.batch] for parts in zip(*found, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _run(self, piece: Inputs, size: int) -> list[Tensor]:
-        found: Any = self.bind(piece.at_batch(size))()  # the last piece is filled up
+    def _run(self, inputs: Inputs) -> list[Tensor]:
+        found: Any = self.bind(inputs)()
         return [y.clone() for y in ([found] if isinstance(found, Tensor) else found)]
+
+    def _in_piece(self, piece: Inputs, size: int) -> list[Tensor]:
+        outputs = self._run(piece.at_batch(size))  # the last piece is filled up
+        if any(y.dim() == 0 or len(y) != size for y in outputs):
+            raise ValueError(
+                f"export_int8: expected outputs with one row for each of {size} examples, got the "
+                f"shapes {[tuple(y.shape) for y in outputs]}. Evaluate in batches of {size}, or "
+                "leave the batch dynamic."
+            )
+        return outputs
 
 
 def pieces(inputs: Inputs, size: int) -> Iterator[Inputs]:
@@ -96,6 +110,28 @@ def pieces(inputs: Inputs, size: int) -> Iterator[Inputs]:
             return x[start : start + size] if x.dim() and len(x) == count else x
 
         yield inputs.map(rows)
+
+
+def check_calibration(example: Inputs, given: Sequence[Inputs]) -> None:
+    """Make sure that calibration inputs are such as the example.
+
+    Raises:
+        ValueError: saying what is not.
+    """
+    wanted = [tuple(x.shape[1:]) for x in example.tensors()]
+    for each in given:
+        found = [tuple(x.shape[1:]) for x in each.tensors()]
+        if [len(shape) for shape in found] != [len(shape) for shape in wanted]:
+            raise ValueError(
+                f"export_int8: expected calibration inputs such as the example, of the shapes "
+                f"{wanted} behind the batch, got {found}. Give a list of batches of inputs, "
+                "without targets."
+            )
+        if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in each.tensors()):
+            raise ValueError(
+                "export_int8: expected finite calibration inputs, got NaN or infinity. Leave such "
+                "examples out."
+            )
 
 
 def write_files(
@@ -129,7 +165,8 @@ def write_files(
     """
     assert engine.quantize is not None
     rows = 1 if batch == "dynamic" else batch
-    given = map(as_inputs, calibration)
+    given = [as_inputs(each) for each in calibration]
+    check_calibration(as_inputs(example_input), given)
     items = list(chain.from_iterable(pieces(each, rows) for each in given))
     whole = [each.at_batch(rows).map(lambda x: x.detach().contiguous()) for each in items]
     if not whole:

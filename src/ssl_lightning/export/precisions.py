@@ -14,13 +14,13 @@ from ssl_lightning.export.int8_files import BFLOAT16, FLOAT32, INT8, Files, writ
 from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
 from ssl_lightning.measure.engine import Call, Engine
 from ssl_lightning.measure.engines import engine_versions
-from ssl_lightning.measure.int8 import PACKAGES
+from ssl_lightning.measure.int8 import EXTRA, PACKAGES
 from ssl_lightning.measure.machine import machine, package_versions
 from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.measure.precision_record import PrecisionRecord, PrecisionRow
 from ssl_lightning.measure.record import Timing
 from ssl_lightning.measure.turns import interleave, several
-from ssl_lightning.suggest import first_line, pick
+from ssl_lightning.suggest import first_line, pick, require
 
 SMALL = ("avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 """Instructions for numbers of eight and sixteen bits, as torch names them."""
@@ -78,8 +78,10 @@ def compare_precisions(
                 f"compare_precisions: expected {name} >= 1, got {value}. Give 1 or more."
             )
     chosen = [pick("engine with int8", name, int8_engines()) for name in several(engines)]
+    require("int8", PACKAGES, EXTRA)
     for engine in chosen:
         engine.require()
+    calibration = list(calibration)
     inputs = as_inputs(example_input)
     rows: list[PrecisionRow] = []
     left_out: dict[str, str] = {}
@@ -94,23 +96,26 @@ def compare_precisions(
                     files[name] = written(model, inputs, engine, calibration, place)
                 except ValueError as refusal:
                     left_out[f"{name}, {engine.name}"] = first_line(refusal, 240)
+            if files and (first := next(iter(networks))) not in files:
+                left_out |= {f"{n}, {engine.name}": f"{first} cannot be run there" for n in files}
+                files = {}
             found = timed(files, inputs.at_batch(batch_size), repeats, min_run_time)
             for (name, precision), timing in found.items():
-                error = evaluate(files[name].network(precision))
+                error = float(evaluate(files[name].network(precision)))
                 size = files[name].num_bytes(precision)
                 rows.append(PrecisionRow(name, engine.name, precision, error, size, timing))
             examples = max([examples, *(each.examples for each in files.values())])
     if not rows:
         raise ValueError(f"compare_precisions: {'; '.join(left_out.values())}")
-    first = inputs.tensors()[0]
+    tensor = inputs.tensors()[0]
     return PrecisionRecord(
         title=title,
         measure=measure,
-        input_shape=tuple(first.shape[1:]),
+        input_shape=tuple(tensor.shape[1:]),
         batch_size=batch_size,
         threads=torch.get_num_threads(),
         examples=examples,
-        machine=machine(first.device),
+        machine=machine(tensor.device),
         instructions=instructions(),
         versions=engine_versions(chosen) | package_versions(PACKAGES),
         rows=tuple(rows),

@@ -17,11 +17,14 @@ class ResidualBranch:
         addition: name of the addition in the trace.
         modules: names of the modules that only this branch runs, in order.
         weighted: those of them that have convolutions or linear maps.
+        last: the last of these that all of the branch passes, so that the branch is constant if
+            its result is; empty if there is none.
     """
 
     addition: str
     modules: tuple[str, ...]
     weighted: tuple[str, ...]
+    last: str = ""
 
 
 def residual_branches(traced: Trace) -> list[ResidualBranch]:
@@ -61,7 +64,10 @@ def branch_of(addition: Op, reach: list[set[str]], traced: Trace) -> ResidualBra
         weighted = sum(op.kind in WEIGHTED_KINDS for op in ops)
         sides.append((weighted, ops, other))
     _, ops, shortcut = max(sides, key=lambda side: side[0])
-    return as_branch(addition, ops, traced) if shortcut & traced.inputs.keys() else None
+    mine = next(side for side in reach if side != shortcut)
+    given = [name for name in traced.inputs if name in mine]
+    cut = not given or given[0] not in shortcut  # nothing else leads from there to the addition
+    return None if cut else as_branch(addition, ops, traced)
 
 
 def without_shared(ops: list[Op], addition: Op, traced: Trace) -> list[Op]:
@@ -89,7 +95,25 @@ def as_branch(addition: Op, ops: list[Op], traced: Trace) -> ResidualBranch | No
     if not weighted or not alone or elsewhere & weighted.keys():
         return None
     modules = [m for m in dict.fromkeys(op.module for op in ops) if m not in elsewhere]
-    return ResidualBranch(addition.name, tuple(modules), tuple(weighted))
+    return ResidualBranch(
+        addition.name, tuple(modules), tuple(weighted), last_passed(addition, ops, traced)
+    )
+
+
+def last_passed(addition: Op, ops: list[Op], traced: Trace) -> str:
+    """Return the last weighted module of a branch without which its result is constant."""
+    names = {op.name for op in ops}
+    weighted = dict.fromkeys(op.module for op in ops if op.kind in WEIGHTED_KINDS)
+    for module in reversed(weighted):
+        around: set[str] = set()  # what is computed from the branch's inputs past this module
+        for op in ops:
+            read = set(op.inputs()) - traced.tensors.keys()
+            own = op.module == module and op.kind in WEIGHTED_KINDS
+            if not own and (read - names or read & around):
+                around.add(op.name)
+        if not around & set(addition.inputs()):
+            return module
+    return ""
 
 
 def norm_followers(traced: Trace) -> dict[str, str]:

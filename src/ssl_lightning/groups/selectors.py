@@ -24,8 +24,8 @@ class Selector:
         layers: glob or globs, such as ``"conv*"`` or ``["layer1.*", "fc"]``. Layers that match
             but have no such groups (a linear layer has no filters) are passed over. A coupled
             family is selected as a whole if any of its layers matches. Of kind depth, ``"*"`` is
-            the last layer of each residual branch: without it the branch is gone, such as the
-            attention or the feed-forward part of a transformer's block.
+            the last layer that all of a residual branch passes, for each branch: without it the
+            branch is gone, such as the attention or the feed-forward part of a transformer's block.
         members: ``"all"`` puts bias and batch-norm scale and shift into the group of a filter,
             output neuron or layer (they are what its output consists of), ``"weight"`` only the
             weight, as in the paper.

@@ -89,9 +89,8 @@ class Surroundings:
             ValueError: if ``strict`` and there is none.
         """
         branches = self.find("depth groups need shortcuts around layers")[1]
-        own = [[layer for layer in branch.weighted if layer in able] for branch in branches]
-        last = {layers[-1] for layers in own if layers}
-        if not last and self.strict:
+        last = {branch.last for branch in branches}
+        if not last & set(able) and self.strict:
             raise ValueError(
                 f"Groups of kind 'depth': no layer of {type(self.model).__name__} has a shortcut "
                 "around it, so none can be collapsed. Choose groups of another kind."

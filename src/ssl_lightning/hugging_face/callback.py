@@ -21,8 +21,7 @@ from ssl_lightning.callbacks.measuring import (
 from ssl_lightning.compaction import (
     Plan,
     check_sliceable,
-    compact,
-    make_plan,
+    plan_and_compact,
     save_compact,
     slice_optimizer_,
 )
@@ -299,8 +298,8 @@ class SparsityCallback(TrainerCallback, ExportableState):
                 multiple=self.multiple,
                 budget=self.budget,
             )
-            plan = make_plan(model, example, constants=False)
-            small = compact(model, plan).train(model.training)
+            plan, small = plan_and_compact(model, example, constants=False)
+            small.train(model.training)
             slice_optimizer_(optimizer, model, plan, small)
             become_(model, small)
         self.plans, self.calls, self.landed = [*plans_of(model), plan], TrainingCalls(), True

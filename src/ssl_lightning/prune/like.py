@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.compaction import compact, expand, make_plan
+from ssl_lightning.compaction import expand, plan_and_compact
 from ssl_lightning.compaction.planning import check_finite
 from ssl_lightning.graph import ExampleInput
 from ssl_lightning.groups import (
@@ -87,7 +87,7 @@ def prune_like_(
 
 def clear_dead_(model: nn.Module, example_input: ExampleInput) -> None:
     """Zero in place what could be removed without changing the function."""
-    plan = make_plan(model, example_input)
-    masked = expand(compact(model, plan), model, plan)
+    plan, small = plan_and_compact(model, example_input)
+    masked = expand(small, model, plan)
     for parameter, cleared in zip(model.parameters(), masked.parameters(), strict=True):
         parameter.copy_(cleared)

@@ -13,7 +13,7 @@ from ssl_lightning.measure.precision_record import PrecisionRecord, PrecisionRow
 from ssl_lightning.report.charts import COLORS, INK, finish_figure, new_figure, plain_axes
 from ssl_lightning.report.table import milliseconds, plural
 
-TABLE_WIDTH = 84  # characters; a narrower terminal wraps the lines, but no figure is cut
+TABLE_WIDTH = 100  # characters; a narrower terminal wraps the lines, but no figure is cut
 MARKERS = {"float32": "o", "bfloat16": "s", "int8": "D"}
 """How a precision is drawn; networks differ by colour."""
 
