@@ -1,5 +1,6 @@
 """From a network with zero groups to a smaller one that computes the same function."""
 
+from ssl_lightning.compaction.expanding import expand
 from ssl_lightning.compaction.inference import for_inference
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.compaction.plan import Plan
@@ -7,7 +8,6 @@ from ssl_lightning.compaction.planning import (
     apply_plan,
     carried_out,
     compact,
-    expand,
     make_plan,
     plan_and_compact,
 )

@@ -42,8 +42,9 @@ def compare_precisions(
 ) -> PrecisionRecord:
     """Measure networks in float32, in int8 and, where the processor has it, in bfloat16.
 
-    Each network is written in each engine's format, as :func:`export_int8` does; the files' errors
-    are measured, and then all of an engine are timed in turns.
+    Each network is written in each engine's format, as :func:`export_int8` does, for the batch that
+    is timed and the example's size; all of an engine are timed in turns, and the errors of the
+    files are measured.
 
     Args:
         networks: name -> network, on the CPU; ratios refer to the first in float32.
@@ -88,18 +89,10 @@ def compare_precisions(
     examples = 0
     for engine in chosen:
         with TemporaryDirectory() as folder, torch.no_grad():
-            files = {}
-            for number, (name, model) in enumerate(networks.items()):
-                place = Path(folder, str(number))
-                place.mkdir()
-                try:
-                    files[name] = written(model, inputs, engine, calibration, place)
-                except ValueError as refusal:
-                    left_out[f"{name}, {engine.name}"] = first_line(refusal, 240)
-            if files and (first := next(iter(networks))) not in files:
-                left_out |= {f"{n}, {engine.name}": f"{first} cannot be run there" for n in files}
-                files = {}
-            found = timed(files, inputs.at_batch(batch_size), repeats, min_run_time)
+            given = inputs.at_batch(batch_size)
+            files, refused = all_written(networks, given, engine, calibration, Path(folder))
+            left_out |= refused
+            found = timed(files, given, repeats, min_run_time)
             for (name, precision), timing in found.items():
                 error = float(evaluate(files[name].network(precision)))
                 size = files[name].num_bytes(precision)
@@ -123,6 +116,29 @@ def compare_precisions(
     )
 
 
+def all_written(
+    networks: Mapping[str, nn.Module],
+    inputs: Inputs,
+    engine: Engine,
+    calibration: Sequence[ExampleInput],
+    folder: Path,
+) -> tuple[dict[str, Files], dict[str, str]]:
+    """Return the files of all networks, and why one has none; all have none without the first."""
+    files, refused = {}, {}
+    for number, (name, model) in enumerate(networks.items()):
+        place = folder / str(number)
+        place.mkdir()
+        try:
+            files[name] = written(model, inputs, engine, calibration, place)
+        except ValueError as error:
+            refused[f"{name}, {engine.name}"] = first_line(error, 240)
+    first = next(iter(networks))
+    if first not in files:
+        refused |= {f"{name}, {engine.name}": f"{first} cannot be run there" for name in files}
+        files = {}
+    return files, refused
+
+
 def written(
     model: nn.Module,
     inputs: Inputs,
@@ -133,7 +149,16 @@ def written(
     """Write a network's files into a folder."""
     to = folder / f"{INT8}{engine.suffix}"
     with evaluating(model):
-        return write_files(model, inputs, to, engine, calibration=calibration, folder=folder)
+        return write_files(
+            model,
+            inputs,
+            to,
+            engine,
+            calibration=calibration,
+            folder=folder,
+            batch=inputs.batch,
+            size="fixed",
+        )
 
 
 def timed(

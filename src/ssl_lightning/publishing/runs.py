@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
 from ssl_lightning.compaction.equality import difference
-from ssl_lightning.compaction.planning import expand
+from ssl_lightning.compaction.expanding import expand
 from ssl_lightning.compaction.store import RECIPE, OwnNetworkError, Recipe, load_compact
 from ssl_lightning.data import InMemoryDataModule, named_class
 from ssl_lightning.publishing.agreeing import check_agreement, unequal

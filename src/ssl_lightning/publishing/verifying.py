@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones import create_stored
 from ssl_lightning.compaction.equality import difference
-from ssl_lightning.compaction.planning import expand
+from ssl_lightning.compaction.expanding import expand
 from ssl_lightning.compaction.store import check_state
 from ssl_lightning.files import parse_yaml
 from ssl_lightning.publishing.measuring import (
