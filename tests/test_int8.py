@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -256,6 +258,18 @@ def test_only_one_core_is_made_and_openvino_is_put_back():
     with pytest.raises(RuntimeError, match="inside"), only_this_core():
         fail()
     assert openvino.Core is before
+
+
+def test_loggers_of_others_are_left_alone():
+    """NNCF puts a class of its own in the place of all loggers that are made after its import."""
+    code = (
+        "import logging, pathlib, tempfile, torch; from ssl_lightning import export_int8; "
+        "x = torch.randn(8, 4); path = pathlib.Path(tempfile.mkdtemp(), 'm.xml'); "
+        "export_int8(torch.nn.Linear(4, 2), x, path, calibration=[x], evaluate=lambda n: 0.0); "
+        "print(type(logging.getLogger('made afterwards')).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split()[-1] == "Logger"
 
 
 def test_an_engine_of_ones_own_with_quantize(tmp_path, monkeypatch):

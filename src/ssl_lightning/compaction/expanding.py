@@ -31,7 +31,7 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
         ValueError: if the three do not belong together.
 
     Example:
-        >>> from ssl_lightning.backbones import create_backbone
+        >>> from ssl_lightning import compact, create_backbone, make_plan
         >>> net = create_backbone("mlp", widths=(4,))
         >>> _ = torch.nn.init.zeros_(net.fc1.weight[1:3]), torch.nn.init.zeros_(net.fc1.bias)
         >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))

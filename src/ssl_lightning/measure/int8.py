@@ -54,10 +54,14 @@ def quantized(model: Any, items: Sequence[Any], operations: set[str]) -> Any:
     are.
     """
     with quiet(), progress_on_terminals():
-        import nncf
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+        kind = logging.getLoggerClass()
+        try:
+            import nncf
+            from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+        finally:  # it makes all loggers that are still to come its own, which say things once
+            logging.setLoggerClass(kind)
 
-        nncf.set_log_level(logging.ERROR)
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         ranges = RangeEstimatorParametersSet.MINMAX
         return nncf.quantize(
             model,
