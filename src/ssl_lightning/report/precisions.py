@@ -79,6 +79,7 @@ def precision_chart(record: PrecisionRecord, path: str | Path) -> None:
     figure = new_figure(5.2 * len(engines), 4.4)
     panels = figure.subplots(1, len(engines), squeeze=False)[0]
     for axes, (engine, rows) in zip(panels, engines, strict=True):
+        most = max(row.timing.median_ms for row in rows)
         for row in rows:
             axes.scatter(
                 [row.timing.median_ms],
@@ -89,16 +90,17 @@ def precision_chart(record: PrecisionRecord, path: str | Path) -> None:
                 label=row.network if row.precision == rows[0].precision else None,
                 zorder=3,
             )
+            leftmost = row.timing.median_ms < most / 4  # others are written above their points
             axes.annotate(
                 f"{row.precision}, {row.num_bytes / 1e6:.2f} MB, {1 / row.timing.ratio:.2f}x",
                 (row.timing.median_ms, row.error),
-                xytext=(0, 7),
+                xytext=(0, -15 if leftmost else 7),
                 textcoords="offset points",
-                ha="center",
+                ha="left" if leftmost else "center",
                 fontsize=7.5,
                 color=INK,
             )
-        axes.set_xlim(0, 1.25 * max(row.timing.median_ms for row in rows))
+        axes.set_xlim(0, 1.25 * most)
         axes.margins(y=0.25)
         axes.set_ylabel("error")
         plain_axes(axes, f"{engine}: error over latency, ms", "both")
