@@ -447,7 +447,7 @@ def test_export_int8_takes_the_runs_own_data_and_names_mistakes(tmp_path, capsys
     assert main(["export", "lenet", "--int8", "--format=openvino", f"--output={file}"]) == 1
     assert "export --int8: expected data to measure errors on" in capsys.readouterr().err
     assert main(["export", ENTRY, "--int8", "--format=torch_export"]) == 1
-    assert "Unknown export format 'torch_export'" in capsys.readouterr().err
+    assert "Unknown format with int8 'torch_export'" in capsys.readouterr().err
     arguments = ["export", ENTRY, "--int8", f"--data={config}", f"--output={tmp_path / 'm.onnx'}"]
     assert main([*arguments, "--images=0"]) == 1
     assert "export --int8: expected images >= 1, got 0" in capsys.readouterr().err

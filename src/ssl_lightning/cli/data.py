@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from torch import Tensor, nn
 
-from ssl_lightning.data import named_class
+from ssl_lightning.data import ImageDataModule, named_class
 from ssl_lightning.module.batches import split_batch
 from ssl_lightning.suggest import first_line
 
@@ -167,14 +167,16 @@ def describe(batches: Batches, section: dict[str, Any]) -> str:
 
 
 def calibration_images(where: str, data: Any, number: int) -> list[Tensor]:
-    """Return the first training images of a data module, in batches, not augmented if it allows.
+    """Return the first training images of a data module, in batches.
+
+    They are not augmented if it is one of the library's that holds no images yet.
 
     Raises:
         ValueError: for a number below 1, or if there are none.
     """
     if number < 1:
         raise ValueError(f"{where}: expected images >= 1, got {number}. Give 300, say.")
-    if hasattr(data, "augment"):
+    if isinstance(data, ImageDataModule):
         data.augment = False
     data.setup("fit")
     images = first_images(map(split_batch, data.train_dataloader()), number)

@@ -66,7 +66,8 @@ def export_network(
         raise ValueError(
             "export: --data, --images and --max_rise are for int8. Add --int8, or leave them out."
         )
-    engine = pick("export format", format, int8_formats() if int8 else file_formats())
+    kinds = ("format with int8", int8_formats()) if int8 else ("export format", file_formats())
+    engine = pick(kinds[0], format, kinds[1])
     named = named_network(network, model, config, backbone_args)
     net, example = in_form(named, masked=masked), named.example()
     ending = f"-int8{engine.suffix}" if int8 else engine.suffix

@@ -60,8 +60,9 @@ class Task:
             ValueError: if there is no data, or it does not fit the network.
         """
         section = needed_section(where, data, named.home)
-        held_out = validation_images(where, make_data(section), EVERY, named.model)
-        calibration = calibration_images(where, make_data(section), images)
+        module = make_data(section)
+        calibration = calibration_images(where, module, images)
+        held_out = validation_images(where, module, EVERY, named.model)
         measure = describe(held_out, section)
         return cls(calibration, partial(measure_error, batches=held_out), measure)
 
