@@ -405,6 +405,8 @@ RESUMED = {method: {"method": method} for method in METHODS} | {
     f"{method} of random groups": {"method": method, "importance": "random"}
     for method in ("one_shot", "gradual")
 }
+RESUMED["one_shot by gradients"] = {"importance": "taylor"}
+RESUMED["gradual by gradients"] = {"method": "gradual", "importance": "taylor"}
 
 
 def resumable(
@@ -485,6 +487,6 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: Any, capsys: Any) -> N
 
 
 def test_the_tables_are_documented() -> None:
-    assert set(RESOURCES) == {"macs", "parameters", "size", "depth", "latency"}
+    assert set(RESOURCES) == {"macs", "sparse_macs", "parameters", "size", "depth", "latency"}
     assert all(METHODS[name]().__doc__ for name in METHODS)
     assert MCP().gamma == 3.0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from ssl_lightning import MCP, SCAD, GroupLasso, PenaltyFunction, Regularizer
+from ssl_lightning import MCP, SCAD, CappedLasso, GroupLasso, PenaltyFunction, Regularizer
 from ssl_lightning.penalties.functions import FUNCTIONS
 
 # --- the functions as integrals of their published derivatives --------------------------------
@@ -39,9 +39,15 @@ def scad(n: np.ndarray, strength: float, a: float) -> np.ndarray:
     )
 
 
+def capped(n: np.ndarray, strength: float, theta: float) -> np.ndarray:
+    """Lebedev & Lempitsky 2016: group lasso, truncated."""
+    return strength * np.minimum(n, theta)
+
+
 CASES = st.one_of(
     st.just((GroupLasso(), lasso)),
     st.floats(0.05, 20.0).map(lambda g: (MCP(g), lambda n, s: mcp(n, s, g))),
+    st.floats(0.05, 10.0).map(lambda t: (CappedLasso(t), lambda n, s: capped(n, s, t))),
     st.floats(2.01, 20.0).map(lambda a: (SCAD(a), lambda n, s: scad(n, s, a))),
 )
 
@@ -68,6 +74,9 @@ def smallest(function: Callable[[np.ndarray], np.ndarray], high: float) -> tuple
 @example((SCAD(3.0), lambda n, s: scad(n, s, 3.0)), 3.1, 2.0, 1.0)  # step = a - 1
 @example((SCAD(3.0), lambda n, s: scad(n, s, 3.0)), 3.4, 3.0, 1.0)  # a - 1 < step < a + 1
 @example((SCAD(3.0), lambda n, s: scad(n, s, 3.0)), 6.1, 9.0, 1.0)  # step > a + 1
+@example((CappedLasso(2.0), lambda n, s: capped(n, s, 2.0)), 2.6, 1.0, 1.0)  # just over a jump
+@example((CappedLasso(1.0), lambda n, s: capped(n, s, 1.0)), 2.0, 2.0, 1.0)  # both maps alike
+@example((CappedLasso(1.0), lambda n, s: capped(n, s, 1.0)), 3.0, 4.0, 1.0)  # retained or zero
 def test_shrink_minimises(case: Any, n: float, step: float, strength: float) -> None:
     function, reference = case
 
@@ -103,14 +112,16 @@ def test_value_and_slope(case: Any, strength: float, seed: int) -> None:
     torch.testing.assert_close(found, slope, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("function", [MCP(1e12), SCAD(1e12)])
+@pytest.mark.parametrize("function", [MCP(1e12), SCAD(1e12), CappedLasso(1e12)])
 def test_the_limit_is_group_lasso(function: PenaltyFunction) -> None:
     norms = torch.rand(40, dtype=torch.float64) * 5
     expected = GroupLasso().shrink(norms, 0.7, 1.3)
     torch.testing.assert_close(function.shrink(norms, 0.7, 1.3), expected, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("function", [MCP(), SCAD(), MCP(0.1), SCAD(2.1)])
+@pytest.mark.parametrize(
+    "function", [MCP(), SCAD(), MCP(0.1), SCAD(2.1), CappedLasso(), CappedLasso(9.0)]
+)
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_large_norms_are_retained_bit_for_bit_and_zeros_remain(
     function: PenaltyFunction, as_tensor: bool
@@ -130,6 +141,7 @@ def test_large_norms_are_retained_bit_for_bit_and_zeros_remain(
         (lambda: MCP(math.nan), "expected a finite gamma > 0, got nan"),
         (lambda: MCP(True), "expected a finite gamma > 0, got True"),
         (lambda: MCP("3"), "expected a finite gamma > 0, got '3'"),  # type: ignore[arg-type]
+        (lambda: CappedLasso(0), "expected a finite theta > 0, got 0"),
         (lambda: SCAD(2.0), "expected a finite a > 2, got 2.0"),
         (lambda: SCAD(math.inf), "expected a finite a > 2, got inf"),
     ],

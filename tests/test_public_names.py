@@ -10,7 +10,7 @@ import pytest
 import ssl_lightning
 
 PUBLIC = """
-ArrayDataModule BACKBONES BenchmarkResult Budget CIFAR10DataModule ColumnSparseConv2d
+ArrayDataModule BACKBONES BenchmarkResult Budget CIFAR10DataModule CappedLasso ColumnSparseConv2d
 CompactDuringFit Constant Cosine DepthCollapse Distill ExportResult FashionMNISTDataModule
 FilterPictures GroupKind GroupLasso GroupLocks GroupSet ImageDataModule ImageFolderDataModule
 ImageNetDataModule ImagenetteDataModule Inputs LabelledImages MCP MNISTDataModule Penalty

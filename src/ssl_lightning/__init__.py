@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from ssl_lightning.penalties import (
         MCP,
         SCAD,
+        CappedLasso,
         GroupLasso,
         Penalty,
         PenaltyFunction,
@@ -113,6 +114,7 @@ __all__ = [
     "BenchmarkResult",
     "Budget",
     "CIFAR10DataModule",
+    "CappedLasso",
     "ColumnSparseConv2d",
     "CompactDuringFit",
     "Constant",

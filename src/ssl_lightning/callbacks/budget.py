@@ -17,15 +17,13 @@ from ssl_lightning.callbacks.during_fit import (
     refuse_strategies,
 )
 from ssl_lightning.callbacks.landing import landing_text, warn_above
-from ssl_lightning.callbacks.measuring import Measured
-from ssl_lightning.callbacks.methods import METHODS, Method, Window
+from ssl_lightning.callbacks.measuring import MEASUREMENTS, measurement_for
+from ssl_lightning.callbacks.methods import METHODS, Method, Window, groups_of
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
 from ssl_lightning.compaction import check_sliceable, make_plan
 from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.graph import working_copy
-from ssl_lightning.groups import GroupSet, Selector
-from ssl_lightning.groups.resolve import make_sets
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity, is_trained, sparsity_of
@@ -34,8 +32,8 @@ from ssl_lightning.prune.machines import check_multiple, meter_of, multiple_for
 from ssl_lightning.prune.scores import find_importance
 from ssl_lightning.suggest import pick
 
-MEASURED, NORM = "measured", "l2"
-"""Importance that is found in training, and what sets are ranked by within."""
+NORM = "l2"
+"""What groups are ranked by while their importance is not measured yet."""
 
 BEGIN, LAND = "begin", "land"
 """What is due, as soon as there are inputs to measure on."""
@@ -50,8 +48,8 @@ class Budget(EpochStartCallback):
     after the first batches of the epoch, at most 8, on whose inputs it is measured.
 
     Penalties say which groups may go, by their kinds and layers; they need no strength, and act no
-    more after ``end``. Without penalties, all coupled channels may go. What happens between
-    ``start`` and ``end`` is the business of the method.
+    more after ``end``. Without penalties, or with such on scales of batch norms alone, all coupled
+    channels may go. What happens between ``start`` and ``end`` is the business of the method.
 
     Retraining wants a high learning rate again. A run without a scheduler gets a half cosine up to
     ``end`` and another one after it, both from the optimizer's rate
@@ -60,6 +58,7 @@ class Budget(EpochStartCallback):
     Args:
         macs: multiply-adds that the compact network may have at most: a share of at most 1 of the
             dense network's, or an absolute number. With several targets, all are kept.
+        sparse_macs: the same without those of zero rows and columns of convolutions.
         parameters: the same for parameters.
         size: the same for the bytes of weights and buffers.
         depth: the same for convolutions and linear layers; needs penalties of kind depth.
@@ -72,8 +71,10 @@ class Budget(EpochStartCallback):
             already (``zoo:``, ``init_from``, ``pretrained``), else a third of the run.
         method: a name of :data:`~ssl_lightning.callbacks.methods.METHODS`.
         importance: ``"measured"``, by how much the network's outputs on training inputs change
-            when groups of a set are removed, per cost that this saves. Or the norm, in units
-            of the mean of the set: ``"l2"``, ``"l1"``. Or a control: ``"random"``, or
+            when groups of a set are removed, per cost that this saves; ``"taylor"``, by the change
+            of the training loss to first order. Or a name of
+            :data:`~ssl_lightning.prune.IMPORTANCES`: the norm, in units of the mean of the set,
+            ``"l2"``, ``"l1"``; ``"fpgm"``; ``"bn_scale"``; or a control, ``"random"``, or
             ``"uniform"``, an equal share of each set. Or the path of the JSON file that
             ``ssl-lightning sensitivity`` wrote of the network that the run begins with.
         multiple: retain a multiple of so many groups in each set that loses any. ``"auto"``, the
@@ -103,16 +104,17 @@ class Budget(EpochStartCallback):
         depth: float | None = None,
         latency: float | None = None,
         latency_ms: float | None = None,
+        sparse_macs: float | None = None,
         engine: str | None = None,
         start: int = 0,
         end: int | None = None,
         method: str = "one_shot",
-        importance: str = MEASURED,
+        importance: str = "measured",
         multiple: int | Literal["auto"] | None = None,
         every_n_steps: int = 40,
     ) -> None:
         given = {"macs": macs, "parameters": parameters, "size": size, "depth": depth}
-        given |= {"latency": latency, "latency_ms": latency_ms}
+        given |= {"latency": latency, "latency_ms": latency_ms, "sparse_macs": sparse_macs}
         self.targets = parse_targets("Budget", given)
         if not self.targets:
             raise ValueError("Budget: expected a target, got none. Give macs=0.5, say.")
@@ -127,7 +129,8 @@ class Budget(EpochStartCallback):
                 "Budget: expected an engine for a latency, which is measured there, got none. "
                 "Give one, such as engine='openvino'."
             )
-        self.ranked_by = NORM if importance == MEASURED else find_importance(importance, MEASURED)
+        self.measures = isinstance(importance, str) and importance in MEASUREMENTS
+        self.ranked_by = NORM if self.measures else find_importance(importance, *MEASUREMENTS)
         self.method: Method = pick("method", method, METHODS)()
         self.start, self.end = start, end
         self.importance, self.every_n_steps = importance, every_n_steps
@@ -138,7 +141,7 @@ class Budget(EpochStartCallback):
         self._next: int | None = None  # optimizer step of the next decision
         self._window: Window | None = None
         self._due: str | None = None
-        self._measured = Measured()
+        self._measured = measurement_for(importance)
         self._module: weakref.ref[pl.LightningModule] | None = None
 
     @property
@@ -160,7 +163,7 @@ class Budget(EpochStartCallback):
         """Forget another module's run."""
         self.method, self.multiple, self.end = type(self.method)(), *self._given
         self.dense = self.landed = self._next = self._window = self._due = None
-        self._measured = Measured()
+        self._measured = measurement_for(self.importance)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which the budget could not be reached; give it a learning-rate cycle."""
@@ -266,7 +269,7 @@ class Budget(EpochStartCallback):
             return
         sparsity = sparsity_of(pl_module, "Budget")
         window = self.window(trainer, sparsity)
-        measures = self.importance == MEASURED and (self._due == LAND or self.method.chooses)
+        measures = self.measures and (self._due == LAND or self.method.chooses)
         if measures and not last and not self._measured.enough(trainer, window):
             return
         due, self._due = self._due, None
@@ -291,7 +294,7 @@ class Budget(EpochStartCallback):
         if batch_idx % trainer.accumulate_grad_batches == 0:  # no gradients wait
             self.act_if_ready(trainer, pl_module)
         if self._due is not None:
-            self._measured.calls.begin_step(sparsity.network)
+            self._measured.begin_step(sparsity.network)
         if self._next is None or self.landed is not None or trainer.global_step < self._next:
             return
         window = self.window(trainer, sparsity)
@@ -303,6 +306,11 @@ class Budget(EpochStartCallback):
         found["groups_back"] = float(sum(int((old & ~new).sum()) for old, new in pairs))
         self._next += self.every_n_steps
         pl_module.log_dict({f"budget/{key}": value for key, value in found.items()})
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Let gradients be noted while something is due."""
+        if self._due is not None and self.measures:
+            self._measured.note_gradients(self.window(trainer, sparsity_of(pl_module, "Budget")))
 
     def begin_again_if_replaced(self, sparsity: Sparsity) -> None:
         """Let the method begin anew where something else has compacted the network."""
@@ -316,7 +324,7 @@ class Budget(EpochStartCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Let the method act after the step."""
-        self._measured.calls.end_step()
+        self._measured.end_step()
         if self._next is not None and self.landed is None:
             sparsity = sparsity_of(pl_module, "Budget")
             self.method.after_step(self.window(trainer, sparsity), self.progress(sparsity))
@@ -337,7 +345,7 @@ class Budget(EpochStartCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Watch the network no more."""
-        self._measured.calls.end_step()
+        self._measured.end_step()
 
     def land(self, trainer: pl.Trainer, sparsity: Sparsity) -> None:
         """Zero and lock the least important groups, compact, and switch the penalties off."""
@@ -387,14 +395,6 @@ class Budget(EpochStartCallback):
         self.dense, self.landed = state_dict["dense"], state_dict["landed"]
         self._next, self.method.state = state_dict["next"], dict(state_dict["method"])
         self.multiple, self._due = state_dict["multiple"], state_dict["due"]
-        if self.importance == MEASURED:
+        if self.measures:
             self._measured.load_state_dict(state_dict["measured"])
-        if self.end is None:
-            self.end = state_dict["end"]
-
-
-def groups_of(sparsity: Sparsity, around: Surroundings) -> list[GroupSet]:
-    """Return the groups that may go: those of the penalties, or else all coupled ones."""
-    if sparsity.penalties:
-        return sparsity.regularizer.group_sets
-    return make_sets(around, Selector("coupled")) if around.has_kind("coupled") else []
+        self.end = state_dict["end"] if self.end is None else self.end

@@ -1,4 +1,4 @@
-"""How much the outputs of a network in training change when groups are removed."""
+"""What a budget measures in training: how much outputs or loss change without groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from ssl_lightning.callbacks.methods import Window
 from ssl_lightning.groups import GroupSet
 from ssl_lightning.prune import Rises, measure_rises
-from ssl_lightning.prune.scores import fits
+from ssl_lightning.prune.scores import Scores, fits
+from ssl_lightning.prune.taylor import Expansion
 
 NUM_INPUTS, MAX_BATCHES = 256, 8
 """Training inputs on which outputs are compared, and the most batches that are waited for."""
@@ -104,12 +105,59 @@ class TrainingCalls:
         return [(call.arguments, call.named) for call in self.calls] if plain else []
 
 
-class Measured:
-    """Importance that is measured in training: the calls to measure with, and what was found."""
+class Measurement:
+    """Importance that is measured in training: what to measure with, and what was found.
+
+    Subclasses say what is noted of training steps, and what becomes of it.
+    """
 
     def __init__(self) -> None:
-        self.found: Rises | None = None
+        self.found: Rises | Scores | None = None
+
+    def begin_step(self, network: nn.Module) -> None:
+        """Note what follows in this training step; called before each while something is due."""
+
+    def end_step(self) -> None:
+        """Note no more."""
+
+    def note_gradients(self, window: Window) -> None:
+        """Note the gradients of a step, before the optimizer's."""
+
+    def enough(self, trainer: pl.Trainer, window: Window) -> bool:
+        """Whether enough was noted, in the first process."""
+        raise NotImplementedError
+
+    def measure_(self, trainer: pl.Trainer, window: Window) -> None:
+        """Let the window rank groups by what is measured now, the same in all processes."""
+        raise NotImplementedError
+
+    def of(self, group_sets: Sequence[GroupSet]) -> Rises | Scores | None:
+        """Return what was found of these sets; None for those of a network compacted since."""
+        return self.found if self.found is not None and fits(self.found, group_sets) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values that :meth:`load_state_dict` reads."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        raise NotImplementedError
+
+
+class OutputChanges(Measurement):
+    """How much the network's outputs on training inputs change."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.calls = TrainingCalls()
+
+    def begin_step(self, network: nn.Module) -> None:
+        """Note how the step calls the network."""
+        self.calls.begin_step(network)
+
+    def end_step(self) -> None:
+        """Note no more."""
+        self.calls.end_step()
 
     def enough(self, trainer: pl.Trainer, window: Window) -> bool:
         """Whether there are enough calls, in the first process."""
@@ -129,12 +177,8 @@ class Measured:
             f"{time.perf_counter() - start:.3g} s."
         )
 
-    def of(self, group_sets: Sequence[GroupSet]) -> Rises | None:
-        """Return what was found of these sets; None for those of a network compacted since."""
-        return self.found if self.found is not None and fits(self.found, group_sets) else None
-
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values that :meth:`load_state_dict` reads."""
+        """Return what was found, and the calls."""
         found = None if self.found is None else self.found.to_dict()
         return {"found": found, "calls": self.calls.state()}
 
@@ -143,6 +187,71 @@ class Measured:
         found = state["found"]
         self.found = None if found is None else Rises.from_dict(found)
         self.calls = TrainingCalls([Call(*call) for call in state["calls"]])
+
+
+class LossChanges(Measurement):
+    """How much the loss changes, by its first-order expansion in the training steps' gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expansion: Expansion | None = None
+        self._kept: dict[str, Any] | None = None  # of a checkpoint
+
+    def note_gradients(self, window: Window) -> None:
+        """Add the gradients of a step."""
+        self.begun(window).add(window.tensors())
+
+    def begun(self, window: Window) -> Expansion:
+        """Return the sums for the window's groups, anew where the network was compacted since."""
+        sizes = {s.name: s.num_groups for s in window.group_sets}
+        if self.expansion is None or self.expansion.sizes() != sizes:
+            self.expansion = Expansion(window.group_sets)
+            if self._kept is not None:
+                self.expansion.load_state_dict(self._kept)
+            self._kept = None
+        return self.expansion
+
+    def enough(self, trainer: pl.Trainer, window: Window) -> bool:
+        """Whether there were enough optimizer steps."""
+        return self.begun(window).steps >= MAX_BATCHES
+
+    def measure_(self, trainer: pl.Trainer, window: Window) -> None:
+        """Let the window rank groups by the changes of the loss.
+
+        Raises:
+            MisconfigurationException: if there was no optimizer step with gradients of the groups.
+        """
+        expansion = self.begun(window)
+        if not window.agreed(any(bool(found.any()) for found in expansion.sums.values())):
+            raise MisconfigurationException(
+                "Budget: expected optimizer steps with gradients, by which groups are ranked, got "
+                f"none in an epoch. {ADVICE}"
+            )
+        title = type(window.sparsity.network).__name__
+        self.found = window.importance = window.agreed(expansion.scores(title))
+        self.expansion = None
+        rank_zero_info(f"Budget: measured the {self.found.conditions}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found, and the sums so far."""
+        sums = self._kept if self.expansion is None else self.expansion.state_dict()
+        return {"found": None if self.found is None else self.found.to_dict(), "sums": sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        found = state["found"]
+        self.found = None if found is None else Scores.from_dict(found)
+        self.expansion, self._kept = None, state["sums"]
+
+
+MEASUREMENTS: dict[str, type[Measurement]] = {"measured": OutputChanges, "taylor": LossChanges}
+"""Importance in ``Budget(importance=...)`` that is measured in training -> how."""
+
+
+def measurement_for(importance: Any) -> Measurement:
+    """Return what measures an importance; one that is not measured needs none, and gets any."""
+    known = isinstance(importance, str) and importance in MEASUREMENTS
+    return MEASUREMENTS[importance]() if known else OutputChanges()
 
 
 def changes_of_outputs(

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ssl_lightning.costs import Costs
 from ssl_lightning.graph import working_copy
-from ssl_lightning.groups import GroupSet, nonzero_groups, zero_groups_
-from ssl_lightning.groups.resolve import named_tensors
+from ssl_lightning.groups import GroupSet, Selector, nonzero_groups, zero_groups_
+from ssl_lightning.groups.kinds import NOT_REMOVED
+from ssl_lightning.groups.resolve import make_sets, named_tensors
+from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.module import Sparsity
 from ssl_lightning.prune import Choice, Rises, choose_groups
@@ -202,6 +204,17 @@ class Fading(Method):
     def finish(self, window: Window) -> None:
         """Let the chosen ones be those that go."""
         window.zero_([torch.tensor(m, dtype=torch.bool) for m in self.state["masks"]])
+
+
+def groups_of(sparsity: Sparsity, around: Surroundings) -> list[GroupSet]:
+    """Return the groups that may go: those of the penalties, or else all coupled ones.
+
+    Penalties on scales of batch norms say nothing of groups: the channels behind them may go.
+    """
+    found = [s for s in sparsity.regularizer.group_sets if s.kind not in NOT_REMOVED]
+    if found or not around.has_kind("coupled"):
+        return found
+    return make_sets(around, Selector("coupled"))
 
 
 def limits_at(costs: Costs, done: float) -> Costs | None:

@@ -72,7 +72,8 @@ def prune_network(
         threshold: largest norm of a group to zero.
         kind: of the groups, or a list of several: coupled, filter, head, ffn, depth, ...
         layers: pattern of the layers to prune, or a list of several.
-        importance: l2, l1, random, uniform, or the JSON file that ``sensitivity`` wrote of it.
+        importance: l2, l1, fpgm, bn_scale, random, uniform, or the JSON file that ``sensitivity``
+            wrote of it.
         multiple: retain a multiple of so many groups where any go, such as 8 or 16; auto, the
             default with an engine: what its own timings say; without one 1.
         seed: of random importance, and of the weights of a backbone given by name.

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from torch import nn
 
 from ssl_lightning.graph import WEIGHTED, Inputs
-from ssl_lightning.measure import count_macs, num_bytes, num_parameters
+from ssl_lightning.measure import count_macs, count_sparse_macs, num_bytes, num_parameters
 
 Meter: TypeAlias = Callable[[nn.Module], float]
 """From a compact network to what it costs."""
@@ -84,6 +84,11 @@ def num_layers(model: nn.Module) -> int:
 
 RESOURCES: dict[str, Resource] = {
     "macs": Resource("multiply-adds", lambda x: lambda m: count_macs(m, x), fewest=101),
+    "sparse_macs": Resource(
+        "multiply-adds without zero rows and columns of convolutions",
+        lambda x: lambda m: count_sparse_macs(m, x),
+        fewest=101,
+    ),
     "parameters": Resource("parameters", lambda x: num_parameters, fewest=101),
     "size": Resource("bytes of weights and buffers", lambda x: num_bytes, fewest=101),
     "depth": Resource("convolutions and linear layers", lambda x: num_layers),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ssl_lightning.graph import CONVS, TRANSPOSED, WEIGHTED, own_layer
+from ssl_lightning.graph import ANY_BATCH_NORM, CONVS, TRANSPOSED, WEIGHTED, own_layer
 from ssl_lightning.registry import Registration, check_name, register
 
 View = tuple[tuple[int, ...], tuple[int, ...]]
@@ -88,6 +88,16 @@ class Elements(GroupKind):
         return tuple(weight.shape), tuple(range(weight.dim()))
 
 
+class Scales(GroupKind):
+    """Each scale of a batch norm is a group: what network slimming penalises."""
+
+    def view(self, module: nn.Module) -> View | None:
+        """Return the shape of the scales, and its only dimension."""
+        if not isinstance(module, ANY_BATCH_NORM) or module.weight is None:
+            return None
+        return tuple(module.weight.shape), (0,)
+
+
 class FromGraph(GroupKind):
     """The groups are those that the model's graph gives, over several layers."""
 
@@ -114,6 +124,7 @@ KINDS: dict[str, GroupKind] = {
     COUPLED: FromGraph(),
     HEAD: FromGraph(),
     FFN: FromGraph(),
+    "bn_scale": Scales(),
     "element": Elements(),
     "l1": Elements(),
 }
@@ -122,6 +133,9 @@ KINDS: dict[str, GroupKind] = {
 ``shape`` is a filter shape W[:, c, h, w], a column of the lowered matrix; ``kernel`` a 2-D kernel
 W[o, c]; ``depth`` a whole layer; ``l1`` what ``element`` is called with group lasso.
 """
+
+NOT_REMOVED = ("bn_scale",)
+"""Kinds whose groups are no part that could be removed: the channels behind them are."""
 
 COUPLED_KINDS = tuple(name for name, kind in KINDS.items() if isinstance(kind, FromGraph))
 """Kinds whose groups the model's graph gives."""

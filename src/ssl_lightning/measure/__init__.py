@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from ssl_lightning.measure.engine import Engine
     from ssl_lightning.measure.engines import ENGINES, register_engine
     from ssl_lightning.measure.latency import benchmark
-    from ssl_lightning.measure.macs import count_macs, num_bytes, num_parameters
+    from ssl_lightning.measure.macs import (
+        count_macs,
+        count_sparse_macs,
+        num_bytes,
+        num_parameters,
+    )
     from ssl_lightning.measure.turns import interleave
 
 __all__ = [
@@ -34,6 +39,7 @@ __all__ = [
     "Timing",
     "benchmark",
     "count_macs",
+    "count_sparse_macs",
     "interleave",
     "num_bytes",
     "num_parameters",

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from ssl_lightning.graph import ExampleInput, as_inputs, same_random_state, working_copy
+from ssl_lightning.graph import CONVS, ExampleInput, as_inputs, same_random_state, working_copy
 
 
 @overload
@@ -62,6 +62,40 @@ def count_macs(
     if per_layer:
         return {name: int(flops // 2) for name, flops in own.items() if flops}
     return int(counter.get_total_flops() // 2)
+
+
+def count_sparse_macs(model: nn.Module, example_input: ExampleInput) -> int:
+    """Count multiply-adds without those of zero rows and zero columns of convolutions.
+
+    That is what is left if each convolution is column-sparse: a row is a filter, a column a filter
+    shape, ``W[:, c, h, w]`` (Wen et al. 2016, section 3.1).
+
+    Args:
+        model: any module.
+        example_input: as for :func:`count_macs`.
+
+    Example:
+        >>> conv = nn.Conv2d(2, 4, 3, bias=False)
+        >>> _ = nn.init.zeros_(conv.weight[:, :, :, 0])
+        >>> x = torch.zeros(1, 2, 3, 3)
+        >>> count_macs(conv, x), count_sparse_macs(conv, x)
+        (72, 48)
+    """
+    modules = dict(model.named_modules())
+    counts = count_macs(model, example_input, per_layer=True)
+    return round(sum(count * nonzero_share(modules[name]) for name, count in counts.items()))
+
+
+def nonzero_share(module: nn.Module) -> float:
+    """Return the share of a convolution's products that are left without zero rows and columns.
+
+    1 for other modules, and for column-sparse ones, which have left them out.
+    """
+    if not isinstance(module, CONVS):
+        return 1.0
+    used = (module.weight != 0).flatten(1).view(module.groups, -1, module.weight[0].numel())
+    products = used.any(2).sum(1) * used.any(1).sum(1)
+    return float(products.sum()) / module.weight.numel()
 
 
 def _product_flops(first: Any, second: Any, *_: Any, **__: Any) -> int:

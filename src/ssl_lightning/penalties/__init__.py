@@ -13,7 +13,13 @@ from ssl_lightning.penalties.functional import (
     group_lasso_subgradient,
     prox_group_lasso,
 )
-from ssl_lightning.penalties.functions import MCP, SCAD, GroupLasso, PenaltyFunction
+from ssl_lightning.penalties.functions import (
+    MCP,
+    SCAD,
+    CappedLasso,
+    GroupLasso,
+    PenaltyFunction,
+)
 from ssl_lightning.penalties.regularizer import Regularizer
 from ssl_lightning.penalties.specs import Penalty, parse_penalty, register_penalty_function
 
@@ -21,6 +27,7 @@ __all__ = [
     "MCP",
     "SCAD",
     "Attachment",
+    "CappedLasso",
     "GroupLasso",
     "Penalty",
     "PenaltyFunction",

@@ -42,8 +42,8 @@ class Penalty:
             ``"subgradient"`` adds to the gradient before it, as the paper's code does.
         schedule: factor on the strength over the epochs; also a mapping with a ``kind``.
         kind: filter, channel, shape, kernel, depth, neuron_in, neuron_out, coupled, head, ffn,
-            element (or ``l1``: each element of the weights of two or more dimensions), or one of
-            :func:`~ssl_lightning.register_kind`.
+            bn_scale (the scales of batch norms), element (or ``l1``: each element of the weights of
+            two or more dimensions), or one of :func:`~ssl_lightning.register_kind`.
         scaling: ``"sqrt_size"`` multiplies the strength by the root of the group size, so that one
             strength fits layers of all sizes; ``"none"`` is the paper's formula.
         members: ``"all"`` counts bias and batch-norm scale and shift into the groups of outputs,

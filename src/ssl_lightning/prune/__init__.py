@@ -7,6 +7,8 @@ from ssl_lightning.prune.layerwise import SHARES, measure_rises, sensitivity
 from ssl_lightning.prune.like import prune_like_
 from ssl_lightning.prune.one_shot import PruneReport, prune_
 from ssl_lightning.prune.ranking import ranking, relative
+from ssl_lightning.prune.scores import Scores
+from ssl_lightning.prune.taylor import taylor
 
 __all__ = [
     "IMPORTANCES",
@@ -14,6 +16,7 @@ __all__ = [
     "Choice",
     "PruneReport",
     "Rises",
+    "Scores",
     "Sensitivity",
     "SensitivityRow",
     "UnreachableError",
@@ -24,4 +27,5 @@ __all__ = [
     "ranking",
     "relative",
     "sensitivity",
+    "taylor",
 ]

@@ -153,8 +153,10 @@ def prune_(
             ``latency_ms``, of one call in ``engine``. As few groups are zeroed as possible: with
             ``multiple=1`` and many groups, the budget is used up to 0.5 %. Latency is predicted,
             measured, and searched for again until both agree to 3 %, four times at most.
-        importance: ``"l2"``, ``"l1"``, or a control (not with ``threshold``): ``"random"``, which
+        importance: ``"l2"``, ``"l1"``, ``"fpgm"`` or ``"bn_scale"`` (see :data:`IMPORTANCES`; not
+            with ``threshold``), or a control (not with ``threshold``): ``"random"``, which
             draws from torch's generator, or ``"uniform"``, an equal share of each set. Or what
+            :func:`~ssl_lightning.prune.taylor` found of these groups. Or what
             :func:`~ssl_lightning.sensitivity` found of this network (not with ``threshold``), or
             the path of its JSON file: groups of which the error rises least go first, for a budget
             least per cost that they save.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -11,15 +12,34 @@ from torch import Tensor
 
 from ssl_lightning.groups import GroupSet, group_norms
 from ssl_lightning.measure.sensitivity_record import Rises, Sensitivity
-from ssl_lightning.prune.importance import CONTROLS, IMPORTANCES, SIZE_POWERS
+from ssl_lightning.measure.serial import Record
+from ssl_lightning.prune.importance import ABSOLUTE, IMPORTANCES, NORMS, SIZE_POWERS
 from ssl_lightning.prune.ranking import relative
 from ssl_lightning.suggest import pick
 
-Importance: TypeAlias = str | Sensitivity | Rises
-"""A name of :data:`~ssl_lightning.prune.IMPORTANCES`, the path of a record of sensitivities, which
-ends in ``.json``, that record, or its curves."""
 
-Ranking: TypeAlias = str | Rises
+@dataclass(frozen=True)
+class Scores(Record):
+    """An importance for every group, comparable between sets.
+
+    Attributes:
+        title: name of the network.
+        conditions: what the importance is, in words.
+        values: name of a set -> one number per group.
+    """
+
+    title: str
+    conditions: str
+    values: dict[str, tuple[float, ...]]
+
+    what = "scores"
+
+
+Importance: TypeAlias = str | Sensitivity | Rises | Scores
+"""A name of :data:`~ssl_lightning.prune.IMPORTANCES`, the path of a record of sensitivities, which
+ends in ``.json``, that record, its curves, or an importance for every group."""
+
+Ranking: TypeAlias = str | Rises | Scores
 """A name of :data:`~ssl_lightning.prune.IMPORTANCES`, or what was measured."""
 
 TIE = 1e-9
@@ -41,21 +61,24 @@ def find_importance(given: Importance, *others: str) -> Ranking:
         return Sensitivity.load(given).rises()
     if isinstance(given, Sensitivity):
         return given.rises()
-    if isinstance(given, Rises):
+    if isinstance(given, (Rises, Scores)):
         return given
     pick("importance", given, {**IMPORTANCES, **dict.fromkeys(others)})
     return given
 
 
-def fits(found: Rises, group_sets: Sequence[GroupSet]) -> bool:
-    """Whether there is a curve of each set, with as many groups as it has."""
-    sizes = {name: curve.num_groups for name, curve in found.curves.items()}
+def fits(found: Rises | Scores, group_sets: Sequence[GroupSet]) -> bool:
+    """Whether each set is in what was measured, with as many groups as it has."""
+    if isinstance(found, Scores):
+        sizes = {name: len(values) for name, values in found.values.items()}
+    else:
+        sizes = {name: curve.num_groups for name, curve in found.curves.items()}
     return all(sizes.get(s.name) == s.num_groups for s in group_sets)
 
 
 def has_norms(importance: Ranking) -> bool:
     """Whether groups of a small norm are the unimportant ones."""
-    return isinstance(importance, str) and importance not in CONTROLS
+    return isinstance(importance, str) and importance in NORMS
 
 
 def scores_of(
@@ -82,11 +105,28 @@ def scores_of(
         >>> scores_of([rows], {"a": torch.tensor([[4.0], [1.0], [2.0], [3.0]])}, found)
         [tensor([3.5000, 0.5000, 1.5000, 2.5000])]
     """
+    if isinstance(importance, Scores):
+        return [scores_in(importance, s, tensors) for s in group_sets]
     if isinstance(importance, Rises):
         return [scores_by(importance, s, tensors) for s in group_sets]
     score = IMPORTANCES[importance]
     scores = [score(s, tensors).cpu() for s in group_sets]
+    if importance in ABSOLUTE:
+        return scores
     return relative(group_sets, scores, SIZE_POWERS[importance])
+
+
+def scores_in(found: Scores, group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the importance that was found of each group, 0 for groups that are zero by now."""
+    own = found.values.get(group_set.name, ())
+    if len(own) != group_set.num_groups:
+        raise ValueError(
+            f"importance: expected {group_set.num_groups} groups of {group_set.name!r} in what was "
+            f"found of {found.title}, got {len(own) or 'nothing'}. Measure it of this network and "
+            "these groups."
+        )
+    alive = group_norms(group_set, tensors).cpu() > 0
+    return torch.tensor(own).clamp_min(torch.finfo(torch.float32).tiny) * alive
 
 
 def scores_by(found: Rises, group_set: GroupSet, tensors: Mapping[str, Tensor]) -> Tensor:
