@@ -29,8 +29,8 @@ from ssl_lightning.cli import main, sweep
 from ssl_lightning.cli.training import resolved
 from ssl_lightning.sweep.front import front
 from ssl_lightning.sweep.places import places
+from ssl_lightning.sweep.processes import in_processes
 from ssl_lightning.sweep.pruning import STARTUP, worth_stopping
-from ssl_lightning.sweep.running import in_process
 from ssl_lightning.sweep.space import Space, with_values
 from ssl_lightning.sweep.study import SharedStudy
 from swept import (
@@ -460,7 +460,11 @@ def test_failed_and_diverged_trials_are_recorded_and_the_sweep_goes_on(tmp_path)
 
 
 def test_processes_of_new_interpreters_tell_how_they_ended():
-    assert [in_process("spawn", os._exit, status) for status in (0, 3)] == [0, 3]
+    ended: list[tuple[int, int]] = []
+    calls = [(0,), (3,), (0,)]
+    found = in_processes("spawn", os._exit, calls, 2, lambda *each: ended.append(each))
+    assert found == [0, 3, 0]
+    assert sorted(ended) == [(0, 0), (1, 3), (2, 0)]
 
 
 def test_the_page_names_options_and_files_that_exist(capsys):

@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "sparsify",
         "train down to a budget, compact, measure and export, beside controls",
     ),
+    "compare": (
+        "compare",
+        "one network and budget by every way, beside each other",
+    ),
     "sweep": ("sweep", "search hyperparameters: the front of validation error over cost"),
     "zoo": ("zoo", "list, show, verify, publish, push and pull compact networks"),
 }

@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
-from ssl_lightning.callbacks import Budget, SaveCompact
-from ssl_lightning.callbacks.cycles import give_cycles
-from ssl_lightning.callbacks.latest import RESUME, LatestCheckpoint
+from ssl_lightning.callbacks import Budget
+from ssl_lightning.cli.one_run import (
+    COMPACT,
+    CONFIG,
+    INTERRUPTED,
+    RUN,
+    Trained,
+    agree,
+    begun,
+    trained,
+)
 from ssl_lightning.cli.sources import NamedNetwork, named_network
-from ssl_lightning.cli.tables import Rows, console, show_table
-from ssl_lightning.cli.training import SSLCLI, ContinuedCLI, carry_out, quieten, resolved
-from ssl_lightning.cli.ways import DENSE, GIVEN, LABELS, RESULT, ways
+from ssl_lightning.cli.tables import Rows, say, show_table
+from ssl_lightning.cli.training import quieten, resolved
+from ssl_lightning.cli.ways import GIVEN, LABELS, RESULT, ways
 from ssl_lightning.export import export_model
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.engines import file_formats, find_engine, format_of
-from ssl_lightning.module import is_trained
-from ssl_lightning.publishing.agreeing import unequal
 from ssl_lightning.report.ways import Way, is_error, ways_chart
-from ssl_lightning.sweep.paths import set_at
-from ssl_lightning.sweep.places import places
 
 if TYPE_CHECKING:
     from ssl_lightning.measure import BenchmarkResult
     from ssl_lightning.measure.engine import Engine
 
-INTERRUPTED = 130
-"""Exit status of commands that the user stops."""
 SETTINGS, LOCK = "sparsify.json", ".lock"
-RUN, RESULT_FILE, PICTURE = "run.json", "result.json", "result.png"
-CONFIG, COMPACT = "config.yaml", "compact"
+RESULT_FILE, PICTURE = "result.json", "result.png"
 USAGE = "sparsify --budget.TARGET NUMBER --epochs N [options] [options of fit]"
 EXAMPLE = """example:
   ssl-lightning sparsify --model.backbone zoo:resnet20_cifar10_dense --data CIFAR10DataModule \\
@@ -47,43 +45,6 @@ EXAMPLE = """example:
 Every option of `fit` may be given too: `ssl-lightning fit --help`. The targets are --budget.macs,
 parameters, size, depth, latency and latency_ms; --budget.method says how they are reached.
 """
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one run came to.
-
-    Attributes:
-        name: of the run.
-        values: name -> value of all that is measured on the split, after the last epoch.
-        has_weights: whether any training gave the network its weights.
-    """
-
-    name: str
-    values: dict[str, float]
-    has_weights: bool
-
-
-class OneCycle(Callback):
-    """Gives a run without a budget the learning-rate cycle that those with one have."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do so, unless the run has a scheduler of its own."""
-        give_cycles(trainer, pl_module, 0, "sparsify")
-
-
-class OneProcessCLI(ContinuedCLI):
-    """Refuses several processes: each of them would run the whole command."""
-
-    def before_fit(self) -> None:
-        """Refuse, before processes are started."""
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                f"sparsify: expected one process, and `trainer.devices` gives "
-                f"{self.trainer.world_size}. Give --trainer.devices 1, or train with `fit`, which "
-                "takes the same --budget."
-            )
-        super().before_fit()
 
 
 def run(name: str, arguments: list[str]) -> int | None:
@@ -143,7 +104,7 @@ def sparsify(own: argparse.Namespace, options: list[str]) -> None:
     traces = Traces([folder], [folder / SETTINGS, folder / LOCK])
     lock = FolderLock(folder, LOCK, "--output")
     try:
-        agree(folder, {"split": own.split, "config": config})
+        agree(folder, SETTINGS, {"split": own.split, "config": config})
         carry_through(config, kind, folder, own)
     except BaseException:
         if not begun(folder):
@@ -188,28 +149,6 @@ def checked_engine(config: Mapping[str, Any]) -> Engine | None:
     return None if engine is None else find_engine(engine)
 
 
-def begun(folder: Path) -> bool:
-    """Whether a run in a folder has something that the next one would take up."""
-    return any([*folder.glob(f"*/{RUN}"), *folder.glob(f"*/{RESUME}")])
-
-
-def agree(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Store what is run, or refuse the folder if another run was begun there.
-
-    Raises:
-        ValueError: naming what differs, with both values.
-    """
-    given, path = json.loads(json.dumps(settings)), folder / SETTINGS
-    if not path.is_file() or not begun(folder):
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(given, indent=2))
-    elif differing := unequal(json.loads(path.read_text()), given, "")[:3]:
-        raise ValueError(
-            f"--output: {folder} was begun with other settings: {', '.join(differing)}. Give what "
-            "it was begun with, another --output, or remove the folder."
-        )
-
-
 def train_all(config: dict[str, Any], folder: Path, own: argparse.Namespace) -> list[Trained]:
     """Make all runs that are not there yet; controls that were made before are shown again."""
     done = {path.parent.name for path in folder.glob(f"*/{RUN}")}
@@ -222,42 +161,8 @@ def train_all(config: dict[str, Any], folder: Path, own: argparse.Namespace) -> 
     found = {}
     for name in sorted(runs, key=lambda name: name != RESULT):  # first what may be refused
         say(f"{LABELS[name]} ({folder / name})")
-        found[name] = trained(name, runs[name], folder / name, own)
+        found[name] = trained(name, runs[name], folder / name, own.split, "sparsify")
     return [found[name] for name in runs]
-
-
-def trained(name: str, config: dict[str, Any], folder: Path, own: argparse.Namespace) -> Trained:
-    """Train as a config says, unless that was done before, and measure the error."""
-    path = folder / RUN
-    if path.is_file():
-        return Trained(**json.loads(path.read_text()))
-    config = json.loads(json.dumps(config))
-    for where, value in places(config, folder.as_posix()).items():
-        set_at(config, where, value)
-    given = config["trainer"]["callbacks"] or []
-    others = [c for c in given if not c["class_path"].endswith(SaveCompact.__name__)]
-    config["trainer"] |= {"callbacks": others, "enable_model_summary": False}
-    latest = LatestCheckpoint(folder)
-    OneProcessCLI.checkpoint = latest.path if latest.path.is_file() else None
-    callbacks: list[Callback] = [SaveCompact((folder / COMPACT).as_posix())]
-    callbacks += [] if name == GIVEN else [latest]
-    callbacks += [OneCycle()] if name == DENSE else []
-    cli = carry_out("fit", [], OneProcessCLI, config, callbacks)
-    has_weights = name != GIVEN or is_trained(config["model"])
-    result = Trained(name, values_of(cli, own.split), has_weights)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(asdict(result)))
-    shutil.rmtree(folder / RESUME, ignore_errors=True)
-    return result
-
-
-def values_of(cli: SSLCLI, split: str) -> dict[str, float]:
-    """Return what is measured over the whole split."""
-    trainer: Any = cli.trainer
-    trainer.limit_val_batches = trainer.limit_test_batches = 1.0
-    measure_split = trainer.validate if split == "val" else trainer.test
-    found: list[Mapping[str, Any]] = measure_split(cli.model, cli.datamodule, verbose=False)
-    return {name: float(value) for values in found[:1] for name, value in values.items()}
 
 
 def metric_of(found: list[Trained], wanted: str | None) -> str:
@@ -352,8 +257,3 @@ def export(network: NamedNetwork, folder: Path, format: str | None) -> None:  # 
     result = export_model(network.model, network.example(), path, name, **takes)
     size = "one input at a time, as it was measured" if asked else "any batch size"
     say(f"Wrote {result.path}, which takes {size}; outputs differ by {result.difference:.1e}.")
-
-
-def say(line: str) -> None:
-    """Print a line as it is."""
-    console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_lightning.cli.parse import call
-from ssl_lightning.cli.tables import Rows, console, show_table
+from ssl_lightning.cli.tables import Rows, say, show_table
 from ssl_lightning.suggest import require
 
 if TYPE_CHECKING:
@@ -260,8 +260,3 @@ def short_name(key: str, keys: Sequence[str]) -> str:
         if len(same) == 1 and not parts[i].isdecimal():
             return end
     return key
-
-
-def say(line: str) -> None:
-    """Print a line as it is."""
-    console().print(line, highlight=False, markup=False, soft_wrap=True)

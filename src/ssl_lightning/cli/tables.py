@@ -35,3 +35,8 @@ def console() -> Console:
     """Return the terminal, or a wide one if the output is no terminal."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=WIDTH)
+
+
+def say(line: str) -> None:
+    """Print a line as it is."""
+    console().print(line, highlight=False, markup=False, soft_wrap=True)

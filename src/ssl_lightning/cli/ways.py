@@ -1,4 +1,4 @@
-"""The runs that `sparsify` compares, as configs: the one asked for, the dense one, and controls."""
+"""What `sparsify` and `compare` run, as configs: a run asked for, the dense one, other ways."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ssl_lightning.costs import RESOURCES
 from ssl_lightning.zoo.loading import PREFIX
 
 Config = dict[str, Any]
+TARGETS = (*RESOURCES, "latency_ms")
 GIVEN, RESULT, DENSE, ONE_SHOT, RANDOM, NARROW = (
     "given",
     "result",
@@ -60,6 +62,88 @@ def ways(config: Config, controls: bool) -> dict[str, Config]:
             if control["budget"] is None or settings(control) != settings(config):
                 found[name] = control
     return found
+
+
+def at_once(importance: str) -> Callable[[Config], Config]:
+    """Return what changes a config so that groups go when training begins."""
+
+    def make(config: Config) -> Config:
+        budget = {"method": "one_shot", "importance": importance, "start": 0, "end": 0}
+        return unpenalised(with_budget(config, **budget))
+
+    return make
+
+
+def in_window(importance: str, method: str, *penalties: Config) -> Callable[[Config], Config]:
+    """Return what changes a config so that a window of a third of the run leads to the budget.
+
+    Args:
+        importance: by which groups go at its end.
+        method: of the budget, in the window.
+        penalties: that act in the window.
+    """
+
+    def make(config: Config) -> Config:
+        end = config["trainer"]["max_epochs"] // 3
+        budget = {"method": method, "importance": importance, "start": 0, "end": end}
+        changed = unpenalised(with_budget(config, **budget))
+        changed["model"]["penalties"] = [copy.deepcopy(p) for p in penalties] or None
+        return changed
+
+    return make
+
+
+def unpenalised(config: Config) -> Config:
+    """Return a config without penalties."""
+    changed = copy.deepcopy(config)
+    changed["model"]["penalties"] = None
+    return changed
+
+
+def damaged(config: Config) -> Config:
+    """Return a config of group-wise brain damage: filter shapes go, by their norms.
+
+    The penalty on them is truncated, and a budget in multiply-adds counts what is left for a
+    column-sparse convolution.
+
+    Raises:
+        ValueError: if the budget has other targets: filter shapes do not change them.
+
+    Reference:
+        Lebedev & Lempitsky, Fast ConvNets using group-wise brain damage, 2016.
+    """
+    changed = in_window("l2", "one_shot", TRUNCATED)(config)
+    arguments = changed["budget"]["init_args"]
+    others = [key for key in TARGETS if key != "macs" and arguments.get(key) is not None]
+    if others or arguments.get("macs") is None:
+        raise ValueError(
+            f"group-wise brain damage: expected a budget in macs, got {', '.join(others)}, which "
+            "zero columns do not change."
+        )
+    arguments["sparse_macs"] = arguments.pop("macs")
+    return changed
+
+
+STRENGTH = 1e-4
+"""Of penalties in a window: the best of those by decades on LeNet (docs/budgets.md)."""
+TRUNCATED = {"kind": "shape", "strength": STRENGTH, "function": "capped", "theta": 0.1}
+LASSO = {"kind": "coupled", "strength": STRENGTH}
+SCALES = {"kind": "bn_scale", "strength": STRENGTH, "mode": "subgradient"}
+ALTERNATIVES: dict[str, tuple[str, Callable[[Config], Config]]] = {
+    "measured": ("measured importance, at once", at_once("measured")),
+    "taylor": ("Taylor expansion of the loss, at once", at_once("taylor")),
+    "magnitude": ("largest l2 norms, at once", at_once("l2")),
+    "fpgm": ("geometric median, at once", at_once("fpgm")),
+    "gradual": ("largest l2 norms, gradually", in_window("l2", "gradual")),
+    "fading": ("growing regularization", in_window("l2", "fading")),
+    "group_lasso": ("group lasso of a constant strength", in_window("l2", "one_shot", LASSO)),
+    "slimming": ("network slimming", in_window("bn_scale", "one_shot", SCALES)),
+    "gbd": ("group-wise brain damage", lambda config: damaged(config)),
+    "random": ("random groups, at once", at_once("random")),
+    "narrow": ("uniformly narrower, from scratch", lambda config: narrower(unpenalised(config))),
+    "dense": ("dense, trained as long", lambda config: without_budget(config)),
+}
+"""Name of a way, in `compare` -> what it is, and what makes the config of a run by it."""
 
 
 def settings(config: Config) -> dict[str, Any]:

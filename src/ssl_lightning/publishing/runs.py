@@ -182,7 +182,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], section: st
     """Return in what a section of two configs differs, with both values; what may differ aside.
 
     Options of the data module that a config does not have, since they are younger than it, have
-    their default.
+    their default. Its seed may differ where the same images are held out by a seed of their own.
 
     Example:
         >>> differences({"model": {"lr": 1, "a": 0}}, {"model": {"lr": 2, "a": 0}}, "model")
@@ -190,9 +190,24 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], section: st
     """
     contents = [config.get(section) for config in (first, second)]
     if section == "data":
-        contents = [with_defaults(config["data"]) for config in (first, second)]
+        contents = [without_own_seed(with_defaults(c["data"])) for c in (first, second)]
     one, other = (without(MAY_DIFFER, {section: content}).get(section) for content in contents)
     return ", ".join(unequal(one, other, section))
+
+
+def without_own_seed(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a data section without the seed of the order, if the split has a seed of its own.
+
+    Example:
+        >>> without_own_seed({"init_args": {"seed": 3, "split_seed": 0}})
+        {'init_args': {'split_seed': 0}}
+        >>> without_own_seed({"init_args": {"seed": 3, "split_seed": None}})
+        {'init_args': {'seed': 3, 'split_seed': None}}
+    """
+    arguments = section["init_args"]
+    if arguments.get("split_seed") is None:
+        return section
+    return {**section, "init_args": {k: v for k, v in arguments.items() if k != "seed"}}
 
 
 def with_defaults(section: Mapping[str, Any]) -> dict[str, Any]:

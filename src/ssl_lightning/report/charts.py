@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#9aa5b1", "#e8a33d", "#1f6feb", "#2da44e", "#a371f7", "#cf222e")
+MARKERS = "osD^vPX"
 INK, PALE, GRID = "#24292f", "#6e7781", "#e4e7eb"
 TOTAL = "whole network"
 MAX_LAYERS = 16  # more would be unreadable; those with the most multiply-adds are shown

@@ -8,6 +8,7 @@ from ssl_lightning.report.charts import (
     COLORS,
     GRID,
     INK,
+    MARKERS,
     PALE,
     finish_figure,
     new_figure,
@@ -18,7 +19,6 @@ from ssl_lightning.report.curves import label_errors
 
 Points = Sequence[tuple[float, float]]  # error and cost
 Network = tuple[str, float, float]  # name, error and cost
-MARKERS = "osD^vPX"
 LOGARITHMIC = 5.0
 """Ratio of largest and smallest error from which their axis is logarithmic."""
 

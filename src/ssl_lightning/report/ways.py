@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_lightning.report.charts import COLORS, INK, PALE, new_figure, plain_axes, save_figure
+from ssl_lightning.report.charts import (
+    COLORS,
+    INK,
+    MARKERS,
+    PALE,
+    new_figure,
+    plain_axes,
+    save_figure,
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,9 @@ def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str
     for panel, (name, values) in zip(panels, costs.items(), strict=True):
         for i, (row, cost) in enumerate(zip(rows, values, strict=True)):
             if row.value is not None:
-                color = COLORS[i % len(COLORS)]
-                panel.scatter([cost], [row.value], 44, color=color, label=row.label, zorder=3)
+                color, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
+                panel.scatter([cost], [row.value], 44, marker=marker, color=color,
+                              label=row.label, zorder=3)  # fmt: skip
         for row in rows[:1]:
             if row.value is not None:
                 panel.axhline(row.value, color=COLORS[0], lw=1, ls="--", zorder=1)

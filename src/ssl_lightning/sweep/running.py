@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import optuna
@@ -22,11 +17,17 @@ from ssl_lightning.callbacks.latest import RESUME
 from ssl_lightning.files import FolderLock, replacing
 from ssl_lightning.suggest import first_line
 from ssl_lightning.sweep.places import places
+from ssl_lightning.sweep.processes import (
+    OUTPUT,
+    ended_with,
+    follow_parent,
+    in_processes,
+    redirect_output,
+)
 from ssl_lightning.sweep.reporting import COSTS, Reporter, Reporting, curve_of
 from ssl_lightning.sweep.space import Space, with_values
 from ssl_lightning.sweep.study import Claimed, SharedStudy, open_storage, trial_of
 
-OUTPUT = "output.txt"
 CONFIG = "config.yaml"
 PATIENCE = 60.0
 """Seconds that the process of a killed sweep has to end; it ends itself, at once if it can."""
@@ -136,7 +137,7 @@ class Sweep:
             wait_until_free(folder)
         job = Job(self.study.url, self.study.name, trial.number, folder, self.reporting)
         with self.study.alive(trial):
-            return in_process(self.start_method, work, job, self.fit)
+            return in_processes(self.start_method, work, [(job, self.fit)])[0]
 
     @property
     def left(self) -> str:
@@ -182,41 +183,6 @@ def work(job: Job, fit: Fit) -> None:
     trial.set_user_attr("result", result)
 
 
-def in_process(method: str, target: Callable[..., None], *arguments: Any) -> int:
-    """Call a function in a process of its own; return its exit status, negative for signals."""
-    context: Any = multiprocessing.get_context(method)
-    process = context.Process(target=target, args=arguments)
-    process.start()
-    try:
-        process.join()
-    finally:
-        if process.is_alive():  # this process was interrupted
-            process.kill()
-            process.join()
-    return int(process.exitcode)
-
-
-def follow_parent() -> None:
-    """End this process when its parent ends, even if that is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    Thread(target=watch, daemon=True).start()
-
-
-def redirect_output(path: Path) -> None:
-    """Append what this process writes to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with path.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
 def wait_until_free(folder: Path) -> None:
     """Wait until the process of a killed sweep has ended.
 
@@ -233,16 +199,3 @@ def wait_until_free(folder: Path) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-def ended_with(status: int) -> str:
-    """Say how a process ended that gave no reason.
-
-    Example:
-        >>> ended_with(-9), ended_with(2)
-        ('ended by SIGKILL, as where memory runs out', 'exit status 2, see output.txt')
-    """
-    if status < 0:
-        name = signal.Signals(-status).name
-        return f"ended by {name}{', as where memory runs out' if name == 'SIGKILL' else ''}"
-    return f"exit status {status}, see {OUTPUT}"
