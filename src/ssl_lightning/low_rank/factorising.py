@@ -105,7 +105,7 @@ def factorise(
         (20, (9,), (2293000, 635800))
     """
     pick("method of factors", method, METHODS)
-    check_choice(macs, energy, ranks)
+    check_choice("factorise", macs, energy, ranks)
     if METHODS[method].spatial:
         require_tensorly(f"factorise(method={method!r})")
     check_finite(model)
@@ -128,7 +128,9 @@ def factorise(
     return Factorised(small, plan, reported(model, small, found, chosen, plan, example_input))
 
 
-def check_choice(macs: float | None, energy: float | None, ranks: GivenRanks | None) -> None:
+def check_choice(
+    where: str, macs: float | None, energy: float | None, ranks: GivenRanks | None
+) -> None:
     """Make sure that exactly one thing says how large the ranks are.
 
     Raises:
@@ -139,20 +141,20 @@ def check_choice(macs: float | None, energy: float | None, ranks: GivenRanks | N
     ]
     if len(given) != 1:
         raise ValueError(
-            "factorise: expected one of macs, energy and ranks, got "
+            f"{where}: expected one of macs, energy and ranks, got "
             f"{' and '.join(given) or 'none'}. Give macs=0.5 for half of the multiply-adds, say."
         )
     number = isinstance(energy, (int, float)) and not isinstance(energy, bool)
     if energy is not None and not (number and 0 < energy <= 1):
         raise ValueError(
-            f"factorise: expected energy as a share in (0, 1], got {energy!r}. Give 0.9 to retain "
+            f"{where}: expected energy as a share in (0, 1], got {energy!r}. Give 0.9 to retain "
             "nine tenths of the squared singular values, say."
         )
     if macs is not None:
-        parse_targets("factorise", {"macs": macs})
+        parse_targets(where, {"macs": macs})
     if ranks is not None and not (isinstance(ranks, Mapping) and ranks):
         raise ValueError(
-            f"factorise: expected ranks as a mapping from layers, got {ranks!r}. Give "
+            f"{where}: expected ranks as a mapping from layers, got {ranks!r}. Give "
             "{'conv2': 8}, say."
         )
 
