@@ -133,15 +133,21 @@ def num_weights(layer: Layer, factor: Factors) -> int:
         >>> num_weights(nn.Conv2d(16, 32, 3), Factors("tucker", (8, 4)))
         608
     """
-    return sum(weight.numel() * times for weight, times in unit_weights(layer, factor))
+    times = METHODS[factor.method].channels(layer, factor.ranks)
+    units = unit_weights(layer, factor.method)
+    return sum(unit * n for unit, n in zip(units, times, strict=True))
 
 
-def unit_weights(layer: Layer, factor: Factors) -> list[tuple[Tensor, int]]:
-    """Return each factor's weight (without data) at rank 1, and how often it is as large."""
-    method = METHODS[factor.method]
-    layers = method.build(layer, (1,) * method.num_ranks, torch.device("meta"))
-    weights: list[Tensor] = [part.weight for part in layers]  # type: ignore[misc]
-    return list(zip(weights, method.channels(layer, factor.ranks), strict=True))
+def unit_weights(layer: Layer, method: str) -> list[int]:
+    """Return how many weights each factor of a layer holds at rank 1.
+
+    Example:
+        >>> unit_weights(nn.Conv2d(16, 32, 3), "tucker")
+        [16, 9, 32]
+    """
+    row = METHODS[method]
+    parts: list[Any] = row.build(layer, (1,) * row.num_ranks, torch.device("meta"))
+    return [part.weight.numel() for part in parts]
 
 
 def product(layers: Iterable[Any]) -> Tensor:

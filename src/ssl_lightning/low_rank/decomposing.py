@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ssl_lightning.compaction.factors import Factors
 from ssl_lightning.suggest import require
 
-ITERATIONS, TOLERANCE = 200, 1e-8
-"""Of alternating least squares: most iterations, and the change of the error that ends them."""
+TUCKER: dict[str, Any] = {"n_iter_max": 10, "tol": 1e-4}
+CP: dict[str, Any] = {"n_iter_max": 100, "tol": 1e-7, "init": "svd", "random_state": 0}
+"""Most iterations, and the change of the relative error that ends them."""
 
 BALANCING = 100
 """Most rounds in which neighbouring factors get equal norms."""
@@ -58,9 +59,8 @@ def decompose_tucker(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     """Return input factor, core and output factor of a Tucker-2 decomposition."""
     from tensorly.decomposition import partial_tucker
 
-    (core, (outer, inner)), _ = quietly(
-        partial_tucker, weight, rank=list(ranks), modes=[0, 1], n_iter_max=ITERATIONS, tol=TOLERANCE
-    )
+    settings = {**TUCKER, "rank": list(ranks), "modes": [0, 1], "svd": wide_svd}
+    (core, (outer, inner)), _ = quietly(partial_tucker, weight, **settings)
     first, middle, last = (torch.from_numpy(np.ascontiguousarray(x)) for x in (inner, core, outer))
     return balanced(first.T.contiguous(), middle, last)
 
@@ -74,10 +74,7 @@ def decompose_cp(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         parafac,
         weight.reshape(*weight.shape[:2], *sizes),
         rank=ranks[0],
-        n_iter_max=ITERATIONS,
-        tol=TOLERANCE,
-        init="svd",
-        random_state=0,
+        **CP,
     )
     outer, *others = (torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in found)
     columns = [*others, outer]
@@ -116,6 +113,27 @@ def roots(before: Tensor, after: Tensor) -> Tensor:
     """Return the factors for one side of channels that give both sides one norm; 1 for zeros."""
     some = (before > 0) & (after > 0)
     return torch.where(some, (after / before.where(some, 1.0)).sqrt(), 1.0)
+
+
+def wide_svd(matrix: Any, n_eigenvecs: int, **_: Any) -> tuple[Any, Any, Any]:
+    """Return the largest singular values and vectors of a matrix, fast where it is wide.
+
+    Args:
+        matrix: ``(m, n)``, in numpy.
+        n_eigenvecs: how many, at most ``m``.
+
+    Returns:
+        ``(m, k)``, ``(k,)`` and ``(k, n)``; the first have orthonormal columns to rounding.
+
+    Example:
+        >>> wide_svd(np.diag([1.0, 2.0]), 1)[1]
+        array([2.])
+    """
+    squares, left = np.linalg.eigh(matrix @ matrix.T)  # ascending
+    left = left[:, ::-1][:, :n_eigenvecs]
+    values = np.sqrt(np.clip(squares[::-1][:n_eigenvecs], 0.0, None))
+    right = left.T @ matrix / np.maximum(values, np.finfo(values.dtype).tiny)[:, None]
+    return left, values, right
 
 
 def quietly(function: Any, weight: Tensor, **settings: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.compaction.factor_layers import METHODS, Layer, is_plain, is_spatial
+from ssl_lightning.compaction.factors import unit_weights
 from ssl_lightning.graph import (
     WEIGHTED,
     ExampleInput,
@@ -78,7 +79,9 @@ def find_layers(
             continue
         kind = method if is_spatial(layer) or not METHODS[method].spatial else "svd"
         units = unit_costs(layer, kind, shapes[name])
-        candidates[name] = Candidate(layer, kind, own.get(name, 0), units)
+        candidates[name] = Candidate(
+            layer, kind, own.get(name, 0), units, tuple(unit_weights(layer, kind))
+        )
     left = {name: left[name] for name in chosen if name in left}
     return Found(candidates, left, sum(own.values()))
 

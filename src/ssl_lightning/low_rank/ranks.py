@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.compaction.factor_layers import METHODS, Layer
-from ssl_lightning.compaction.factors import Factors, num_weights
 
 HALVINGS = 60
 ROUNDING = 1e-12
@@ -29,12 +28,14 @@ class Candidate:
         method: a name of :data:`~ssl_lightning.compaction.factor_layers.METHODS`.
         macs: multiply-adds of the layer on the example.
         units: those of each factor at rank 1.
+        weights: of each factor at rank 1.
     """
 
     layer: Layer
     method: str
     macs: int
     units: tuple[int, ...]
+    weights: tuple[int, ...]
 
     @cached_property
     def tails(self) -> tuple[tuple[float, ...], ...]:
@@ -57,14 +58,16 @@ class Candidate:
 
     def cost(self, ranks: Sequence[int] | None) -> int:
         """Return the multiply-adds at some ranks; of the layer itself for None."""
-        if ranks is None:
-            return self.macs
+        return self.macs if ranks is None else self.scaled(self.units, ranks)
+
+    def scaled(self, units: Sequence[int], ranks: Sequence[int]) -> int:
+        """Return the sum over the factors of what each has at rank 1, at other ranks."""
         times = METHODS[self.method].channels(self.layer, ranks)
-        return sum(unit * n for unit, n in zip(self.units, times, strict=True))
+        return sum(unit * n for unit, n in zip(units, times, strict=True))
 
     def saves(self, ranks: tuple[int, ...]) -> bool:
         """Whether the factors need fewer multiply-adds than the layer, and no more weights."""
-        weights = num_weights(self.layer, Factors(self.method, ranks))
+        weights = self.scaled(self.weights, ranks)
         return self.cost(ranks) < self.macs and weights <= self.layer.weight.numel()
 
     def at(self, energy: float) -> tuple[int, ...]:
