@@ -265,7 +265,7 @@ def arguments_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, Any]:
     """Measure the compact network of a run beside the dense and the masked one."""
     dense, masked = run.backbone(), run.masked()
-    groups = groups_left(dense, run.compact)
+    groups = groups_left(dense, run.compact, masked)
     return {
         "groups": groups,
         "layer_macs": measure_layers(dense, run.compact),
