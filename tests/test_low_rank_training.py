@@ -45,6 +45,7 @@ pytestmark = [
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
 RANKS = {"conv2": [3, 3], "fc": 4}
 IMAGE = torch.zeros(1, 1, 8, 8)
+MNIST = partial(toy_loader, shape=(1, 28, 28))
 COUPLED = {"kind": "coupled", "strength": 1e-4}
 
 
@@ -53,10 +54,10 @@ def module_of(net=None, penalties=(), optimizer=SGD, **settings):
     return SSLLightningModule(net, penalties=list(penalties), optimizer=optimizer, **settings)
 
 
-def fit(trainer, *callbacks, module=None, epochs=3, ckpt=None, **settings):
+def fit(trainer, *callbacks, module=None, epochs=3, ckpt=None, loader=toy_loader, **settings):
     module = module_of() if module is None else module
     run = trainer(max_epochs=epochs, callbacks=list(callbacks), **settings)
-    run.fit(module, toy_loader(), ckpt_path=ckpt)
+    run.fit(module, loader(), ckpt_path=ckpt)
     return module, run
 
 
@@ -234,6 +235,20 @@ def test_strengths_do_not_change_when_factors_shrink(trainer):
     )  # fmt: skip
     assert module.backbone.fc[1].in_features == 3
     assert module.sparsity.regularizer.strengths(1.0) == seen[0]
+
+
+def test_weights_to_start_from_are_factorised_not_fresh_ones(trainer, tmp_path):
+    gentle = partial(torch.optim.SGD, lr=1e-3)
+    start, run = fit(
+        trainer, module=SSLLightningModule("lenet", optimizer=gentle), loader=MNIST, epochs=1
+    )
+    run.save_checkpoint(tmp_path / "start.ckpt")
+    still = partial(torch.optim.SGD, lr=0.0)
+    module = SSLLightningModule("lenet", optimizer=still, init_from=str(tmp_path / "start.ckpt"))
+    callback = LowRank(ranks={"fc1": 40})
+    module, _ = fit(trainer, callback, module=module, loader=MNIST, epochs=1)
+    expected = factorise(start.backbone, torch.zeros(1, 1, 28, 28), ranks={"fc1": 40}).network
+    assert_same(weights(module), expected.state_dict())
 
 
 def test_layers_with_locked_groups_remain(trainer):

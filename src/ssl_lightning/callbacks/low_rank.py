@@ -32,10 +32,11 @@ class LowRank(EpochStartCallback):
     See :func:`~ssl_lightning.factorise` for what the factors are and how their ranks are chosen.
     At epoch 0 that happens before the optimizers are made and the penalties are bound, so
     penalties may name factors, such as ``{kind: filter, layers: "conv2.0"}``: its groups are the
-    ranks, and what becomes zero is removed as all else. Later, penalties must match before and
-    after (``"conv2*"``); the factors get the optimizer's settings of the layer that they replace
-    and begin without state, and so do averages of weights. All else goes on as it was. Layers
-    with locked groups remain as they are. Checkpoints hold the ranks.
+    ranks, and what becomes zero is removed as all else. Later (and with ``init_from``, whose
+    weights are read when the fit starts), penalties must match before and after (``"conv2*"``);
+    the factors get the optimizer's settings of the layer that they replace and begin without
+    state, and so do averages of weights. All else goes on as it was. Layers with locked groups
+    remain as they are. Checkpoints hold the ranks.
 
     ``Budget`` after it counts in shares of the network that it finds at the start of training: of
     the factorised one, if this is at epoch 0.
@@ -93,15 +94,19 @@ class LowRank(EpochStartCallback):
         self._module = weakref.ref(pl_module)
 
     def before_penalties(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Factorise, if this is at epoch 0; called before the penalties are bound."""
-        if self.at == 0 and self.plan is None:
+        """Factorise, if this is at epoch 0; called before the penalties are bound.
+
+        Where weights are read only when the fit starts (``init_from``), that is too early.
+        """
+        unread = getattr(pl_module, "init_from", None) and not pl_module.initialised_from
+        if self.at == 0 and self.plan is None and not unread:
             sparsity = sparsity_of(pl_module, "LowRank")
             refuse_other_uses(sparsity, "LowRank")
             self.replace_layers(trainer, sparsity)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which it would fail later."""
-        if self.at == 0 or self.plan is not None:
+        if self.plan is not None:
             return
         sparsity = sparsity_of(pl_module, "LowRank")
         for optimizer in trainer.optimizers:
