@@ -25,6 +25,7 @@ from ssl_lightning import (
     SaveCompact,
     SparsityMonitor,
     SSLLightningModule,
+    StructuredSparsity,
     ThresholdPruning,
     count_macs,
     factorise,
@@ -261,7 +262,7 @@ def test_layers_with_locked_groups_remain(trainer):
     module, _ = fit(trainer, pruning, callback, module=module_of(net, [penalty]), epochs=2)
     assert not module.backbone.conv1.weight[:2].any()
     assert len(module.sparsity.locks) == 2
-    callback = LowRank(energy=0.3, at=1)
+    callback = LowRank(ranks={"conv1": 1, "fc": 3}, at=1)
     module, _ = fit(
         trainer, pruning, callback, module=module_of(copy.deepcopy(net), [penalty]), epochs=2
     )
@@ -286,6 +287,39 @@ def test_averages_follow(trainer, at):
         n for n, _ in module.backbone.named_parameters()
     ]
     assert all(bool(p.isfinite().all()) for p in module.backbone.parameters())
+
+
+class Whole(StructuredSparsity):
+    """A module that is itself the network, with an optimizer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.Linear(64, 32)
+        self.out = nn.Linear(32, 10)
+        self.example_input_array = torch.zeros(1, 1, 8, 8)
+        self.sparsify(penalties=[{"kind": "neuron_out", "layers": "hidden*", "strength": 1e-4}])
+
+    def forward(self, x):
+        return self.out(torch.relu(self.hidden(x.flatten(1))))
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_module_that_is_itself_the_network(trainer, tmp_path, at):
+    module, run = fit(trainer, LowRank(ranks={"hidden": 4}, at=at), module=Whole())
+    assert module.hidden[0].weight.shape == (4, 64)
+    assert [s.name for s in module.sparsity.regularizer.group_sets] == [
+        "hidden.0:neuron_out", "hidden.1:neuron_out"
+    ]  # fmt: skip
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = Whole.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert_same(module.state_dict(), again.state_dict())
 
 
 def test_stochastic_averages_follow(trainer):

@@ -83,7 +83,7 @@ def factorise(
             remain as they are.
         method: one of ``svd``, ``tucker``, ``cp``; the last two need the extra ``low-rank``.
         layers: glob or globs on names of layers.
-        excluded: layer -> why it is to remain as it is, for the report.
+        excluded: layer -> why it is to remain as it is whatever else is said, for the report.
 
     Raises:
         ValueError: for no or several of ``macs``, ``energy`` and ``ranks``, or a wrong one; for
@@ -109,9 +109,10 @@ def factorise(
     if METHODS[method].spatial:
         require_tensorly(f"factorise(method={method!r})")
     check_finite(model)
-    found = find_layers(model, example_input, method, layers, excluded or {})
+    excluded = excluded or {}
+    found = find_layers(model, example_input, method, layers, excluded)
     if ranks is not None:
-        chosen = given_ranks(model, found, ranks)
+        chosen = given_ranks(model, found, {k: v for k, v in ranks.items() if k not in excluded})
     elif energy is not None:
         chosen = dict(by_energy(found.candidates, energy))
     else:
