@@ -206,7 +206,7 @@ def reach(found: Found, macs: float) -> Ranks:
             f"factorise: {target} cannot be reached: with rank 1 in all {len(found.candidates)} "
             f"layers that can be replaced, {fixed + least:,} of {found.macs:,} multiply-adds are "
             f"left ({(fixed + least) / max(found.macs, 1):.1%}), {fixed:,} of them in other layers"
-            f"{': ' + names if names else ''}. Allow more, or more `layers`."
+            f"{', among them ' + names if names else ''}. Allow more, or more `layers`."
         )
     return within(found.candidates, limit - fixed)
 
