@@ -16,6 +16,7 @@ from ssl_lightning import (
     Budget,
     CompactDuringFit,
     DepthCollapse,
+    LowRank,
     MNISTDataModule,
     SSLLightningModule,
     ThresholdPruning,
@@ -39,6 +40,8 @@ def main(out: str, devices: int, mode: str) -> None:
         {"kind": "filter", "layers": "conv1", "strength": 0.05},
         {"kind": "depth", "layers": "conv2", "strength": 0.02},
     ]
+    if mode in ("low_rank", "low_rank_later"):
+        penalties = [{"kind": "coupled", "strength": 1e-3}]
     if mode in BUDGETS:
         penalties = [{"kind": "coupled"}]
     module = SSLLightningModule(
@@ -51,6 +54,9 @@ def main(out: str, devices: int, mode: str) -> None:
     if mode in BUDGETS:
         torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # as without seed_everything
         callbacks = [Budget(macs=0.7, end=1, every_n_steps=3, **BUDGETS[mode])]
+    if mode in ("low_rank", "low_rank_later"):
+        torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
+        callbacks = [LowRank(macs=0.6, at=int(mode == "low_rank_later"))]
     if mode in ("collapse", "compact"):
         with torch.no_grad():
             net.conv2.weight.zero_()

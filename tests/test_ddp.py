@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+LOW_RANK = ("low_rank", "low_rank_later")
 SCRIPT = Path(__file__).with_name("ddp_run.py")
 
 
@@ -30,7 +31,7 @@ def train(out: Path, devices: int, mode: str) -> list[dict]:
     return [torch.load(file, weights_only=True) for file in files]
 
 
-@pytest.mark.parametrize("mode", ["train", "collapse", "compact", "gradual", "measured"])
+@pytest.mark.parametrize("mode", ["train", "collapse", "compact", "gradual", "measured", *LOW_RANK])
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, mode):
     (one,) = train(tmp_path / "one", 1, mode)
     first, second = train(tmp_path / "two", 2, mode)
@@ -41,6 +42,9 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path, mode):
     if mode == "compact":  # what was locked is gone
         assert 0 < len(first["weights"]["conv1.weight"]) < 6
         assert "conv2.weight" not in first["weights"]
+        return
+    if mode in LOW_RANK:
+        assert "conv2.0.weight" in first["weights"]
         return
     if mode in ("gradual", "measured"):
         assert len(first["weights"]["conv1.weight"]) < 6

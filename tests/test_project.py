@@ -30,6 +30,7 @@ ROOMS = [
     "compaction",
     "measure",
     "costs",
+    "low_rank",
     "prune",
     "export",
     "report",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         DepthCollapse,
         Distill,
         FilterPictures,
+        LowRank,
         PruneLike,
         SaveCompact,
         Sparsify,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     )
     from ssl_lightning.kernels import ColumnSparseConv2d, column_sparse_conv2d
     from ssl_lightning.locks import GroupLocks
+    from ssl_lightning.low_rank import LowRankReport, factorise
     from ssl_lightning.measure import (
         BenchmarkResult,
         Engine,
@@ -137,6 +139,8 @@ __all__ = [
     "Int8Result",
     "LabelledImages",
     "LatencyMeter",
+    "LowRank",
+    "LowRankReport",
     "MNISTDataModule",
     "Penalty",
     "PenaltyFunction",
@@ -169,6 +173,7 @@ __all__ = [
     "expand",
     "export_int8",
     "export_model",
+    "factorise",
     "for_inference",
     "group_lasso",
     "group_lasso_subgradient",

@@ -1,9 +1,9 @@
-"""Error messages that name the culprit and the nearest thing that exists."""
+"""Words for people: errors that name the culprit and the nearest thing that exists, tables."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -129,3 +129,34 @@ def shortened(value: object, most: int = 60) -> str:
     except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines in which columns stand below each other.
+
+    Example:
+        >>> aligned([("layer", "rank"), ("fc", "4")])
+        ['layer  rank', 'fc     4']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def reasons(retained: Mapping[str, str], what: str = "not pruned") -> list[str]:
+    """Return a line for each reason for which layers are left as they are.
+
+    Args:
+        retained: layer -> why.
+        what: the lines begin with.
+
+    Example:
+        >>> reasons({"": "a gate", "fc": "a gate"})
+        ['not pruned: the model, fc: a gate']
+    """
+    layers: dict[str, list[str]] = {}
+    for name, reason in retained.items():
+        layers.setdefault(reason, []).append(name or "the model")
+    return [f"{what}: {', '.join(names)}: {why}" for why, names in layers.items()]

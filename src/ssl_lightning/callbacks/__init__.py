@@ -8,6 +8,7 @@ from ssl_lightning.callbacks.control import PruneLike
 from ssl_lightning.callbacks.depth import DepthCollapse
 from ssl_lightning.callbacks.distill import Distill
 from ssl_lightning.callbacks.during_fit import CompactDuringFit
+from ssl_lightning.callbacks.low_rank import LowRank
 from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
 from ssl_lightning.callbacks.pruning import ThresholdPruning
 from ssl_lightning.callbacks.sparsify import Sparsify
@@ -19,6 +20,7 @@ CALLBACKS: dict[str, type[Callback]] = {
         ThresholdPruning,
         DepthCollapse,
         CompactDuringFit,
+        LowRank,
         PruneLike,
         SparsityMonitor,
         FilterPictures,
@@ -35,6 +37,7 @@ __all__ = [
     "DepthCollapse",
     "Distill",
     "FilterPictures",
+    "LowRank",
     "PruneLike",
     "SaveCompact",
     "Sparsify",

@@ -7,6 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl_lightning.callbacks.depth import DepthCollapse
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
@@ -112,16 +113,32 @@ def compact_in_place_(trainer: pl.Trainer, sparsity: Sparsity, plan: Plan) -> No
     """Carry a plan out on everything that a running training holds."""
     old = sparsity.network
     alone = trainer.world_size == 1  # else the plan is of the first process
-    small = carried_out(old, plan) if alone else compact(old, plan)
+    replace_in_place_(
+        trainer, sparsity, plan, carried_out(old, plan) if alone else compact(old, plan)
+    )
+
+
+def replace_in_place_(
+    trainer: pl.Trainer, sparsity: Sparsity, plan: Plan, small: nn.Module
+) -> None:
+    """Put a network in the place of the one that is trained, in everything that training holds.
+
+    Averages of low rank factors begin anew.
+    """
+    old = sparsity.network
     sparsity.adopt_(plan, small)
     for optimizer in trainer.optimizers:
         slice_optimizer_(optimizer, old, plan, small)
     for average in averaged_copies(trainer):
         sparsity_of(average).follow_(plan)
+        for layer in plan.factors:
+            parts = sparsity_of(average).network.get_submodule(layer)
+            parts.load_state_dict(small.get_submodule(layer).state_dict())
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, DepthCollapse):
             callback.look_again(sparsity)
-    if isinstance(trainer.strategy, DDPStrategy):
+    if isinstance(trainer.strategy.model, DistributedDataParallel):
+        assert isinstance(trainer.strategy, DDPStrategy)
         wrap_again(trainer.strategy, sparsity.module)
 
 

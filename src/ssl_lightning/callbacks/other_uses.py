@@ -15,7 +15,7 @@ TABLES = ("_modules", "_parameters", "_buffers", "_trainer", "_fabric", "sparsit
 """Attributes that are followed otherwise, or not at all."""
 
 
-def refuse_other_uses(sparsity: Sparsity) -> None:
+def refuse_other_uses(sparsity: Sparsity, where: str = "CompactDuringFit") -> None:
     """Refuse a module that uses parts of its network apart from the network.
 
     They would be the old layers after compaction, which no optimizer trains. The network itself may
@@ -33,7 +33,7 @@ def refuse_other_uses(sparsity: Sparsity) -> None:
             continue
         if isinstance(holder, AveragedModel) and type(holder.module) is type(network):
             raise MisconfigurationException(
-                f"CompactDuringFit: `{owner}` holds averaged weights of {named}, which would not "
+                f"{where}: `{owner}` holds averaged weights of {named}, which would not "
                 "become smaller with it. Use the callback `WeightAveraging`, or compact after "
                 "training."
             )
@@ -41,9 +41,9 @@ def refuse_other_uses(sparsity: Sparsity) -> None:
             part = inside.get(id(found), "" if id(found) in own else None)
             if part is None or (found is network and attribute in holder._modules):
                 continue
-            where = ".".join(filter(None, (owner, attribute)))
+            place = ".".join(filter(None, (owner, attribute)))
             raise MisconfigurationException(
-                f"CompactDuringFit: `{where}` refers to {named} or a part of it, and would refer "
+                f"{where}: `{place}` refers to {named} or a part of it, and would refer "
                 "to the old layers after compaction, which are trained no more. Reach the part "
                 "through the network where it is used, or let `sparsify` name the module that "
                 "holds both uses."

@@ -82,7 +82,7 @@ def benchmark_checkpoint(
         trained_ones(models, dense), data_section(data, folder, ", or `--data none`")
     )
     result = benchmark(models, example_of(trained), **settings)
-    groups = groups_left(trained.original(), trained.model)
+    groups = groups_left(trained.original(), trained.model, trained.masked())
     path = Path(output) if output else folder / "report.json"
     RunReport(title or trained.name, errors, groups, result).save(path)
     print_report(path)

@@ -25,7 +25,7 @@ from ssl_lightning.compaction.store import is_unknown_class
 from ssl_lightning.groups import resolve_each
 from ssl_lightning.measure.turns import several
 from ssl_lightning.prune import PruneReport, prune_
-from ssl_lightning.prune.one_shot import reasons
+from ssl_lightning.suggest import reasons
 
 
 def run(name: str, arguments: list[str]) -> None:

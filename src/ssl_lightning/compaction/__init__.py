@@ -1,6 +1,7 @@
 """From a network with zero groups to a smaller one that computes the same function."""
 
 from ssl_lightning.compaction.expanding import expand
+from ssl_lightning.compaction.factors import Factors
 from ssl_lightning.compaction.inference import for_inference
 from ssl_lightning.compaction.modules import zero_like_layer
 from ssl_lightning.compaction.plan import Plan
@@ -16,6 +17,7 @@ from ssl_lightning.compaction.state import check_sliceable, slice_optimizer_, sl
 from ssl_lightning.compaction.store import load_compact, save_compact
 
 __all__ = [
+    "Factors",
     "Plan",
     "apply_plan",
     "carried_out",

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ssl_lightning.compaction.factors import insert_factors_, merge_factors_
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
 from ssl_lightning.compaction.sparse import with_dense_layers
@@ -21,6 +22,7 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
     What the plans removed is zero. Where each weight came from is found by shrinking a copy of the
     backbone whose elements hold their own numbers. Constants that were folded into biases cannot be
     distinguished from them, so the masked network then has the zeros and sizes, not the function.
+    Low rank factors are multiplied, so that the layer that they replaced has their product.
 
     Args:
         small: the compact network.
@@ -41,6 +43,26 @@ def expand(small: nn.Module, backbone: nn.Module, plans: Plan | Sequence[Plan]) 
     """
     small = with_dense_layers(small)
     plans = (plans,) if isinstance(plans, Plan) else plans
+    last = max((i for i, plan in enumerate(plans) if plan.factors), default=None)
+    if last is not None:
+        before, factors = plans[:last], plans[last].factors
+        stage = shrunk_copy(backbone, before)
+        wide = expand(small, insert_factors_(working_copy(stage), factors), plans[last + 1 :])
+        merge_factors_(stage, factors, wide)
+        return expand(stage.train(small.training), backbone, before)
+    return put_back(small, backbone, plans)
+
+
+def shrunk_copy(model: nn.Module, plans: Sequence[Plan]) -> nn.Module:
+    """Return a copy of a network with the layers that plans leave of it, whatever its weights."""
+    copied = working_copy(model, apart=False)
+    for plan in plans:
+        apply_slices(insert_factors_(copied, plan.factors), without_constants(plan).modules)
+    return copied
+
+
+def put_back(small: nn.Module, backbone: nn.Module, plans: Sequence[Plan]) -> nn.Module:
+    """Return what :func:`expand` does, for plans without factors."""
     shrunk = {name for plan in plans for name in plan.removed()}
     masked = make_plain_(working_copy(backbone, apart=False), shrunk)
     numbers = number_elements_(working_copy(masked).double())

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.compaction.factors import Factors, read_factors
 from ssl_lightning.compaction.structure import from_structure
 from ssl_lightning.files import parse_json
 from ssl_lightning.graph import Inputs, SiteSlices
-from ssl_lightning.suggest import check_keys, shortened
+from ssl_lightning.suggest import aligned, check_keys, shortened
 
 SCHEMA = 1
 HEADER = ("module", "inputs", "outputs", "what remains, and why")
@@ -36,6 +37,12 @@ class Plan:
             :func:`structure_of`.
         checks: sentences about what was not compared, or only roughly: sizes of the inputs that the
             network itself refuses, lower precision, train mode.
+        factors: layer -> the low rank factors that replace it; see
+            :func:`~ssl_lightning.low_rank.factorise`. A plan with factors retains all channels;
+            what is removed of the factors then is another plan.
+
+    Raises:
+        ValueError: for a plan that has factors and removes channels as well.
 
     Example:
         >>> from ssl_lightning import Selector, create_backbone, make_plan, prune_
@@ -54,6 +61,14 @@ class Plan:
     sparse: tuple[str, ...] = field(default=())
     structure: Any = None
     checks: tuple[str, ...] = field(default=())
+    factors: dict[str, Factors] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.factors and (self.modules or self.sparse):
+            raise ValueError(
+                "Plan: expected low rank factors or channels to retain, got both. Give two plans, "
+                "in the order in which they are carried out."
+            )
 
     def removed(self) -> dict[str, SiteSlices]:
         """Return the modules that lose something."""
@@ -68,13 +83,9 @@ class Plan:
             module  inputs  outputs  what remains, and why
             conv1   2/3     3/4      1 zero or unread output: it is tied
         """
+        notes = (*self.notes, *self.checks, *map(factor_note, self.factors.items()))
         rows = [HEADER, *(explain_row(name, slices) for name, slices in self.modules.items())]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, *(f"note: {note}" for note in (*self.notes, *self.checks))])
+        return "\n".join([*aligned(rows), *(f"note: {note}" for note in notes)])
 
     def example_inputs(self, device: torch.device | None = None) -> tuple[Tensor, ...]:
         """Return zeros of the shapes and types of the tensors the plan was made with."""
@@ -89,7 +100,11 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON; :meth:`from_json` reads it back."""
         data = asdict(self)
-        for name in ("structure", "checks"):  # younger than the schema; without them, as ever
+        for name in (
+            "structure",
+            "checks",
+            "factors",
+        ):  # younger than the schema; without them, as ever
             if not data[name]:
                 del data[name]
         return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":"))
@@ -115,7 +130,9 @@ class Plan:
             notes = tuple(str(note) for note in data.get("notes", ()))
             sparse = tuple(str(name) for name in data.get("sparse", ()))
             checks = tuple(str(check) for check in data.get("checks", ()))
-            plan = cls(modules, shapes, types, notes, sparse, data.get("structure"), checks)
+            factors = read_factors(data.get("factors", {}))
+            structure = data.get("structure")
+            plan = cls(modules, shapes, types, notes, sparse, structure, checks, factors)
             plan.inputs(torch.device("meta"))
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
@@ -138,6 +155,12 @@ def explain_row(name: str, slices: SiteSlices) -> tuple[str, str, str, str]:
     elif slices.is_subset() or slices.folded:
         what = f"{subset_text(slices)}; {what}" if what else subset_text(slices)
     return name, f"{kept_in}/{slices.of[0]}", f"{kept_out}/{slices.of[1]}", what
+
+
+def factor_note(item: tuple[str, Factors]) -> str:
+    """Say by which factors a layer was replaced."""
+    name, factors = item
+    return f"{name} became factors ({factors.method}) of rank {', '.join(map(str, factors.ranks))}"
 
 
 def subset_text(slices: SiteSlices) -> str:

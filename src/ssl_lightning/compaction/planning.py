@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ssl_lightning.compaction.equality import Problem
+from ssl_lightning.compaction.factors import insert_factors_
 from ssl_lightning.compaction.gate import Gate, open_gate, try_further
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
@@ -245,7 +246,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Shrink ``model`` in place as the plan says, whatever its weights; return it.
 
     Used on a freshly created backbone it rebuilds the small architecture, into which the compact
-    network's tensors can be loaded.
+    network's tensors can be loaded. Low rank factors get fresh weights.
 
     Raises:
         ValueError: if the model's layers are not those that the plan was made for. The model is
@@ -259,7 +260,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         >>> apply_plan(create_backbone("lenet"), make_plan(net, x)).conv1.out_channels
         5
     """
-    small = apply_slices(model, plan.modules)
+    small = apply_slices(insert_factors_(model, plan.factors), plan.modules)
     replace_layers(small, plan.sparse, keep_all=True)
     return small
 
@@ -276,7 +277,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         ValueError: if the plan belongs to other layers or other weights, so that the outputs of
-            both networks, which are compared in float64, differ.
+            both networks, which are compared in float64, differ; or if it has low rank factors.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -290,6 +291,13 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     problem = None
+    if plan.factors:
+        raise ValueError(
+            "compact: expected a plan that removes channels, got one with low rank factors "
+            f"({', '.join(list(plan.factors)[:3])}), which change the function. Take the network "
+            "that `factorise` returned, or `load_compact`; `apply_plan` makes the factors with "
+            "fresh weights."
+        )
     check_modules(model, plan.modules)
     if plan.removed():
         gate = open_gate(model, plan.inputs(device))

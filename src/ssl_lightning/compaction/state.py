@@ -59,7 +59,9 @@ def slice_tensors(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -
             )
         parameters[name].requires_grad_(False).data = tensor.detach().clone()
     apply_plan(carrier, plan)
-    if new := [n for n, _ in carrier.named_parameters() if n not in parameters]:
+    inside = tuple(f"{layer}." for layer in plan.factors)
+    names = [name for name, _ in carrier.named_parameters() if not name.startswith(inside)]
+    if new := [name for name in names if name not in parameters]:
         layer = new[0].rpartition(".")[0]
         raise ValueError(
             f"slice_tensors: `{new[0]}` is computed from other parameters, whose optimizer state "
@@ -103,7 +105,8 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
 
     Its state (momentum, moments, sums) is sliced as the weights were; parameter groups keep their
     settings, their order and their number, even those that lost all parameters. Parameters that
-    are not the model's remain.
+    are not the model's remain. Low rank factors take the place of the weight that they replace,
+    in its group, and begin without a state.
 
     Args:
         optimizer: one of :data:`SLICEABLE`; learning-rate schedulers that hold it continue.
@@ -141,11 +144,19 @@ def slice_optimizer_(optimizer: Optimizer, model: nn.Module, plan: Plan, small: 
                 parameters.append(parameter)
                 continue
             optimizer.state.pop(parameter, None)
-            if name in kept:
-                parameters.append(kept[name])
+            parameters += [kept[new] for new in successors(name, plan, kept)]
         group["params"] = parameters
     for name, state in states.items():
         optimizer.state[kept[name]] = state
+
+
+def successors(name: str, plan: Plan, kept: Mapping[str, nn.Parameter]) -> list[str]:
+    """Return the names of the parameters that take a parameter's place: itself, or factors."""
+    layer, _, attribute = name.rpartition(".")
+    if layer not in plan.factors:
+        return [name] if name in kept else []
+    start, end = f"{layer}.", f".{attribute}"
+    return [new for new in kept if new.startswith(start) and new.endswith(end)]
 
 
 def sliced_states(

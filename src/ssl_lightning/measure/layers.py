@@ -14,12 +14,16 @@ Call = Callable[[], object]
 def layer_names(models: Mapping[str, nn.Module]) -> list[str]:
     """Return the names of all convolutions and linear layers, in the order of the first model.
 
+    Layers inside of one that another model has whole, such as low rank factors, are part of it.
+
     Example:
         >>> layer_names({"dense": nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))})
         ['0', '2']
     """
     names = [name for model in models.values() for name in graph.layer_names(model, graph.WEIGHTED)]
-    return list(dict.fromkeys(names))
+    names = list(dict.fromkeys(names))
+    inside = tuple(f"{name}." for name in names if name)
+    return [name for name in names if not name.startswith(inside)]
 
 
 def layer_macs(

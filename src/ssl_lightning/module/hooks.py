@@ -60,10 +60,15 @@ def write_whole_files(module: Any, *_: Any, **__: Any) -> None:
 
 
 def bind_penalties(module: Any, *_: Any, **__: Any) -> None:
-    """Bind the penalties before training starts, so that mistakes show early."""
+    """Bind the penalties before training starts, so that mistakes show early.
+
+    A callback that replaces layers before that has a method ``before_penalties``.
+    """
     if module._trainer is not None and module.trainer.training:
         refuse_sharding(module.trainer.strategy)
         refuse_spawning(module.trainer.strategy)
+        for callback in module.trainer.callbacks:
+            getattr(callback, "before_penalties", nothing)(module.trainer, module)
         assert module.sparsity is None or module.sparsity.regularizer is not None
 
 

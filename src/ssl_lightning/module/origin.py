@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from ssl_lightning.graph import ExampleInput
 from ssl_lightning.graph.copies import CopyTensors, not_copyable
+from ssl_lightning.groups import GroupSet, kept_groups
+from ssl_lightning.measure import count_macs
 from ssl_lightning.suggest import shortened
 
 
@@ -33,6 +36,56 @@ class Origin:
     groups: dict[str, dict[str, int]]
     macs: int | None = None
     singles: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, example: ExampleInput, group_sets: Iterable[GroupSet]
+    ) -> Origin:
+        """Describe a network, with the group sets of the penalties on it."""
+        group_sets = list(group_sets)
+        return cls(
+            parameters=[name for name, _ in network.named_parameters()],
+            group_sizes={s.name: s.group_size for s in group_sets},
+            groups={
+                layer: {k: of for k, (_, of) in kinds.items()}
+                for layer, kinds in kept_groups(network).items()
+            },
+            macs=None if example is None else count_macs(network, example),
+            singles={s.layer: s.num_groups for s in group_sets if s.elementwise},
+        )
+
+    def with_factors(
+        self, layers: Collection[str], small: nn.Module, group_sets: Iterable[GroupSet]
+    ) -> Origin:
+        """Return what further compaction is compared with once factors have replaced layers.
+
+        The multiply-adds remain those of the network before.
+
+        Args:
+            layers: that were replaced.
+            small: the network with the factors.
+            group_sets: of the penalties on it.
+        """
+        inside = tuple(f"{layer}." for layer in layers)
+        names = [name for name, _ in small.named_parameters() if name.startswith(inside)]
+        sizes, singles = dict(self.group_sizes), dict(self.singles)
+        for found in group_sets:
+            new = any(m.parameter.startswith(inside) for m in (*found.members, *found.companions))
+            if new or found.name not in sizes:
+                sizes[found.name] = found.group_size
+            if found.elementwise and (new or found.layer not in singles):
+                singles[found.layer] = found.num_groups
+        groups = {name: of for name, of in self.groups.items() if name not in layers}
+        for name, kinds in kept_groups(small).items():
+            if name.startswith(inside):
+                groups[name] = {kind: of for kind, (_, of) in kinds.items()}
+        return replace(
+            self,
+            parameters=[*self.parameters, *(n for n in names if n not in self.parameters)],
+            group_sizes=sizes,
+            groups=groups,
+            singles={name: of for name, of in singles.items() if name not in layers},
+        )
 
 
 def read_origin(data: Any) -> Origin | None:

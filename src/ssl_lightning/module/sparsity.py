@@ -17,10 +17,9 @@ from ssl_lightning.checkpoints import read_plans
 from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
 from ssl_lightning.compaction.store import Recipe, plans_to_data
 from ssl_lightning.graph import ExampleInput, as_inputs
-from ssl_lightning.groups import GroupSet, kept_groups, nonzero_groups, zero_groups_
+from ssl_lightning.groups import GroupSet, nonzero_groups, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
-from ssl_lightning.measure import count_macs
 from ssl_lightning.module.macs import MacsShare
 from ssl_lightning.module.origin import Origin, maker, read_origin, replace_everywhere
 from ssl_lightning.penalties import Attachment, Penalty, Regularizer, parse_penalty
@@ -275,10 +274,17 @@ class Sparsity:
         Args:
             plan: leads from the network to ``small``; checkpoints hold all plans so far.
             small: the compact network.
+
+        Raises:
+            ValueError: if penalties do not match a network with low rank factors.
         """
         network = self.network
-        if self.origin is None:
-            self.origin = self._describe()
+        sets = self.sets_of(small) if plan.factors else []
+        if self.origin is None:  # penalties that name factors cannot be bound before
+            early = bool(plan.factors) and self._regularizer is None
+            self.origin = Origin.of(
+                network, self.example_input(), [] if early else self.regularizer.group_sets
+            )
         if self._make_dense is None:
             self._make_dense = maker(network)
         marks = self.locks.marks(dict(network.named_parameters()))
@@ -286,7 +292,18 @@ class Sparsity:
             marks = slice_tensors(network, plan, marks)
         self._replace(small)
         self.plans.append(plan)
+        if plan.factors:
+            self.origin = self.origin.with_factors(plan.factors, small, sets)
         self.locks.carry_over(marks, self.regularizer.group_sets if marks else [])
+
+    def sets_of(self, network: nn.Module) -> list[GroupSet]:
+        """Return the group sets of the penalties on another network.
+
+        Raises:
+            ValueError: as :class:`~ssl_lightning.Regularizer`.
+        """
+        sizes = None if self.origin is None else self.origin.group_sizes
+        return Regularizer(network, self.penalties, self.example_input(), sizes).group_sets
 
     def follow_(self, plan: Plan) -> None:
         """Shrink the network as a plan says, whatever its weights."""
@@ -312,19 +329,6 @@ class Sparsity:
             return self._controls
         state = self._regularizer.state_dict()
         return None if state["scales"] == self._regularizer.first_scales() else state
-
-    def _describe(self) -> Origin:
-        network, example = self.network, self.example_input()
-        return Origin(
-            parameters=[name for name, _ in network.named_parameters()],
-            group_sizes={s.name: s.group_size for s in self.regularizer.group_sets},
-            groups={
-                layer: {k: of for k, (_, of) in kinds.items()}
-                for layer, kinds in kept_groups(network).items()
-            },
-            macs=None if example is None else count_macs(network, example),
-            singles={s.layer: s.num_groups for s in self.regularizer.group_sets if s.elementwise},
-        )
 
     def recipe(self, plan: Plan) -> Recipe:
         """Return how the network that ``plan`` leaves of the present one is made again."""

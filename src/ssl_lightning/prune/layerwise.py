@@ -20,9 +20,9 @@ from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.measure.sensitivity_record import Curve, Rises, Sensitivity, SensitivityRow
 from ssl_lightning.prune.budget import zero_
 from ssl_lightning.prune.importance import IMPORTANCES
-from ssl_lightning.prune.one_shot import reasons, resolve
+from ssl_lightning.prune.one_shot import resolve
 from ssl_lightning.prune.ranking import ranking
-from ssl_lightning.suggest import pick, shortened
+from ssl_lightning.suggest import pick, reasons, shortened
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 WHERE = "sensitivity"

@@ -46,7 +46,7 @@ from ssl_lightning.prune.machines import (
 )
 from ssl_lightning.prune.ranking import in_multiples, ranking, units
 from ssl_lightning.prune.scores import Importance, find_importance, has_norms, scores_of
-from ssl_lightning.suggest import shortened
+from ssl_lightning.suggest import reasons, shortened
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,6 @@ class PruneReport:
         if self.latency is not None:
             lines.append(str(self.latency))
         return "\n".join([*lines, *reasons(self.retained)])
-
-
-def reasons(retained: Mapping[str, str]) -> list[str]:
-    """Return a line for each reason for which layers are not pruned.
-
-    Args:
-        retained: layer -> why.
-
-    Example:
-        >>> reasons({"": "a gate", "fc": "a gate"})
-        ['not pruned: the model, fc: a gate']
-    """
-    layers: dict[str, list[str]] = {}
-    for name, reason in retained.items():
-        layers.setdefault(reason, []).append(name or "the model")
-    return [f"not pruned: {', '.join(names)}: {why}" for why, names in layers.items()]
 
 
 def prune_(

@@ -31,9 +31,18 @@ def measure_size(model: nn.Module) -> Size:
     return Size(count_macs(model, torch.zeros(1, *shape)), num_parameters(model))
 
 
-def groups_left(dense: nn.Module, compact: nn.Module) -> Groups:
-    """Return layer -> kind -> [groups that are not zero in ``compact``, all of ``dense``]."""
-    retained = kept_groups(compact)
+def groups_left(dense: nn.Module, compact: nn.Module, masked: nn.Module) -> Groups:
+    """Return layer -> kind -> [groups that are not zero in ``compact``, all of ``dense``].
+
+    Args:
+        dense: the network that training started from.
+        compact: what is left of it.
+        masked: the weights of ``compact`` in the layers of ``dense``: where low rank factors
+            replaced a layer, the groups of their product are counted.
+    """
+    retained, modules = kept_groups(compact), dict(compact.named_modules())
+    product = kept_groups(masked)
+    retained |= {n: product[n] for n in product if isinstance(modules.get(n), nn.Sequential)}
     return {
         layer: {
             kind: [retained.get(layer, {}).get(kind, [0])[0], of] for kind, (_, of) in kinds.items()

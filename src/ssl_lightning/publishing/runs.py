@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -70,9 +71,22 @@ class FinishedRun:
         """Return the dense network that it was compacted from, with fresh weights."""
         return self.recipe.create_dense()
 
+    def stepped(self) -> nn.Module:
+        """Return the network of the first training step, with fresh weights."""
+        return first_stepped(self.recipe)
+
     def masked(self) -> nn.Module:
         """Return the compact network's weights in the dense network, all others zero."""
         return expand(self.compact, self.backbone(), self.recipe.plans).eval()
+
+
+def first_stepped(recipe: Recipe) -> nn.Module:
+    """Return the network of a run's first training step: dense, or with low rank factors.
+
+    Penalties may name factors that were made before the first epoch.
+    """
+    early = list(takewhile(lambda plan: plan.factors, recipe.plans))
+    return replace(recipe, plans=tuple(early)).create()
 
 
 def read_run(folder: Path) -> FinishedRun:

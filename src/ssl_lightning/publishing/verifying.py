@@ -123,7 +123,8 @@ def check_outputs(card: Card, model: nn.Module, files: dict[str, bytes]) -> list
     """Measure again what depends on the weights."""
     stored = {t.dtype for t in read_tensors(files[MODEL], MODEL).values() if t.is_floating_point()}
     found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
-    left = groups_left(create_stored(card.backbone, card.arguments, CARD), model)
+    dense = create_stored(card.backbone, card.arguments, CARD)
+    left = groups_left(dense, model, expand(model, dense, read_recipe(files).plans))
     return [
         Check("groups left", json.dumps(card.groups), json.dumps(left)),
         Check("type of the weights", card.weights.dtype, found),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,7 @@ from ssl_lightning.publishing.runs import (
     as_stored,
     check_same_config,
     differences,
+    first_stepped,
     golden_images,
     measure_run,
     open_data,
@@ -265,14 +267,14 @@ def arguments_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, Any]:
     """Measure the compact network of a run beside the dense and the masked one."""
     dense, masked = run.backbone(), run.masked()
-    groups = groups_left(dense, run.compact)
+    groups = groups_left(dense, run.compact, masked)
     return {
         "groups": groups,
         "layer_macs": measure_layers(dense, run.compact),
         "dense": measure_size(dense),
         "compact": measure_size(run.compact),
         "latency": latency_of(dense, masked, run.compact, threads),
-        "step_cost": step_cost_of(run.config, run.backbone, run.data, threads),
+        "step_cost": step_cost_of(run.config, run.stepped, run.data, threads),
         "layer_speedups": speedups_of(groups, masked, number),
     }
 
@@ -362,7 +364,7 @@ def write_page(
             files = checked_entry(name, root)[1]
             config, recipe = parse_yaml(files[CONFIG], CONFIG), read_recipe(files)
             data = open_data(config["data"])
-            found = step_cost_of(config, recipe.create_dense, data, threads)
+            found = step_cost_of(config, partial(first_stepped, recipe), data, threads)
             card = dataclasses.replace(card, step_cost=found)
         rewrite(target, card)
         write_table(target.parent)
