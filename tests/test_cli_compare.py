@@ -128,8 +128,10 @@ def test_every_way_is_a_config_with_the_same_budget_and_epochs(config: dict, way
     assert again["trainer"]["max_epochs"] == 6
     assert again["data"] == config["data"]
     assert again["model"]["optimizer"] == config["model"]["optimizer"]
-    if way == "dense":
+    if way in ("dense", "tucker", "svd"):
         assert again["budget"] is None
+        callbacks = [c["init_args"] for c in again["trainer"]["callbacks"] or []]
+        assert [c["macs"] for c in callbacks] == ([] if way == "dense" else [0.3])
     elif way == "gbd":
         arguments = again["budget"]["init_args"]
         assert (arguments["sparse_macs"], arguments["macs"]) == (0.3, None)
@@ -188,13 +190,13 @@ def test_a_way_that_has_no_such_budget_says_so(config: dict) -> None:
     refused: dict[str, str] = {}
     jobs = jobs_of(other, own, Path("out"), refused)
     assert [job.way for job in jobs] == ["random"]
-    assert "expected a budget in macs, got parameters" in refused["gbd"]
+    assert "expected a budget in macs alone, got parameters" in refused["gbd"]
 
 
 OWN = ["--model.backbone.class_path=torch.nn.Identity", "--model.num_classes=10"]
 REFUSED = {
     "no budget": (["compare", "--config=config.yaml", "--epochs=1"], "expected a budget, got none"),
-    "an unknown way": ([*COMMAND, "--ways", "magnitud"], "unknown way 'magnitud'. Did you mean"),
+    "an unknown way": ([*COMMAND, "--ways", "magnitud"], "Unknown way 'magnitud'. Did you mean"),
     "a seed twice": ([*COMMAND, "--seeds", "1", "1"], "expected different seeds"),
     "no jobs": ([*COMMAND, "--jobs", "0"], "at least one job"),
     "no epochs": ([*COMMAND[:3], "--epochs=0"], "expected a number of epochs"),

@@ -25,7 +25,7 @@ from ssl_lightning.cli.one_run import INTERRUPTED, RUN, agree, trained
 from ssl_lightning.cli.sparsify import checked_engine
 from ssl_lightning.cli.tables import say, show_table
 from ssl_lightning.cli.training import quieten, resolved
-from ssl_lightning.cli.ways import ALTERNATIVES, Config
+from ssl_lightning.cli.ways import ALTERNATIVES, LOW_RANK, Config
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.publishing import publish
 from ssl_lightning.publishing.runs import data_class
@@ -330,7 +330,10 @@ def without_defaults(config: Config) -> dict[str, Any]:
     budget = {k: v for k, v in given.items() if k not in known or v != known[k]}
     model = config["model"]
     scratch = model.get("backbone_args") or {}
+    given = config["trainer"]["callbacks"] or []
+    callbacks = [c for c in given if c["class_path"] == LOW_RANK]
     found = {"budget": budget, "penalties": model["penalties"], "backbone_args": scratch}
+    found["callbacks"] = callbacks
     return {key: value for key, value in found.items() if value}
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ssl_lightning.callbacks import LowRank
 from ssl_lightning.costs import RESOURCES
 from ssl_lightning.zoo.loading import PREFIX
 
@@ -107,23 +108,48 @@ def damaged(config: Config) -> Config:
     column-sparse convolution.
 
     Raises:
-        ValueError: if the budget has other targets: filter shapes do not change them.
+        ValueError: if the budget has other targets: zero columns do not change them.
 
     Reference:
         Lebedev & Lempitsky, Fast ConvNets using group-wise brain damage, 2016.
     """
     changed = in_window("l2", "one_shot", TRUNCATED)(config)
+    only_macs("group-wise brain damage", config)
     arguments = changed["budget"]["init_args"]
-    others = [key for key in TARGETS if key != "macs" and arguments.get(key) is not None]
-    if others or arguments.get("macs") is None:
-        raise ValueError(
-            f"group-wise brain damage: expected a budget in macs, got {', '.join(others)}, which "
-            "zero columns do not change."
-        )
     arguments["sparse_macs"] = arguments.pop("macs")
     return changed
 
 
+def only_macs(way: str, config: Config) -> float:
+    """Return the multiply-adds of a budget.
+
+    Raises:
+        ValueError: if it has other targets, which the way cannot reach.
+    """
+    arguments = config["budget"]["init_args"]
+    targets = [key for key in TARGETS if arguments.get(key) is not None]
+    if targets != ["macs"]:
+        raise ValueError(
+            f"{way}: expected a budget in macs alone, got {', '.join(targets)}. Give --budget.macs."
+        )
+    return float(arguments["macs"])
+
+
+def low_rank(method: str) -> Callable[[Config], Config]:
+    """Return what changes a config so that low rank factors replace layers when training begins."""
+
+    def make(config: Config) -> Config:
+        settings = {"macs": only_macs(f"low rank ({method})", config), "method": method}
+        changed = without_budget(config)
+        callback = {"class_path": LOW_RANK, "init_args": settings}
+        given = changed["trainer"].get("callbacks") or []
+        changed["trainer"]["callbacks"] = [*given, callback]
+        return changed
+
+    return make
+
+
+LOW_RANK = f"{LowRank.__module__}.LowRank"
 STRENGTH = 1e-4
 """Of penalties in a window: the best of those by decades on LeNet (docs/budgets.md)."""
 TRUNCATED = {"kind": "shape", "strength": STRENGTH, "function": "capped", "theta": 0.1}
@@ -139,6 +165,8 @@ ALTERNATIVES: dict[str, tuple[str, Callable[[Config], Config]]] = {
     "group_lasso": ("group lasso of a constant strength", in_window("l2", "one_shot", LASSO)),
     "slimming": ("network slimming", in_window("bn_scale", "one_shot", SCALES)),
     "gbd": ("group-wise brain damage", lambda config: damaged(config)),
+    "tucker": ("low rank: Tucker-2", low_rank("tucker")),
+    "svd": ("low rank: singular values", low_rank("svd")),
     "random": ("random groups, at once", at_once("random")),
     "narrow": ("uniformly narrower, from scratch", lambda config: narrower(unpenalised(config))),
     "dense": ("dense, trained as long", lambda config: without_budget(config)),
