@@ -32,6 +32,7 @@ ROOMS = [
     "costs",
     "prune",
     "export",
+    "evaluation",
     "report",
     "checkpoints",
     "data",
