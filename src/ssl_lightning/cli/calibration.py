@@ -71,7 +71,7 @@ def measured(
     results = {n.name: calibrated(n, split, limit, batch_size) for n in networks}
     dense = networks[0].name if has_dense else None
     logits, labels = results[networks[0].name].predictions
-    names = class_names(networks[0].data, labels, logits.shape[1])
+    names = class_names(networks[0].data, logits.shape[1])
     counts = Counter(labels.tolist())
     rows = tuple(
         calibration_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,12 +21,26 @@ from ssl_lightning.cli.sources import (
     warn_of_fresh,
 )
 from ssl_lightning.compaction.store import OwnNetworkError
-from ssl_lightning.data import ImageDataModule
+from ssl_lightning.data import ImageDataModule, InMemoryDataModule
 from ssl_lightning.module.batches import split_batch
 from ssl_lightning.suggest import pick
 
 STAGES = {"validation": "validate", "test": "test"}
 """Split that errors are measured on -> stage of the data module that loads it."""
+FORM = (
+    "batch_size",
+    "eval_batch_size",
+    "num_workers",
+    "augment",
+    "cutout",
+    "training_sizes",
+    "normalize",
+    "image_size",
+    "on_device",
+)
+"""Arguments of data modules that do not decide which images are measured on."""
+OF_SPLIT = ("num_validation", "split_seed")
+"""Arguments that decide which training images are held out."""
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -159,8 +173,8 @@ def images_key(data: Any) -> str:
 def split_key(data: Any, split: str) -> str:
     """Return a text that is equal for data modules whose splits hold the same images.
 
-    Their size and normalisation may differ. Of a class of the user's own that is no
-    ``ImageDataModule``, all that it holds counts.
+    Their size and normalisation may differ. The test split of a published set is its own, whatever
+    the seed; of other classes, all that they are made with counts.
 
     Example:
         >>> from ssl_lightning.data import MNISTDataModule
@@ -171,11 +185,17 @@ def split_key(data: Any, split: str) -> str:
     kind = f"{type(data).__module__}.{type(data).__qualname__}"
     if not isinstance(data, ImageDataModule):
         return json.dumps([kind, {k: str(v) for k, v in vars(data).items() if k[0] != "_"}])
-    where = [kind, str(data.folder), str(getattr(data, "source", None))]
-    if split == "test":
-        return json.dumps(where)
-    seed = data.seed if data.split_seed is None else data.split_seed
-    return json.dumps([*where, data.num_validation, seed])
+    given = {f.name: getattr(data, f.name) for f in fields(data) if f.init}
+    given |= {"root": str(data.folder), "split_seed": split_seed(data)}
+    published = isinstance(data, InMemoryDataModule)
+    without = {*FORM, *(OF_SPLIT if split == "test" and published else ())}
+    without |= {"seed"} if published else set()  # `split_seed` has it
+    return json.dumps([kind, {k: str(v) for k, v in given.items() if k not in without}])
+
+
+def split_seed(data: ImageDataModule) -> int:
+    """Return the seed by which validation images are held out."""
+    return data.seed if data.split_seed is None else data.split_seed
 
 
 def check_same_images(where: str, networks: Sequence[Compared], split: str) -> None:
@@ -211,8 +231,7 @@ def described(data: Any) -> str:
     name = data_name(data)
     if not isinstance(data, ImageDataModule):
         return name
-    seed = data.seed if data.split_seed is None else data.split_seed
-    return f"{name}, {data.num_validation} validation images, split seed {seed}"
+    return f"{name}, {data.num_validation} validation images, split seed {split_seed(data)}"
 
 
 def data_name(data: Any) -> str:
@@ -226,11 +245,11 @@ def data_name(data: Any) -> str:
     return type(data).__name__.removesuffix("DataModule")
 
 
-def class_names(data: Any, labels: Tensor, outputs: int) -> list[str]:
+def class_names(data: Any, outputs: int) -> list[str]:
     """Return the name of each class; numbers where the data module has none."""
     names = getattr(data, "class_names", None) if isinstance(data, ImageDataModule) else None
     given = list(names or ())
-    return given if len(given) >= outputs else [str(n) for n in range(max(outputs, len(given)))]
+    return given if len(given) >= outputs else [str(number) for number in range(outputs)]
 
 
 def pixel_statistics(where: str, data: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

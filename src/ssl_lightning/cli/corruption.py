@@ -18,7 +18,7 @@ from ssl_lightning.cli.compared import (
     pixel_statistics,
 )
 from ssl_lightning.cli.records import check_output, continued, finish
-from ssl_lightning.evaluation.corruption import Made, Source, Stored, summed, wrong_on
+from ssl_lightning.evaluation.corruption import Made, Source, Stored, check_images, summed, wrong_on
 from ssl_lightning.evaluation.corruption_record import (
     CORRUPTIONS,
     SEVERITIES,
@@ -124,6 +124,7 @@ def corrupted_images(
                 f"{data_name(network.data)} and {split}. Omit --files or the --split."
             )
         return Stored(Path(files), limit)
+    check_images(network.example.shape[1:])
     mean, std = pixel_statistics(WHERE, network.data)
     batches = list(images_of(WHERE, network.data, split, limit, 250))
     images = torch.cat([as_bytes(x, mean, std) for x, _ in batches])

@@ -36,8 +36,9 @@ def transfer_rows(record: TransferRecord) -> list[Cells]:
 
 def explained(record: TransferRecord) -> str:
     """Say how it was measured."""
+    method = METHODS[record.method].capitalize()
     return (
-        f"{METHODS[record.method].capitalize()} on {record.trained:,} training images of {record.data}, drawn "
+        f"{method} on {record.trained:,} training images of {record.data}, drawn "
         f"anew for each of {plural(len(record.seeds), 'seed')}; errors on {record.images:,} "
         f"{record.split} images. {settings_words(record)} ±: standard error, of other images."
     )
