@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from conftest import shared_data
-from ssl_lightning import MNISTDataModule, SyntheticDataModule, create_backbone, zoo
+from ssl_lightning import (
+    MNISTDataModule,
+    SyntheticDataModule,
+    compact,
+    create_backbone,
+    make_plan,
+    save_compact,
+    zoo,
+)
 from ssl_lightning.cli import compared, main
 from ssl_lightning.cli import corruption as corruption_command
 from ssl_lightning.cli.compared import Compared, as_bytes, check_same_images, images_of
@@ -25,6 +34,20 @@ from ssl_lightning.evaluation import (
 )
 from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.report.corruption import explained
+
+
+class Own(nn.Module):
+    """A network of the user's own."""
+
+    input_shape = (1, 28, 28)
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(784, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
 
 DENSE, SPARSE = "lenet_mnist_dense", "lenet_mnist_filter_channel"
 PNG = b"\x89PNG"
@@ -98,6 +121,32 @@ def test_without_a_dense_network_only_the_first_table_is_printed(digits, tmp_pat
     succeed("calibration", f"zoo:{SPARSE}", "--limit", "100", *digits, *output)
     assert CalibrationRecord.load(tmp_path / "a.json").compared() == {}
     assert "less dense" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_and_its_compact_folder_are_the_same_network(run, digits, tmp_path):
+    """They are compared as they are compacted, and named as they were given."""
+    checkpoint, folder = run / "checkpoints" / "last.ckpt", run / "compact"
+    output = ["--limit", "200", "--output", str(tmp_path / "a.json")]
+    succeed("calibration", str(folder), "--dense", str(checkpoint), *digits, *output)
+    dense, small = CalibrationRecord.load(tmp_path / "a.json").rows
+    assert (dense.network, small.network) == (str(checkpoint), str(folder))
+    assert (dense.macs, dense.parameters) == (small.macs, small.parameters)
+    assert small.against.disagreement.value == 0
+    assert small.nll.value == pytest.approx(dense.nll.value, abs=1e-5)
+
+
+def test_a_network_of_ones_own_needs_its_class(digits, tmp_path, monkeypatch, capsys):
+    folder = str(tmp_path / "small")
+    net = Own()
+    plan = make_plan(net, torch.zeros(1, 1, 28, 28))
+    save_compact(folder, compact(net, plan), plan)
+    assert main(["evaluate", "calibration", folder, *digits]) == 1
+    assert "--model" in capsys.readouterr().err
+    both = [folder, f"zoo:{SPARSE}"]
+    own = ["--model", f"{Own.__module__}.Own", "--limit", "100"]
+    succeed("calibration", *both, *digits, *own, "--output", str(tmp_path / "a.json"))
+    record = CalibrationRecord.load(tmp_path / "a.json")
+    assert [row.network for row in record.rows] == [folder, SPARSE]
 
 
 def mnist(name: str, **arguments: int) -> Compared:

@@ -97,7 +97,7 @@ def images_of(where: str, data: Any, split: str, limit: int | None, batch_size: 
     data.setup(stage)
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
     taken = 0
-    for x, target in map(split_batch, loader or ()):
+    for x, target in map(split_batch, () if loader is None else loader):
         left = len(x) if limit is None else min(limit - taken, len(x))
         if left > 0:
             parts = x[:left].split(batch_size), target[:left].split(batch_size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WEIGHT_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+WEIGHT_DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 5
 """One of so many training images is held out to choose the weight decay."""
 GREY = (0.299, 0.587, 0.114)
