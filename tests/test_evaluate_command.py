@@ -376,3 +376,28 @@ def test_networks_of_cifar10_have_their_published_errors(tmp_path, monkeypatch):
     assert record.images == 5000
     for row in record.rows:
         assert row.error.value == pytest.approx(zoo.card(row.network).validation_error, abs=0.05)
+
+
+@pytest.mark.skipif(shared_data() is None, reason="CIFAR-10 is not here: set SSL_DATA_DIR")
+def test_stored_files_are_measured_on_in_place_of_made_images(tmp_path, monkeypatch, capsys):
+    """Files that hold the clean images, so that each corruption has the clean error."""
+    from ssl_lightning import CIFAR10DataModule
+    from ssl_lightning.evaluation import corruption as module
+
+    monkeypatch.setenv("SSL_DATA_DIR", str(shared_data()))
+    monkeypatch.setattr(module, "IN_FILE", 40)
+    data = CIFAR10DataModule(normalize=False)
+    x, labels = next(images_of("x", data, "test", 40, 40))
+    pixels = (255 * x).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for name in CORRUPTIONS:
+        np.save(tmp_path / f"{name}.npy", np.tile(pixels, (5, 1, 1, 1)))
+    np.save(tmp_path / "labels.npy", np.tile(labels.numpy(), 5))
+    output = ["--limit", "40", "--output", str(tmp_path / "a.json")]
+    succeed("corruption", "zoo:resnet20_cifar10_depth14", "--files", str(tmp_path), *output)
+    record = CorruptionRecord.load(tmp_path / "a.json")
+    (row,) = record.rows
+    assert (record.images, record.seed, record.dense) == (40, None, None)
+    assert all(set(found.errors) == {row.clean.value} for found in row.corruptions.values())
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the published files of CIFAR-10-C" in words
+    assert "These are not" not in words

@@ -158,7 +158,8 @@ def with_corruption(
     missing = [network for network in networks if network.name not in done]
     if not missing:
         return record
-    Console().print(f"{corruption}: {', '.join(n.name for n in missing)}", highlight=False)
+    names = ", ".join(network.name for network in missing)
+    Console().print(f"{corruption}: {names}", highlight=False, soft_wrap=True)
     wrong: dict[str, list[torch.Tensor]] = {network.name: [] for network in missing}
     for severity in SEVERITIES:
         images, labels = source(corruption, severity)

@@ -153,7 +153,8 @@ def logistic_regression(
 
     .. math:: \frac1n \sum_i -\log p(y_i | x_i) + \frac\lambda2 \|W\|^2
 
-    The bias is not decayed. The weights of the minimum are unique, and found by L-BFGS.
+    The bias is not decayed. The weights of the minimum are unique, and searched by at
+    most 300 steps of L-BFGS.
 
     Args:
         data: features ``(N, F)`` and classes.
