@@ -120,7 +120,7 @@ def test_without_a_dense_network_only_the_first_table_is_printed(digits, tmp_pat
     output = ["--output", str(tmp_path / "a.json")]
     succeed("calibration", f"zoo:{SPARSE}", "--limit", "100", *digits, *output)
     assert CalibrationRecord.load(tmp_path / "a.json").compared() == {}
-    assert "less dense" not in capsys.readouterr().out
+    assert "above dense" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_and_its_compact_folder_are_the_same_network(run, digits, tmp_path):

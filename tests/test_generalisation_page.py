@@ -145,7 +145,7 @@ def test_the_tables_of_corruptions_are_those_of_the_record(name):
             assert fmean(row["corruptions"][kind]["errors"]) == pytest.approx(of_images_too)
 
 
-@pytest.mark.parametrize("name", names("probe"))
+@pytest.mark.parametrize("name", [*names("probe"), *names("finetune")])
 def test_the_tables_of_transfer_are_those_of_the_record(name):
     record: dict[str, Any] = RECORDS[name]
     dense = record["rows"][0]

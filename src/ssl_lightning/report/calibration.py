@@ -32,7 +32,7 @@ HEAD = (
     "NLL scaled",
     "ECE % scaled",
 )
-AGAINST = ("less dense:", "error", "NLL", "ECE", "disagreement %")
+AGAINST = ("above dense:", "error", "NLL", "ECE", "disagreement %")
 
 
 def calibration_rows(record: CalibrationRecord) -> list[Cells]:

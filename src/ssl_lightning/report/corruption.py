@@ -17,7 +17,7 @@ SUMMARY = (
     "MACs",
     "clean error %",
     "mean error %",
-    "mean less dense",
+    "mean above dense",
     "mCE %",
     "relative mCE %",
 )
@@ -44,7 +44,11 @@ def summary_rows(record: CorruptionRecord) -> list[Cells]:
 def corruption_head(record: CorruptionRecord) -> Cells:
     """Return the heads of the table of corruptions: mean errors, and losses of the others."""
     others = [row.network for row in record.rows if record.loss(row) is not None]
-    return ("corruption", *(row.network for row in record.rows), *(f"{n} less" for n in others))
+    return (
+        "corruption",
+        *(row.network for row in record.rows),
+        *(f"{n}, above dense" for n in others),
+    )
 
 
 def corruption_rows(record: CorruptionRecord) -> list[Cells]:

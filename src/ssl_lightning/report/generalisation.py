@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -39,10 +40,11 @@ def number_text(value: float | None, places: int = 1) -> str:
 
 
 def plain_table(title: str, head: Cells, rows: Sequence[Cells], caption: str = "") -> Table:
-    """Lay out cells; the first column is of names, the others of figures."""
+    """Lay out cells; the first column is of names, the others of figures. No cell is cut."""
     table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD)
     for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
+        justify: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(name, justify=justify, no_wrap=not number, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -13,7 +13,7 @@ from ssl_lightning.report.table import plural, short_count
 
 METHODS = {"probe": "linear probe", "finetune": "fine-tuning"}
 """Method of a record -> what it is called."""
-HEAD = ("network", "MACs", "features", "error %", "over seeds", "less dense", "by seed")
+HEAD = ("network", "MACs", "features", "error %", "over seeds", "above dense", "by seed")
 
 
 def transfer_rows(record: TransferRecord) -> list[Cells]:
