@@ -278,6 +278,16 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
         Made(IMAGES, torch.zeros(3, dtype=torch.int64))
 
 
+def test_a_library_that_cannot_be_imported_is_said(monkeypatch):
+    def fails(name):
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(corruption_module, "import_module", fails)
+    with pytest.raises(ValueError, match=r"cannot import imagecorruptions: libGL\.so\.1") as e:
+        corrupted(IMAGES, "fog", 1)
+    assert "opencv-python-headless" in str(e.value)
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A folder as that of CIFAR-10-C, but with two images of each severity."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -21,7 +22,7 @@ from ssl_lightning.evaluation.corruption_record import (
     Corrupted,
 )
 from ssl_lightning.evaluation.estimates import digits
-from ssl_lightning.suggest import pick, require
+from ssl_lightning.suggest import first_line, pick, require
 
 UInt8Array = npt.NDArray[np.uint8]
 EXTRA, PACKAGE, DISTRIBUTION = "robustness", "imagecorruptions", "imagecorruptions-imaug"
@@ -85,13 +86,11 @@ def corrupted(images: UInt8Array, corruption: str, severity: int, seed: int = 0)
         >>> brighter.shape, int(brighter[0, 0, 0, 0])
         ((2, 3, 32, 32), 153)
     """
-    require("`evaluate corruption`", [PACKAGE], EXTRA)
+    corrupt = library()
     check_images(images.shape[1:])
     pick("corruption", corruption, dict.fromkeys(CORRUPTIONS))
     if severity not in SEVERITIES:
         raise ValueError(f"corrupted: expected a severity of 1 to 5, got {severity}. Give one.")
-    from imagecorruptions import corrupt
-
     place = CORRUPTIONS.index(corruption), severity
     result = np.empty_like(images)
     with kept_generator(), redirect_stdout(StringIO()):  # it prints where zooming is inexact
@@ -103,6 +102,24 @@ def corrupted(images: UInt8Array, corruption: str, severity: int, seed: int = 0)
             found = corrupt(pixels, severity=severity, corruption_name=corruption, **own)
             result[number] = found.transpose(2, 0, 1)
     return result
+
+
+def library() -> Callable[..., UInt8Array]:
+    """Return the function of the library that corrupts one image ``(H, W, 3)``.
+
+    Raises:
+        ValueError: if it is not installed, or cannot be imported.
+    """
+    require("`evaluate corruption`", [PACKAGE], EXTRA)
+    try:
+        found: Callable[..., UInt8Array] = import_module(PACKAGE).corrupt
+    except ImportError as error:  # OpenCV needs libraries of the system that bare machines lack
+        raise ValueError(
+            f"`evaluate corruption`: cannot import {PACKAGE}: {first_line(error)}. Where that is a "
+            "library of the system for windows, install it, or opencv-python-headless in place of "
+            "opencv-python."
+        ) from error
+    return found
 
 
 @contextmanager
@@ -148,7 +165,7 @@ class Made:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require("`evaluate corruption`", [PACKAGE], EXTRA)
+        library()
         check_images(self.images.shape[1:])
 
     @property
