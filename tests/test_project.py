@@ -33,6 +33,7 @@ ROOMS = [
     "low_rank",
     "prune",
     "export",
+    "evaluation",
     "report",
     "checkpoints",
     "data",

@@ -16,6 +16,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sensitivity": ("sensitivity", "the error after removing shares of each layer's channels"),
     "prune": ("prune", "remove the least important channels of a network, without training"),
     "benchmark": ("benchmark", "measure dense, masked and compact networks side by side"),
+    "evaluate": (
+        "evaluate",
+        "calibration, errors on corrupted images, and transfer to other data",
+    ),
     "export": ("export", "write a network for onnxruntime, OpenVINO or torch.export"),
     "report": ("report", "tables and figures of a benchmark"),
     "sparsify": (

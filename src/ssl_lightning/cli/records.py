@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from ssl_lightning.measure.serial import Record
 
@@ -28,13 +28,17 @@ def check_output(output: str | None) -> None:
 
 
 def finish(
-    record: R, table: Table, draw: Callable[[R, Path], None], output: str | None, width: int
+    record: R,
+    table: RenderableType,
+    draw: Callable[[R, Path], None],
+    output: str | None,
+    width: int,
 ) -> None:
     """Print the table; write record and picture.
 
     Args:
         record: what was measured.
-        table: it laid out.
+        table: it laid out, in one table or several.
         draw: writes the picture to a path.
         output: file for the record; the picture's name ends in ``.png``.
         width: characters that the table needs.
@@ -47,3 +51,32 @@ def finish(
         record.save(path)
         draw(record, path.with_suffix(".png"))
         console.print(f"Wrote {path} and {path.with_suffix('.png')}")
+
+
+def continued(record: R, output: str | None) -> R:
+    """Return what is stored of an interrupted measurement, or the record as it is given.
+
+    Args:
+        record: without rows: the conditions of the measurement.
+        output: file that is written after each step.
+
+    Raises:
+        ValueError: if the file holds a measurement under other conditions.
+    """
+    if output is None or not Path(output).is_file():
+        return record
+    found = record.load(output)
+    given, stored = conditions(record), conditions(found)
+    if given != stored:
+        other = [name for name in given if given[name] != stored.get(name)]
+        raise ValueError(
+            f"--output: {output} holds a measurement with another {', '.join(other)}, so it cannot "
+            "be continued. Give another file, or remove that one."
+        )
+    return found
+
+
+def conditions(record: Record) -> dict[str, Any]:
+    """Return all of a record but its rows and its title, as JSON holds it."""
+    plain = json.loads(json.dumps(record.to_dict()))
+    return {name: value for name, value in plain.items() if name not in ("rows", "title")}
