@@ -55,6 +55,7 @@ ARGUMENTS = {
     "ThresholdPruning": {"start": 1},
     "DepthCollapse": {"start": 1},
     "CompactDuringFit": {"at": 1},
+    "LowRank": {"ranks": {"conv2": [3, 3]}, "at": 1},
     "SparsityMonitor": {"table": False},
     "FilterPictures": {},
     "SaveCompact": {},
