@@ -161,7 +161,7 @@ def test_a_run_killed_anywhere_resumes_bit_equal(trainer, tmp_path, at):
     def callbacks():
         return [LowRank(macs=0.7, at=at), CompactDuringFit(at=2)]
 
-    penalties = [{**COUPLED, "strength": 0.02}]
+    penalties = [{**COUPLED, "strength": 0.3}]
     keep = ModelCheckpoint(
         tmp_path / "all", "{step}", save_top_k=-1, every_n_train_steps=3, save_last=False
     )
@@ -189,12 +189,8 @@ def test_a_run_killed_anywhere_resumes_bit_equal(trainer, tmp_path, at):
             1.0
         )
         assert other.callback_metrics["macs/left"] == run.callback_metrics["macs/left"]
-    trained = load_backbone_of(checkpoints[-1])
+    trained = load_backbone(tmp_path / "all" / "step=30.ckpt", model=make_toy)
     assert trained.plans == tuple(whole.sparsity.plans)
-
-
-def load_backbone_of(path):
-    return load_backbone(path, model=make_toy)
 
 
 def test_penalties_on_factors_remove_whole_ranks(trainer, tmp_path):

@@ -23,6 +23,7 @@ from ssl_lightning import (
     DepthCollapse,
     Distill,
     FilterPictures,
+    LowRank,
     PruneLike,
     SaveCompact,
     Sparsify,
@@ -162,6 +163,11 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
     trainer(tmp_path, Budget(macs=0.5, end=1)).fit(within, UNetModule.loader())
     assert 45 < within.sparsity.macs_left() <= 50
 
+    factored = UNetModule()
+    low_rank = LowRank(macs=0.6, method="svd", layers="*conv*", at=1)
+    trainer(tmp_path, low_rank).fit(factored, UNetModule.loader())
+    assert 50 < factored.sparsity.macs_left() <= 60
+
     torch.manual_seed(0)
     taught, teacher = UNetModule(), UNetModule()
     before = distance(taught, teacher)
@@ -174,6 +180,7 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
     assert set(CALLBACKS.values()) == tested | {
         PruneLike,
         Budget,
+        LowRank,
         DepthCollapse,
         Distill,
         Sparsify,
