@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,7 +19,13 @@ import yaml
 from ssl_lightning import count_macs, zoo
 from ssl_lightning.callbacks import Budget
 from ssl_lightning.cli import main
-from ssl_lightning.cli.compare import differing, jobs_of, make_parser, without_defaults
+from ssl_lightning.cli.compare import (
+    differing,
+    jobs_of,
+    make_parser,
+    sparse_macs,
+    without_defaults,
+)
 from ssl_lightning.cli.training import resolved
 from ssl_lightning.cli.ways import ALTERNATIVES, without_budget
 from ssl_lightning.report.compared import Comparison, comparison_table
@@ -193,6 +200,20 @@ def test_a_way_that_has_no_such_budget_says_so(config: dict) -> None:
     assert "expected a budget in macs alone, got parameters" in refused["gbd"]
 
 
+def test_multiply_adds_of_a_card_leave_zero_columns_out_and_count_factors(folder: Path) -> None:
+    card = zoo.card("lenet_mnist_shape")
+    conv1, conv2 = (card.groups[layer] for layer in ("conv1", "conv2"))
+    expected = card.compact.macs - sum(card.layer_macs[layer][0] for layer in ("conv1", "conv2"))
+    for layer, kinds in (("conv1", conv1), ("conv2", conv2)):
+        (filters, of), (columns, all_columns) = kinds["filters"], kinds["columns"]
+        expected += card.layer_macs[layer][1] * filters / of * columns / all_columns
+    assert sparse_macs(card) == pytest.approx(expected, abs=1)
+    assert sparse_macs(card) < card.compact.macs
+    factors = dataclasses.replace(card, layer_macs={"conv1": [10, 100]}, groups={"conv1": WHOLE})
+    assert sparse_macs(factors) == 10
+
+
+WHOLE = {"filters": [20, 20], "channels": [1, 1], "columns": [25, 25]}
 OWN = ["--model.backbone.class_path=torch.nn.Identity", "--model.num_classes=10"]
 REFUSED = {
     "no budget": (["compare", "--config=config.yaml", "--epochs=1"], "expected a budget, got none"),

@@ -38,7 +38,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("low_rank")
     low_rank = {"class_path": "LowRank", "init_args": {"ranks": RANKS}}
     extra = [f"--trainer.callbacks+={each}" for each in (json.dumps(low_rank), TIMER)]
-    return train(short_run(place, "--model.penalties", json.dumps(PENALTIES), *LOG, *extra), place)
+    log = [*LOG, f"--trainer.logger.init_args.save_dir={place}"]
+    return train(short_run(place, "--model.penalties", json.dumps(PENALTIES), *log, *extra), place)
 
 
 @pytest.fixture(scope="module")

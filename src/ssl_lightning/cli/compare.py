@@ -313,7 +313,7 @@ def sparse_macs(card: Card) -> float:
         kinds = card.groups.get(layer, {})
         if "columns" in kinds and "filters" in kinds:
             shares = [part / of for part, of in (kinds["filters"], kinds["columns"])]
-            left = round(dense * shares[0] * shares[1])
+            left = min(left, round(dense * shares[0] * shares[1]))  # factors cost less than both
         total += left
     return total
 
