@@ -352,6 +352,36 @@ def test_the_record_is_read_again(record, tmp_path):
         record.row("dense", "openvino", "int4")
 
 
+@pytest.mark.parametrize(
+    ("machine", "has", "largest"),
+    [
+        ("x86_64", (), 64),  # sums of pairs of products are cut off at 16 bits
+        ("x86_64", ("avx512_bf16",), 64),
+        ("x86_64", ("avx512_vnni",), 127),
+        ("aarch64", (), 127),
+    ],
+)
+def test_weights_take_half_of_their_range_where_sums_are_cut_off(
+    tmp_path, monkeypatch, machine, has, largest
+):
+    import openvino
+
+    monkeypatch.setattr("ssl_lightning.measure.int8.instructions", lambda: has)
+    monkeypatch.setattr("ssl_lightning.measure.int8.platform.machine", lambda: machine)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    x = torch.randn(64, 16)
+    path = tmp_path / "a.xml"
+    export_int8(net, x[:1], path, "openvino", calibration=[x], evaluate=lambda _: 0.0)
+    found = [
+        int(abs(node.get_data().astype(int)).max())
+        for node in openvino.Core().read_model(path).get_ops()
+        if node.get_type_name() == "Constant" and str(node.get_element_type()) == "<Type: 'int8_t'>"
+    ]
+    assert found
+    assert all(largest - 1 <= value <= largest for value in found)
+
+
 def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch):
     x = torch.randn(16, 8)
     module = "ssl_lightning.export.precisions.instructions"

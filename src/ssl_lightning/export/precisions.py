@@ -15,15 +15,13 @@ from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
 from ssl_lightning.measure.engine import Call, Engine
 from ssl_lightning.measure.engines import engine_versions
 from ssl_lightning.measure.int8 import EXTRA, PACKAGES
-from ssl_lightning.measure.machine import machine, package_versions
+from ssl_lightning.measure.machine import instructions, machine, package_versions
 from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.measure.precision_record import PrecisionRecord, PrecisionRow
 from ssl_lightning.measure.record import Timing
 from ssl_lightning.measure.turns import interleave, several
 from ssl_lightning.suggest import first_line, pick, require
 
-SMALL = ("avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
-"""Instructions for numbers of eight and sixteen bits, as torch names them."""
 Key = tuple[str, str]  # network, precision
 
 
@@ -174,9 +172,3 @@ def timed(
     if not calls:
         return {}
     return interleave(calls, repeats=repeats, warmup=3, min_run_time=min_run_time)
-
-
-def instructions() -> tuple[str, ...]:
-    """Return the instructions of this processor for small numbers."""
-    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return tuple(name for name in SMALL if found.get(name))

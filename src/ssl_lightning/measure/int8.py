@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -12,10 +13,13 @@ from typing import Any
 
 from ssl_lightning.graph import Inputs
 from ssl_lightning.measure.engine import quiet
+from ssl_lightning.measure.machine import instructions
 from ssl_lightning.measure.openvino_core import only_this_core, openvino_core
 
 PACKAGES = ("nncf",)
 EXTRA = "int8"
+WIDE_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8")
+"""Instructions that add up products of eight bits in 32."""
 ATTENTION = {"ScaledDotProductAttention", "Softmax", "SoftMax", "Attention"}
 """Operations of a graph that has attention: NNCF then treats their surroundings with more care."""
 
@@ -51,12 +55,14 @@ def quantized(model: Any, items: Sequence[Any], operations: set[str]) -> Any:
     Weights are symmetric with a scale per channel; activations have a zero point (``MIXED``), which
     hard-swish, SiLU and GELU need: they are hardly negative. Ranges span all that was seen on the
     items; NNCF's own choice, the mean over the items, cuts off half of what inputs without pixels
-    are.
+    are. On x86 processors without VNNI, sums of pairs of products are cut off at 16 bits: there
+    weights take half of their range (in the first layer they always do).
     """
     with quiet(), progress_on_terminals():
         kind = logging.getLoggerClass()
         try:
             import nncf
+            from nncf.quantization.advanced_parameters import OverflowFix
             from nncf.quantization.range_estimator import RangeEstimatorParametersSet
         finally:  # it makes all loggers that are still to come its own, which say things once
             logging.setLoggerClass(kind)
@@ -69,10 +75,17 @@ def quantized(model: Any, items: Sequence[Any], operations: set[str]) -> Any:
             subset_size=len(items),
             preset=nncf.QuantizationPreset.MIXED,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=ranges
+                activations_range_estimator_params=ranges,
+                overflow_fix=OverflowFix.ENABLE if sums_are_cut() else OverflowFix.FIRST_LAYER,
             ),
             model_type=nncf.ModelType.TRANSFORMER if operations & ATTENTION else None,
         )
+
+
+def sums_are_cut() -> bool:
+    """Whether this processor's sums of products of eight bits are cut off at 16 bits."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    return is_x86 and not set(instructions()) & set(WIDE_SUMS)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ssl_lightning.measure.record import Machine
 
+SMALL = ("avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
+"""Instructions for numbers of eight and sixteen bits, as torch names them."""
 CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere the platform's own name is taken
 
 
@@ -28,6 +30,12 @@ def machine(device: torch.device) -> Machine:
         python=platform.python_version(),
         torch=str(torch.__version__),
     )
+
+
+def instructions() -> tuple[str, ...]:
+    """Return the instructions of this processor for small numbers."""
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return tuple(name for name in SMALL if found.get(name))
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
