@@ -176,7 +176,7 @@ def test_depth_groups_are_ranked_by_the_norm_of_an_element() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mac": 0.5}, "some of macs, parameters, size, depth, latency, latency_ms, got 'mac'"),
+        ({"mac": 0.5}, "some of macs, sparse_macs, parameters, size, depth, latency, late"),
         ({"macs": 0}, "expected macs as a positive number, got 0"),
         ({"macs": float("nan")}, "positive number, got nan"),
         ({"size": "1 MB"}, "positive number, got '1 MB'"),

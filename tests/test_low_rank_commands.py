@@ -38,8 +38,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("low_rank")
     low_rank = {"class_path": "LowRank", "init_args": {"ranks": RANKS}}
     extra = [f"--trainer.callbacks+={each}" for each in (json.dumps(low_rank), TIMER)]
-    log = [*LOG, f"--trainer.logger.init_args.save_dir={place}"]
-    return train(short_run(place, "--model.penalties", json.dumps(PENALTIES), *log, *extra), place)
+    return train(short_run(place, "--model.penalties", json.dumps(PENALTIES), *LOG, *extra), place)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,8 @@ def test_the_run_stores_the_factors(folder, checkpoint):
     assert difference(trained.model(x).detach(), masked(x).detach()) < 1e-4
 
 
-def test_test_compact_and_resume(folder, checkpoint, tmp_path, capsys):
+def test_test_compact_and_resume(folder, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # the config's logger writes there
     config = f"--config={folder / 'config.yaml'}"
     assert main(["test", config, f"--ckpt_path={checkpoint}"]) == 0
     assert "test/error" in capsys.readouterr().out
