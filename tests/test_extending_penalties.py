@@ -200,12 +200,12 @@ def test_classes_are_stored_by_path_and_never_imported(trainer: Any, tmp_path: P
 def test_registered_names_are_stored_and_found_without_an_import(
     trainer: Any, tmp_path: Path
 ) -> None:
-    register_penalty_function("capped", Capped)
+    register_penalty_function("capped-own", Capped)
     register_schedule("steps", Steps)
     path = tmp_path / "named.ckpt"
     save(trainer, [*GIVEN, Penalty(1e-3, kind="position")], path)
     stored, _ = torch.load(path, weights_only=True)["hyper_parameters"]["penalties"]
-    assert (stored["function"], stored["knee"]) == ("capped", 0.8)
+    assert (stored["function"], stored["knee"]) == ("capped-own", 0.8)
     assert stored["schedule"] == {"kind": "steps", "at": [1.0, 2.0]}
     loaded = SSLLightningModule.load_from_checkpoint(path)
     assert loaded.sparsity.penalties[0].function == Capped(0.8)
