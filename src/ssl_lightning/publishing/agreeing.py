@@ -144,14 +144,16 @@ def expected_batches(config: Mapping[str, Any], num_batches: int) -> int:
     """Return the training batches of an epoch with the trainer's limits.
 
     Example:
-        >>> expected_batches({"trainer": {"limit_train_batches": 0.5}}, 9)
-        4
+        >>> [expected_batches({"trainer": {"limit_train_batches": n}}, 9) for n in (0.5, 8, 8.0)]
+        [4, 8, 8]
     """
     trainer = config["trainer"]
     limit = 1 if trainer.get("fast_dev_run") is True else trainer.get("limit_train_batches")
     if limit is None:
         return num_batches
-    return min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
+    if isinstance(limit, int) or limit > 1:  # a parser may write 8 as 8.0; the trainer takes both
+        return min(int(limit), num_batches)
+    return int(num_batches * limit)
 
 
 def check_log(folder: Path, stored: Mapping[str, Any]) -> None:
