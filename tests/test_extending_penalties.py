@@ -214,8 +214,10 @@ def test_registered_names_are_stored_and_found_without_an_import(
     by_class = {"class_path": f"{__name__}.Capped", "init_args": {"knee": 0.5}}
     given = {"kind": "filter", "strength": 1.0, "function": by_class}
     assert parse_penalty(given).function == Capped(0.5)  # what is registered needs no import
-    del FUNCTIONS["capped"]
-    hint = "Unknown penalty function 'capped'.* `register_penalty_function` was called: .*--import"
+    del FUNCTIONS["capped-own"]
+    hint = (
+        "Unknown penalty function 'capped-own'.* `register_penalty_function` was called: .*--import"
+    )
     with pytest.raises(ValueError, match=hint):
         SSLLightningModule.load_from_checkpoint(path)
 
