@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,6 +21,8 @@ from ssl_lightning import count_macs, zoo
 from ssl_lightning.callbacks import Budget
 from ssl_lightning.cli import main
 from ssl_lightning.cli.compare import (
+    Job,
+    card_of,
     differing,
     jobs_of,
     make_parser,
@@ -38,6 +41,7 @@ CONFIG = {
     },
     "data": {"class_path": "MNISTDataModule", "init_args": DATA},
     "trainer": {
+        "limit_train_batches": 30,
         "limit_val_batches": 1,
         "logger": False,
         "accelerator": "cpu",
@@ -45,7 +49,7 @@ CONFIG = {
         "enable_model_summary": False,
     },
 }
-COMMAND = ["compare", "config.yaml", "--budget.macs=0.3", "--epochs=1"]
+COMMAND = ["compare", "config.yaml", "--budget.macs=0.3", "--epochs=3"]
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_every_way_is_a_card_and_the_table_is_what_cards_say(
     assert errors == sorted(errors)
     for row in found.rows:
         card = zoo.card(row.name, out / "cards")
-        assert (row.seeds, card.epochs) == (2, 1)
+        assert (row.seeds, card.epochs) == (2, 3)
         assert row.validation == statistics.mean(s.validation_error for s in card.seeds)
         assert row.test == statistics.mean(s.test_error for s in card.seeds)
         small = zoo.load(row.name, out / "cards")
@@ -92,6 +96,12 @@ def test_every_way_is_a_card_and_the_table_is_what_cards_say(
     assert [path.stat().st_mtime_ns for path in runs] == before
     again = Comparison.load(out / "comparison.json")
     assert again == found
+    fewer = [text for text in command if text != "0"]  # of one of the seeds, without another run
+    assert main(fewer) == 1
+    assert [path.stat().st_mtime_ns for path in runs] == before
+    (row,) = [r for r in Comparison.load(out / "comparison.json").rows if r.name == "random"]
+    (seed,) = zoo.card("random", out / "cards").seeds
+    assert (row.seeds, seed.seed, row.test) == (1, 1, seed.test_error)
     other = [text.replace("0.3", "0.5") for text in command]
     capsys.readouterr()
     assert main(other) == 1
@@ -171,6 +181,35 @@ def test_lines_are_those_that_a_user_writes(config: dict) -> None:
     measured = without_defaults(ALTERNATIVES["measured"][1](config))
     assert differing(measured, dense) == ["budget:", "  macs: 0.3", "  end: 0"]
     assert differing(dense, dense) == []
+
+
+def test_ways_that_act_in_a_window_need_one(config: dict) -> None:
+    short = json.loads(json.dumps(config))
+    short["trainer"]["max_epochs"] = 2
+    own, _ = make_parser().parse_known_args(["--ways", *ALTERNATIVES])
+    refused: dict[str, str] = {}
+    jobs = jobs_of(short, own, Path("out"), refused)
+    assert list(refused) == ["gradual", "fading", "group_lasso", "slimming", "gbd"]
+    assert all("expected at least 3 epochs" in reason for reason in refused.values())
+    assert {job.way for job in jobs} == set(ALTERNATIVES) - set(refused)
+
+
+def test_a_card_of_other_seeds_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many, but others."""
+    made: list[list[str]] = []
+
+    def published(runs: list[Path], way: str, root: Path, **_: str) -> None:
+        made.append([path.name for path in runs])
+        shutil.copytree(zoo.entries.zoo_root(None) / "lenet_mnist_shape", root / way)
+
+    card = zoo.card("lenet_mnist_shape")
+    monkeypatch.setattr("ssl_lightning.cli.compare.publish", published)
+    monkeypatch.setattr("ssl_lightning.cli.compare.zoo.card", lambda *_: card)
+    own = [seed.seed for seed in card.seeds]
+    for seeds in (own, own, [seed + 7 for seed in own]):
+        jobs = [Job("random", s, folder / f"seed{s}", {}, 1) for s in seeds]
+        card_of("random", jobs, folder)
+    assert made == [[f"seed{s}" for s in own], [f"seed{s + 7}" for s in own]]
 
 
 def test_runs_share_the_threads_and_the_first_seeds_go_first(config: dict) -> None:

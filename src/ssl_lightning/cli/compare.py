@@ -260,12 +260,12 @@ def work(job: Job) -> None:
 def card_of(way: str, jobs: list[Job], folder: Path) -> Card:
     """Return the card of a way, whose runs are measured if that was not done yet."""
     root = folder / CARDS
-    runs = [job.folder for job in jobs if job.way == way]
-    if (root / way).is_dir() and len(zoo.card(way, root).seeds) != len(runs):
-        shutil.rmtree(root / way)  # of fewer seeds, or more
+    runs = {job.seed: job.folder for job in jobs if job.way == way}
+    if (root / way).is_dir() and {seed.seed for seed in zoo.card(way, root).seeds} != set(runs):
+        shutil.rmtree(root / way)  # of other seeds
     if not (root / way).is_dir():
         say(f"{way}: measuring")
-        publish(runs, way, root, remark=ALTERNATIVES[way][0])
+        publish(list(runs.values()), way, root, remark=ALTERNATIVES[way][0])
     return zoo.card(way, root)
 
 

@@ -12,6 +12,8 @@ from ssl_lightning.zoo.loading import PREFIX
 
 Config = dict[str, Any]
 TARGETS = (*RESOURCES, "latency_ms")
+SHORTEST = 3
+"""Epochs of a run of which a third is a window."""
 GIVEN, RESULT, DENSE, ONE_SHOT, RANDOM, NARROW = (
     "given",
     "result",
@@ -85,7 +87,13 @@ def in_window(importance: str, method: str, *penalties: Config) -> Callable[[Con
     """
 
     def make(config: Config) -> Config:
-        end = config["trainer"]["max_epochs"] // 3
+        epochs = config["trainer"]["max_epochs"]
+        if epochs < SHORTEST:
+            raise ValueError(
+                f"expected at least {SHORTEST} epochs, a third of which is the window in which the "
+                f"way acts, got {epochs}. Give --epochs {SHORTEST}, or more."
+            )
+        end = epochs // 3
         budget = {"method": method, "importance": importance, "start": 0, "end": end}
         changed = unpenalised(with_budget(config, **budget))
         changed["model"]["penalties"] = [copy.deepcopy(p) for p in penalties] or None
@@ -147,31 +155,6 @@ def low_rank(method: str) -> Callable[[Config], Config]:
         return changed
 
     return make
-
-
-LOW_RANK = f"{LowRank.__module__}.LowRank"
-STRENGTH = 1e-4
-"""Of penalties in a window: the best of those by decades on LeNet (docs/budgets.md)."""
-TRUNCATED = {"kind": "shape", "strength": STRENGTH, "function": "capped", "theta": 0.1}
-LASSO = {"kind": "coupled", "strength": STRENGTH}
-SCALES = {"kind": "bn_scale", "strength": STRENGTH, "mode": "subgradient"}
-ALTERNATIVES: dict[str, tuple[str, Callable[[Config], Config]]] = {
-    "measured": ("measured importance, at once", at_once("measured")),
-    "taylor": ("Taylor expansion of the loss, at once", at_once("taylor")),
-    "magnitude": ("largest l2 norms, at once", at_once("l2")),
-    "fpgm": ("geometric median, at once", at_once("fpgm")),
-    "gradual": ("largest l2 norms, gradually", in_window("l2", "gradual")),
-    "fading": ("growing regularization", in_window("l2", "fading")),
-    "group_lasso": ("group lasso of a constant strength", in_window("l2", "one_shot", LASSO)),
-    "slimming": ("network slimming", in_window("bn_scale", "one_shot", SCALES)),
-    "gbd": ("group-wise brain damage", lambda config: damaged(config)),
-    "tucker": ("low rank: Tucker-2", low_rank("tucker")),
-    "svd": ("low rank: singular values", low_rank("svd")),
-    "random": ("random groups, at once", at_once("random")),
-    "narrow": ("uniformly narrower, from scratch", lambda config: narrower(unpenalised(config))),
-    "dense": ("dense, trained as long", lambda config: without_budget(config)),
-}
-"""Name of a way, in `compare` -> what it is, and what makes the config of a run by it."""
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -256,3 +239,28 @@ def fresh(model: Mapping[str, Any]) -> dict[str, Any]:
         if arguments.get(name):
             arguments[name] = None
     return changed
+
+
+LOW_RANK = f"{LowRank.__module__}.LowRank"
+STRENGTH = 1e-4
+"""Of penalties in a window: the best of eight for the group lasso on LeNet (docs/budgets.md)."""
+TRUNCATED = {"kind": "shape", "strength": STRENGTH, "function": "capped", "theta": 0.1}
+LASSO = {"kind": "coupled", "strength": STRENGTH}
+SCALES = {"kind": "bn_scale", "strength": STRENGTH, "mode": "subgradient"}
+ALTERNATIVES: dict[str, tuple[str, Callable[[Config], Config]]] = {
+    "measured": ("measured importance, at once", at_once("measured")),
+    "taylor": ("Taylor expansion of the loss, at once", at_once("taylor")),
+    "magnitude": ("largest l2 norms, at once", at_once("l2")),
+    "fpgm": ("geometric median, at once", at_once("fpgm")),
+    "gradual": ("largest l2 norms, gradually", in_window("l2", "gradual")),
+    "fading": ("growing regularization", in_window("l2", "fading")),
+    "group_lasso": ("group lasso of a constant strength", in_window("l2", "one_shot", LASSO)),
+    "slimming": ("network slimming", in_window("bn_scale", "one_shot", SCALES)),
+    "gbd": ("group-wise brain damage", damaged),
+    "tucker": ("low rank: Tucker-2", low_rank("tucker")),
+    "svd": ("low rank: singular values", low_rank("svd")),
+    "random": ("random groups, at once", at_once("random")),
+    "narrow": ("uniformly narrower, from scratch", lambda config: narrower(unpenalised(config))),
+    "dense": ("dense, trained as long", without_budget),
+}
+"""Name of a way, in `compare` -> what it is, and what makes the config of a run by it."""
