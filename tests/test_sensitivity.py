@@ -233,7 +233,7 @@ REFUSED = {
     "shares as text": ({"shares": "0.5"}, "got '0.5'"),
     "share nan": ({"shares": [math.nan]}, "got nan"),
     "no shares": ({"shares": []}, r"got \[\]. Give at least one"),
-    "importance": ({"importance": "l3"}, "Unknown importance 'l3'. Known: l1, l2"),
+    "importance": ({"importance": "l3"}, "Unknown importance 'l3'. Known: .*l1, l2"),
     "kind": ({"kind": "coupledd"}, "Did you mean coupled"),
     "layers": ({"groups": [{"kind": "coupled", "layers": "x*"}]}, r"'x\*' matches no layer"),
     "no groups given": ({"groups": []}, "sensitivity: expected `groups`"),
