@@ -6,12 +6,13 @@ RUN := .venv/bin/python
 CLI := $(RUN) cli.py
 QUICK := runs/quickstart
 
-.PHONY: help demo test test-zoo-matrix environment lint types clean
+.PHONY: help demo docs test test-zoo-matrix environment lint types clean
 
 help:
 	@echo "make demo   train LeNet sparse on the bundled MNIST, compact it, measure it (3 minutes)"
 	@echo "make test   lint, types and all tests"
 	@echo "make test-zoo-matrix   compaction of all architectures of torchvision and timm that we test"
+	@echo "make docs   build the documentation into docs/_build/html (a minute, no network)"
 	@echo "make clean  remove .venv and runs/ (the shared dependency layer stays)"
 
 environment:
@@ -33,6 +34,10 @@ test: environment lint types
 test-zoo-matrix: environment
 	SSL_ZOO_MATRIX=1 OMP_NUM_THREADS=2 $(RUN) -m pytest --quiet --durations=15 tests/test_zoo_matrix.py tests/test_compaction_sizes.py
 
+docs: environment
+	$(RUN) -W ignore -m sphinx --quiet --fail-on-warning --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 lint: environment
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -41,4 +46,4 @@ types: environment
 	$(RUN) -m mypy
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build docs/generated

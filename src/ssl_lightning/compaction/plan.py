@@ -52,6 +52,8 @@ class Plan:
         >>> plan = make_plan(net, torch.zeros(1, 1, 28, 28))
         >>> len(plan.modules["conv1"].outputs)
         10
+        >>> plan  # print(plan) shows the table of `explain`
+        Plan(2 of 4 modules lose channels, input_shapes=((1, 1, 28, 28),))
     """
 
     modules: dict[str, SiteSlices]
@@ -69,6 +71,17 @@ class Plan:
                 "Plan: expected low rank factors or channels to retain, got both. Give two plans, "
                 "in the order in which they are carried out."
             )
+
+    def __repr__(self) -> str:
+        what = f"{len(self.removed())} of {len(self.modules)} modules lose channels"
+        if self.sparse:
+            what += f", {len(self.sparse)} become column-sparse"
+        if self.factors:
+            what = f"factors of {len(self.factors)} layers"
+        return f"{type(self).__name__}({what}, input_shapes={self.input_shapes})"
+
+    def __str__(self) -> str:
+        return self.explain()
 
     def removed(self) -> dict[str, SiteSlices]:
         """Return the modules that lose something."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ssl_lightning.measure.serial import Record
+from ssl_lightning.suggest import aligned
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,9 @@ class BenchmarkResult(Record):
         True
         >>> result.run(threads=2).network["dense"].median_ms
         1.5
+        >>> print(result)
+        float32, batch size 1, 2 threads  MACs  parameters  eager, ms
+        dense                             10    5           1.500
     """
 
     machine: Machine
@@ -157,6 +161,20 @@ class BenchmarkResult(Record):
     def baseline(self) -> str:
         """Name of the model that the ratios refer to."""
         return next(iter(self.models))
+
+    def __str__(self) -> str:
+        return "\n".join(line for run in self.runs for line in self._lines(run))
+
+    def _lines(self, run: Run) -> list[str]:
+        """Return the table of one run, and what was left out of it and why."""
+        plural = "s" if run.threads > 1 else ""
+        setting = f"{run.dtype}, batch size {run.batch_size}, {run.threads} thread{plural}"
+        rows = [(setting, "MACs", "parameters", *(f"{engine}, ms" for engine in run.engines))]
+        for model, size in self.models.items():
+            timings = (by_model.get(model) for by_model in run.engines.values())
+            cells = ("-" if timing is None else f"{timing.median_ms:.3f}" for timing in timings)
+            rows.append((model, f"{size.macs:,}", f"{size.num_parameters:,}", *cells))
+        return [*aligned(rows), *(f"{what}: {why}" for what, why in run.left_out.items())]
 
     def run(
         self, threads: int | None = None, batch_size: int | None = None, dtype: str | None = None

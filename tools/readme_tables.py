@@ -1,0 +1,94 @@
+"""Write the tables of README from what was measured: the demo's report, and the cards of the zoo.
+
+``python tools/readme_tables.py`` replaces what stands between ``<!-- name -->`` and ``<!-- end -->``.
+``docs/demo/`` holds the report and the pictures of a run of ``make demo`` on an idle machine:
+``cp runs/quickstart/report.{json,png} runs/quickstart/filters.png docs/demo/``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src")] if str(ROOT / "src") not in sys.path else []
+
+from ssl_lightning.report.run_report import RunReport  # noqa: E402
+from ssl_lightning.report.table import percent  # noqa: E402
+from ssl_lightning.zoo import Card, card  # noqa: E402
+from ssl_lightning.zoo.records import median_result  # noqa: E402
+from ssl_lightning.zoo.wording import table  # noqa: E402
+
+ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared with
+    "lenet_mnist_filter_channel": "lenet_mnist_dense",
+    "resnet20_cifar10_channel": "resnet20_cifar10_dense",
+    "resnet20_cifar10_depth18": "resnet20_cifar10_dense",
+    "alexnet_imagenette_full": "alexnet_imagenette_dense",
+    "mobilenetv3_small_imagenette_half": "mobilenetv3_small_imagenette_dense",
+}
+
+
+def demo_table() -> str:
+    """Return dense, masked and compact of the demo's report."""
+    report = RunReport.load(ROOT / "docs/demo/report.json")
+    record = report.benchmark
+    run = record.run(threads=1)
+    dense = record.models[record.baseline]
+    rows = [
+        (
+            name,
+            f"{report.errors[name]:.2f} %",
+            f"{size.macs:,} ({percent(size.macs, dense.macs)} %)",
+            f"{size.num_parameters:,}",
+            f"{run.network[name].median_ms:.3f} ms ({run.network[name].ratio:.2f})",
+        )
+        for name, size in record.models.items()
+    ]
+    head = ("LeNet, 10,000 images", "test error", "multiply-adds", "parameters", "one image, one thread")
+    processor = f"Measured in {next(iter(run.engines))} on {record.machine.processor}."
+    return f"{table(head, rows)}\n\n{processor}\n"
+
+
+def zoo_table() -> str:
+    """Return some entries of the zoo beside their dense networks and their best controls."""
+    head = (
+        "network",
+        "test error: dense",
+        "compact",
+        "best control",
+        "multiply-adds",
+        "parameters",
+        "time of an image",
+    )
+    rows = (zoo_row(card(name), dense) for name, dense in ENTRIES.items())
+    return f"{table(head, rows)}\n"
+
+
+def zoo_row(entry: Card, dense: str | None) -> tuple[str, ...]:
+    """Return one entry's cells."""
+    controls = [median_result(control.seeds).test_error for control in entry.controls]
+    ratios = [one.ratio["compact"] for one in entry.latency or () if one.batch_size == 1]
+    return (
+        f"[{entry.name}](zoo/{entry.name}/README.md)",
+        "-" if dense is None else f"{card(dense).test_error:.2f} %",
+        f"{entry.test_error:.2f} %",
+        f"{min(controls):.2f} %" if controls else "-",
+        f"{percent(entry.compact.macs, entry.dense.macs)} %",
+        f"{percent(entry.compact.num_parameters, entry.dense.num_parameters)} %",
+        f"{ratios[0]:.2f}" if ratios else "-",
+    )
+
+
+def filled(text: str) -> str:
+    """Return README's text with its tables as they were measured."""
+    for name, made in {"demo": demo_table(), "zoo": zoo_table()}.items():
+        block = re.compile(rf"<!-- {name} -->\n.*?<!-- end -->", re.DOTALL)
+        assert block.search(text), f"README has no place for the table {name}"
+        text = block.sub(lambda _, n=name, m=made: f"<!-- {n} -->\n{m}<!-- end -->", text)
+    return text
+
+
+if __name__ == "__main__":
+    README = ROOT / "README.md"
+    README.write_text(filled(README.read_text()))
