@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tools"))
 
 import site_pages  # noqa: E402
-
 from ssl_lightning import __version__  # noqa: E402
 
 project = "ssl_lightning"
 author = "the ssl_lightning developers"
-copyright = author
+copyright = author  # noqa: A001 - the name that Sphinx reads
 release = version = __version__
 
 extensions = [
@@ -31,6 +33,7 @@ myst_heading_anchors = 3
 nitpicky = False
 
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
@@ -41,6 +44,7 @@ add_module_names = False
 toc_object_entries = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # browsers show it without a script from elsewhere
 html_title = f"ssl_lightning {__version__}"
 html_static_path = ["_static"]
 html_show_sphinx = False
@@ -48,8 +52,20 @@ html_copy_source = False
 html_theme_options = {"source_directory": "docs/", "top_of_page_buttons": []}
 copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = "\\"
+
+
+def write_math(as_block):
+    """Return what writes a formula of TeX as MathML."""
+
+    def visit(writer, node):
+        writer.body.append(tex2mathml(node.astext(), as_block=as_block))
+        raise SkipNode
+
+    return visit
 
 
 def setup(app):
     """Write the generated pages before the others are read."""
     site_pages.write_all(HERE)
+    app.add_html_math_renderer("mathml", (write_math(False), None), (write_math(True), None))

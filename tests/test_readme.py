@@ -35,7 +35,9 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     trainer, small = namespace["trainer"], namespace["small"]
     assert trainer.callback_metrics["val/error"] < 10  # 90 without learning
     assert trainer.callback_metrics["macs/left"] <= 30
-    assert count_macs(small, namespace["x"]) <= 0.5 * count_macs(create_backbone("resnet20"), namespace["x"])
+    assert count_macs(small, namespace["x"]) <= 0.5 * count_macs(
+        create_backbone("resnet20"), namespace["x"]
+    )
 
 
 def test_commands_and_configs_exist():

@@ -16,9 +16,9 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "tools"))
 
-import readme_tables  # noqa: E402
-import site_pages  # noqa: E402
-import tutorials  # noqa: E402
+import readme_tables
+import site_pages
+import tutorials
 
 DOCS = ROOT / "docs"
 TUTORIALS = sorted(p for p in (DOCS / "tutorials").glob("*.md") if p.stem != "index")
@@ -37,7 +37,9 @@ def page_id(path):
 def site(tmp_path_factory):
     """The site as `make docs` builds it."""
     folder = tmp_path_factory.mktemp("site")
-    command = re.search(r"^docs:.*\n\t\$\(RUN\) (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    command = re.search(
+        r"^docs:.*\n\t\$\(RUN\) (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
     arguments = command[1].replace("docs/_build", str(folder)).split()
     ran = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False

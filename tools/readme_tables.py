@@ -1,6 +1,7 @@
 """Write the tables of README from what was measured: the demo's report, and the cards of the zoo.
 
-``python tools/readme_tables.py`` replaces what stands between ``<!-- name -->`` and ``<!-- end -->``.
+``python tools/readme_tables.py`` replaces what stands between ``<!-- name -->`` and
+``<!-- end -->``.
 ``docs/demo/`` holds the report and the pictures of a run of ``make demo`` on an idle machine:
 ``cp runs/quickstart/report.{json,png} runs/quickstart/filters.png docs/demo/``.
 """
@@ -45,7 +46,13 @@ def demo_table() -> str:
         )
         for name, size in record.models.items()
     ]
-    head = ("LeNet, 10,000 images", "test error", "multiply-adds", "parameters", "one image, one thread")
+    head = (
+        "LeNet, 10,000 images",
+        "test error",
+        "multiply-adds",
+        "parameters",
+        "one image, one thread",
+    )
     processor = f"Measured in {next(iter(run.engines))} on {record.machine.processor}."
     return f"{table(head, rows)}\n\n{processor}\n"
 

@@ -28,7 +28,8 @@ REFERENCE: dict[str, tuple[str, str, str]] = {
     "groups": (
         "Groups",
         "Which slices of weights become zero together.",
-        "Selector GroupSet GroupKind resolve_groups group_norms kept_groups register_kind GroupLocks",
+        "Selector GroupSet GroupKind resolve_groups group_norms kept_groups register_kind "
+        "GroupLocks",
     ),
     "penalties": (
         "Penalties and schedules",
@@ -128,8 +129,8 @@ def reference_index() -> str:
     rows = (f"| [{title}]({page}.md) | {about} |" for page, (title, about, _) in REFERENCE.items())
     pages = "\n".join(REFERENCE)
     return (
-        "# Reference\n\nAll public names; `from ssl_lightning import ...`. The core imports no Lightning: it "
-        "works in any loop.\n\n| page | what |\n|---|---|\n"
+        "# Reference\n\nAll public names; `from ssl_lightning import ...`. The core imports no "
+        "Lightning: it works in any loop.\n\n| page | what |\n|---|---|\n"
         + "\n".join(rows)
         + f"\n\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
     )
@@ -161,7 +162,11 @@ def commands_page() -> str:
         "`--help` prints.\n",
     ]
     for command, (_, about) in COMMANDS.items():
-        parts += [f"## {command}\n", f"{about[0].upper()}{about[1:]}.\n", f"```text\n{help_of(command)}\n```\n"]
+        parts += [
+            f"## {command}\n",
+            f"{about[0].upper()}{about[1:]}.\n",
+            f"```text\n{help_of(command)}\n```\n",
+        ]
     return "\n".join(parts)
 
 
@@ -200,12 +205,27 @@ def zoo_pages(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 GALLERY: dict[str, tuple[str, str]] = {
-    "demo/report.png": ("The demo: LeNet dense, masked and compact, layer by layer", "../install.md"),
+    "demo/report.png": (
+        "The demo: LeNet dense, masked and compact, layer by layer",
+        "../install.md",
+    ),
     "demo/filters.png": ("The demo: first filters, dense and sparse", "../install.md"),
-    "sparsify/lenet.png": ("Error over cost of one run of `sparsify`, beside its controls", "../sparsify.md"),
-    "sensitivity/sensitivity.png": ("Error after removing shares of each layer's channels", "../sensitivity.md"),
-    "guides/int8/resnet20.png": ("ResNet-20: dense and compact, float32 and int8", "../guides/int8.md"),
-    "guides/int8/mobilenetv3.png": ("MobileNetV3-small: dense and compact, float32 and int8", "../guides/int8.md"),
+    "sparsify/lenet.png": (
+        "Error over cost of one run of `sparsify`, beside its controls",
+        "../sparsify.md",
+    ),
+    "sensitivity/sensitivity.png": (
+        "Error after removing shares of each layer's channels",
+        "../sensitivity.md",
+    ),
+    "guides/int8/resnet20.png": (
+        "ResNet-20: dense and compact, float32 and int8",
+        "../guides/int8.md",
+    ),
+    "guides/int8/mobilenetv3.png": (
+        "MobileNetV3-small: dense and compact, float32 and int8",
+        "../guides/int8.md",
+    ),
     "generalisation/calibration_resnet20.png": (
         "Calibration of ResNet-20, dense and sparse",
         "../generalisation.md",
@@ -220,7 +240,10 @@ GALLERY: dict[str, tuple[str, str]] = {
 
 def gallery_page() -> str:
     """Return a page with all pictures."""
-    parts = ["# Gallery\n", "Every picture is made by a command of the library; its page says which.\n"]
+    parts = [
+        "# Gallery\n",
+        "Every picture is made by a command of the library; its page says which.\n",
+    ]
     shown = [(path, *rest) for path, rest in GALLERY.items() if (ROOT / "docs" / path).is_file()]
     for path, caption, page in shown:
         parts.append(f"## {caption}\n\n![{caption}](../{path})\n\n[How it was made]({page})\n")
@@ -245,7 +268,11 @@ def notebook(tutorial: Path) -> str:
     text = re.sub(r"```text\n.*?```\n", "", tutorial.read_text(), flags=re.DOTALL)  # outputs
     text = re.sub(r"^\{download\}`[^`]*`\n+", "", text, flags=re.MULTILINE)
     made = jupytext.reads(text, fmt="md")
-    made.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    made.metadata["kernelspec"] = {
+        "name": "python3",
+        "language": "python",
+        "display_name": "Python 3",
+    }
     for number, cell in enumerate(made.cells):
         cell["id"] = f"cell-{number}"  # drawn at random otherwise
     return jupytext.writes(made, fmt="ipynb") + "\n"

@@ -1,8 +1,8 @@
 """Run the Python blocks of a page and see what they print.
 
-``python tools/tutorials.py docs/tutorials/timm.md`` runs them in a temporary folder, in the order in
-which they stand, and writes what each prints below it, as a block of text. The tests compare the
-two with all numbers masked, since those differ between machines.
+``python tools/tutorials.py docs/tutorials/timm.md`` runs them in a temporary folder, in the order
+in which they stand, and writes what each prints below it, as a block of text. The tests compare
+the two with all numbers masked, since those differ between machines.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def run(page: Path) -> list[Ran]:
 
 
 def masked(text: str) -> str:
-    """Return a text in which a machine's numbers, and the widths of columns, do not matter.
+    r"""Return a text in which a machine's numbers, and the widths of columns, do not matter.
 
     Example:
-        >>> masked("error  1.22 %\\n")
+        >>> masked("error  1.22 %\n")
         'error # %\\n'
     """
     return re.sub(r" +", " ", NUMBER.sub("#", text))
