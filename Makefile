@@ -13,7 +13,7 @@ help:
 	@echo "make test   lint, types and all tests"
 	@echo "make test-zoo-matrix   compaction of all architectures of torchvision and timm that we test"
 	@echo "make lint, make types   ruff and mypy only"
-	@echo "make environment   .venv and the dependencies below it, which the others make too"
+	@echo "make environment   .venv and the dependencies below it, made by the others when it is missing"
 	@echo "make dist   sdist and wheel of the last commit in dist/, built twice and compared"
 	@echo "make clean  remove .venv, runs/ and dist/ (the shared dependency layer stays)"
 

@@ -26,6 +26,7 @@ LEFTOVERS = [
     "build/lib/ssl_lightning/gone.py",
     f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/ssl_lightning/gone.py",
     "docs/_build/index.html",
+    "docs/generated/api.md",
     "lightning_logs/version_0/metrics.csv",
     "runs/quickstart/checkpoints/last.ckpt",
     "src/ssl_lightning/kernels/_column_sparse.abi3.so",

@@ -2,7 +2,7 @@
 
 The two builds lie in different folders and have different umasks. The time that the archives name
 is that of the commit, unless SOURCE_DATE_EPOCH is set. What is not committed is not built. Without
-a C compiler (``CC=/bin/false make dist``) the wheel is for any machine, and its kernels run in torch.
+a C compiler (``CC=/bin/false make dist``) the wheel suits any machine, where kernels run in torch.
 """
 
 from __future__ import annotations
