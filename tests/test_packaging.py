@@ -114,7 +114,7 @@ def test_the_sdist_is_what_git_tracks(sdist: Path) -> None:
         members = [member for member in archive.getmembers() if member.isfile()]
     names = {member.name.split("/", 1)[1] for member in members}
     generated = {"PKG-INFO", "setup.cfg"} | {n for n in names if ".egg-info/" in n}
-    assert names - generated == {name for name in tracked() if not name.startswith(".")}
+    assert names - generated == set(tracked())
     assert {member.mtime for member in members} == {EPOCH}
     assert {(m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, "", "")}
 
