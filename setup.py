@@ -46,7 +46,8 @@ class BuildWithoutPaths(build_ext):
         """Build as usual: the library needs nothing but libc."""
         linker = getattr(self.compiler, "linker_so", None)
         if linker:
-            self.compiler.linker_so = [part for part in linker if not part.startswith("-Wl,-rpath")]
+            named = ("-Wl,-rpath,", "-Wl,-rpath=")
+            self.compiler.linker_so = [part for part in linker if not part.startswith(named)]
         super().build_extensions()
 
 

@@ -37,7 +37,8 @@ LEFTOVERS = [
 ]
 """What lies about in a checkout that was worked in, and git ignores."""
 
-COMPILER = shutil.which("cc") is not None and sys.platform == "linux"
+CC = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+COMPILER = shutil.which(CC.split()[0]) is not None and sys.platform == "linux"
 NATIVE = "ssl_lightning/kernels/native/"
 DEPENDENCIES = Path(torch.__file__).parent.parent
 
