@@ -6,16 +6,16 @@ RUN := .venv/bin/python
 CLI := $(RUN) cli.py
 QUICK := runs/quickstart
 
-.PHONY: help demo test test-zoo-matrix environment lint types dist clean
+.PHONY: help demo test test-zoo-matrix environment lint types clean
 
 help:
 	@echo "make demo   train LeNet sparse on the bundled MNIST, compact it, measure it (3 minutes)"
-	@echo "make test   lint, types and all tests"
-	@echo "make test-zoo-matrix   compaction of all architectures of torchvision and timm that we test"
 	@echo "make lint, make types   ruff and mypy only"
 	@echo "make environment   .venv and the dependencies below it, made by the others when it is missing"
 	@echo "make dist   sdist and wheel of the last commit in dist/, built twice and compared"
-	@echo "make clean  remove .venv, runs/ and dist/ (the shared dependency layer stays)"
+	@echo "make test   lint, types and all tests"
+	@echo "make test-zoo-matrix   compaction of all architectures of torchvision and timm that we test"
+	@echo "make clean  remove .venv and runs/ (the shared dependency layer stays)"
 
 environment:
 	@$(PYTHON) tools/environment.py
@@ -43,8 +43,9 @@ lint: environment
 types: environment
 	$(RUN) -m mypy
 
+.PHONY: dist
 dist: environment
 	$(RUN) tools/dist.py
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv runs
