@@ -10,6 +10,9 @@ QUICK := runs/quickstart
 
 help:
 	@echo "make demo   train LeNet sparse on the bundled MNIST, compact it, measure it (3 minutes)"
+	@echo "make lint, make types   ruff and mypy only"
+	@echo "make environment   .venv and the dependencies below it, made by the others when it is missing"
+	@echo "make dist   sdist and wheel of the last commit in dist/, built twice and compared"
 	@echo "make test   lint, types and all tests"
 	@echo "make test-zoo-matrix   compaction of all architectures of torchvision and timm that we test"
 	@echo "make docs   build the documentation into docs/_build/html (a minute, no network)"
@@ -44,6 +47,10 @@ lint: environment
 
 types: environment
 	$(RUN) -m mypy
+
+.PHONY: dist
+dist: environment
+	$(RUN) tools/dist.py
 
 clean:
 	rm -rf .venv runs docs/_build docs/generated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,40 @@ def test_what_fails_is_not_complete_and_lets_the_next_one_in(
         monkeypatch.setattr(environment, "run", lambda *command: None)
         environment.install_dependencies(layer)
     assert (layer / "complete").exists()
+
+
+def test_the_project_is_installed_anew_when_its_version_or_build_changes(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, venv = tmp_path / "checkout", tmp_path / "checkout" / ".venv"
+    for name in ("pyproject.toml", "setup.py", "src/ssl_lightning/__init__.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(environment.ROOT / name, root / name)
+    (root / "src/ssl_lightning/kernels/native").mkdir(parents=True)
+    calls: list[str] = []
+
+    def run(*command: Any) -> None:
+        calls.append(command[2])
+        version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        (venv / "lib" / version / "site-packages").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(environment, "ROOT", root)
+    monkeypatch.setattr(environment, "run", run)
+    environment.install_project(tmp_path / "layer", venv)
+    assert calls == ["venv", "pip"]
+    environment.install_project(tmp_path / "layer", venv)
+    assert calls == ["venv", "pip"]
+    for name, line in (
+        ("src/ssl_lightning/__init__.py", '__version__ = "9.9.9"\n'),
+        ("setup.py", "# another\n"),
+    ):
+        (root / name).write_text((root / name).read_text() + line)
+        calls.clear()
+        environment.install_project(tmp_path / "layer", venv)
+        assert calls == ["venv", "pip"], name
+    (root / "src/ssl_lightning/__init__.py").write_text(
+        (root / "src/ssl_lightning/__init__.py").read_text() + "# the code, not the version\n"
+    )
+    calls.clear()
+    environment.install_project(tmp_path / "layer", venv)
+    assert calls == []

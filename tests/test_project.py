@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -213,12 +214,19 @@ def test_environment_has_the_versions_of_pyproject():
     assert f"python{project['requires-python']}" in environment
 
 
-def test_version_is_the_same_everywhere():
+def test_the_version_stands_in_one_place():
     import ssl_lightning
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert ssl_lightning.__version__ == project["version"]
-    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in pyproject["project"]
+    assert "version" in pyproject["project"]["dynamic"]
+    source = pyproject["tool"]["setuptools"]["dynamic"]["version"]
+    assert source == {"attr": "ssl_lightning.__version__"}
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = r"(\d+\.\d+\.\d+) \((?:unreleased|\d{4}-\d\d-\d\d)\)"
+    versions = [re.fullmatch(released, heading) for heading in headings]
+    assert all(versions), headings
+    assert versions[0][1] == ssl_lightning.__version__
 
 
 def test_committed_text_names_no_place_of_a_machine():

@@ -77,16 +77,24 @@ def install_dependencies(layer: Path) -> None:
     marker.write_text("\n".join(requirements()) + "\n")
 
 
-def native_digest() -> str:
-    """Hash of the C sources: when they change, the shared library must be built again."""
-    sources = sorted((ROOT / "src" / "ssl_lightning" / "kernels" / "native").iterdir())
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+def build_digest() -> str:
+    """Hash of what the installation depends on beside ``pyproject.toml``.
+
+    When the C sources or the way to build them change, the shared library must be built again; when
+    the version does, so must the metadata.
+    """
+    package = ROOT / "src" / "ssl_lightning"
+    sources = [ROOT / "setup.py", *sorted((package / "kernels" / "native").iterdir())]
+    lines = (package / "__init__.py").read_text().splitlines()
+    version = [line for line in lines if line.startswith("__version__")]
+    content = [*(source.read_bytes() for source in sources), "\n".join(version).encode()]
+    return hashlib.sha256(b"".join(content)).hexdigest()[:12]
 
 
 def install_project(layer: Path, venv: Path) -> None:
     """Put this checkout, editable, on top of the dependency layer."""
     stamp = venv / "layer"
-    wanted = f"{layer}\n{(ROOT / 'pyproject.toml').read_text()}\nnative code: {native_digest()}\n"
+    wanted = f"{layer}\n{(ROOT / 'pyproject.toml').read_text()}\nbuild: {build_digest()}\n"
     if stamp.exists() and stamp.read_text() == wanted:
         print(f"environment: reusing {venv}")
         return

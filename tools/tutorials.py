@@ -42,11 +42,11 @@ def run(page: Path) -> list[Ran]:
 
 
 def masked(text: str) -> str:
-    r"""Return a text in which a machine's numbers, and the widths of columns, do not matter.
+    """Return a text in which a machine's numbers, and the widths of columns, do not matter.
 
     Example:
-        >>> masked("error  1.22 %\n")
-        'error # %\\n'
+        >>> masked("error  1.22 %")
+        'error # %'
     """
     return re.sub(r" +", " ", NUMBER.sub("#", text))
 

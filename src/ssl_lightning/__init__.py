@@ -107,7 +107,7 @@ if TYPE_CHECKING:
         register_schedule,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BACKBONES",
     "MCP",
