@@ -28,6 +28,7 @@ ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared
     "alexnet_imagenette_full": "alexnet_imagenette_dense",
     "mobilenetv3_small_imagenette_half": "mobilenetv3_small_imagenette_dense",
 }
+FIGURES = ("compact", "best control", "multiply-adds", "parameters", "time of an image")
 
 
 def demo_table() -> str:
@@ -59,26 +60,25 @@ def demo_table() -> str:
 
 def zoo_table() -> str:
     """Return some entries of the zoo beside their dense networks and their best controls."""
-    head = (
-        "network",
-        "test error: dense",
-        "compact",
-        "best control",
-        "multiply-adds",
-        "parameters",
-        "time of an image",
-    )
+    head = ("network", "test error: dense", *FIGURES)
     rows = (zoo_row(card(name), dense) for name, dense in ENTRIES.items())
     return f"{table(head, rows)}\n"
 
 
 def zoo_row(entry: Card, dense: str | None) -> tuple[str, ...]:
-    """Return one entry's cells."""
-    controls = [median_result(control.seeds).test_error for control in entry.controls]
-    ratios = [one.ratio["compact"] for one in entry.latency or () if one.batch_size == 1]
+    """Return one entry's row in README."""
     return (
         f"[{entry.name}](zoo/{entry.name}/README.md)",
         "-" if dense is None else f"{card(dense).test_error:.2f} %",
+        *figures(entry),
+    )
+
+
+def figures(entry: Card) -> tuple[str, ...]:
+    """Return an entry's test error, its best control's, its shares of the dense cost, its time."""
+    controls = [median_result(control.seeds).test_error for control in entry.controls]
+    ratios = [one.ratio["compact"] for one in entry.latency or () if one.batch_size == 1]
+    return (
         f"{entry.test_error:.2f} %",
         f"{min(controls):.2f} %" if controls else "-",
         f"{percent(entry.compact.macs, entry.dense.macs)} %",

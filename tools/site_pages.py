@@ -191,14 +191,18 @@ def help_of(command: str) -> str:
 
 def zoo_pages(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the pages of the zoo and its entries, as they lie in ``zoo/``, without front matter."""
+    from readme_tables import FIGURES, figures
+    from ssl_lightning.zoo import card
+    from ssl_lightning.zoo.wording import table
+
     names = sorted(path.parent.name for path in (ROOT / "zoo").glob("*/README.md"))
     toc = "\n".join(f"{name} <{name}/README>" for name in names)
-    text = (ROOT / "zoo" / "README.md").read_text()
-    head, rest = text.split("\n", 1)
-    yield (
-        folder / "index.md",
-        f"{head}\n{rest}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n",
-    )
+    head, after = (ROOT / "zoo" / "README.md").read_text().split("\n## ", 1)
+    intro = head.split("\n|", 1)[0]
+    rows = ((f"[{name}]({name}/README.md)", *figures(card(name))) for name in names)
+    made = table(("entry", "test error", *FIGURES[1:]), rows)
+    hidden = f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n"
+    yield folder / "index.md", f"{intro}\n{made}\n\n## {after}\n{hidden}"
     for name in names:
         page = (ROOT / "zoo" / name / "README.md").read_text()
         yield folder / name / "README.md", re.sub(r"\A---\n.*?\n---\n+", "", page, flags=re.DOTALL)
