@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 
 import pytest
 
@@ -34,6 +35,21 @@ NO_EXAMPLE = {
 
 def test_the_public_names_are_these():
     assert sorted(ssl_lightning.__all__) == sorted(PUBLIC)
+
+
+ELSEWHERE = "other arguments"  # a subclass says whose they are
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - NO_EXAMPLE))
+def test_every_parameter_is_described(name):
+    found = getattr(ssl_lightning, name)
+    text = inspect.getdoc(found)
+    if ELSEWHERE in text or (inspect.isclass(found) and "__init__" not in vars(found)):
+        return
+    names = set(inspect.signature(found).parameters) - {"args", "kwargs"}
+    described = set(re.findall(r"^ {4}(\w+(?:, \w+)*)(?: \(.*\))?:", text, re.MULTILINE))
+    described = {part for several in described for part in several.split(", ")}
+    assert names <= described, f"{name} does not describe {sorted(names - described)}"
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLIC) - NO_EXAMPLE))

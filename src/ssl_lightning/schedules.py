@@ -101,6 +101,12 @@ class PiecewiseSchedule(Schedule):
 class Constant(PiecewiseSchedule):
     """Full strength from epoch ``start`` on; before it, none.
 
+    Args:
+        start: in epochs, counted from 0; fractions count steps.
+
+    Raises:
+        ValueError: if ``start`` is negative or no number.
+
     Example:
         >>> Constant(start=2)(1.5), Constant(start=2)(2.0)
         (0.0, 1.0)
@@ -118,6 +124,14 @@ class Ramp(PiecewiseSchedule):
     """Linear from ``first`` at epoch ``start`` to full strength at epoch ``end``.
 
     Before ``start`` there is no penalty.
+
+    Args:
+        start: epoch at which it begins.
+        end: epoch of full strength.
+        first: factor at ``start``.
+
+    Raises:
+        ValueError: if ``end`` is before ``start``, or a number is negative.
 
     Example:
         >>> [Ramp(start=1, end=3)(epoch) for epoch in (0.5, 1, 2, 3, 9)]
@@ -140,6 +154,15 @@ class Cosine(PiecewiseSchedule):
     """Half a cosine from ``first`` at epoch ``start`` to ``last`` at epoch ``end``.
 
     Before ``start`` there is no penalty; after ``end`` the factor is ``last``.
+
+    Args:
+        start: epoch at which it begins.
+        end: epoch at which it ends.
+        first: factor at ``start``.
+        last: factor from ``end`` on.
+
+    Raises:
+        ValueError: if ``end`` is before ``start``, or a number is negative.
 
     Example:
         >>> [round(Cosine(start=0, end=4)(epoch), 3) for epoch in (0, 2, 4, 5)]
@@ -165,6 +188,14 @@ class Window(PiecewiseSchedule):
 
     With ``ramp`` > 0 the strength rises linearly over the first ``ramp`` epochs of the window. The
     stage after ``end`` is the paper's fine-tuning stage.
+
+    Args:
+        start: epoch at which it begins.
+        end: first epoch without penalty.
+        ramp: epochs over which the strength rises.
+
+    Raises:
+        ValueError: if ``end`` is before ``start``, or a number is negative.
 
     Example:
         >>> [Window(start=2, end=6, ramp=2)(epoch) for epoch in (1, 2, 3, 4, 5.9, 6)]

@@ -56,6 +56,10 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
             batch norm behind a zero filter), which becomes part of later biases. In train mode,
             where batch norms use other statistics, the smaller network is then another one.
 
+    Returns:
+        The plan. It holds names and indices, no weights (but constants to fold); ``print`` shows
+        it as a table.
+
     Raises:
         ValueError: if the model cannot be captured, its weights are not finite, or a rule or layer
             type of the user's own (:func:`~ssl_lightning.graph.register_rule`) is wrong.
@@ -247,6 +251,13 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
 
     Used on a freshly created backbone it rebuilds the small architecture, into which the compact
     network's tensors can be loaded. Low rank factors get fresh weights.
+
+    Args:
+        model: a network with the layers of the one that the plan was made for.
+        plan: from :func:`make_plan`.
+
+    Returns:
+        ``model``.
 
     Raises:
         ValueError: if the model's layers are not those that the plan was made for. The model is

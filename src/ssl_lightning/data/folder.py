@@ -116,6 +116,8 @@ class ImageFolderDataModule(ImageDataModule):
             ``{0: 128, 40: 176, 52: 227}``: small images, which are faster, first. Needs
             ``cache_size``.
 
+    The other arguments are those of :class:`ImageDataModule`.
+
     Raises:
         DataNotFoundError: in ``setup``, if a folder is missing or has no images.
         DataFileError: in ``setup``, if a split has other classes than ``root/train``.
@@ -235,6 +237,7 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     10,000 training images are held out for validation; the official validation images are the test
     split. The 1,000 classes are sorted by WordNet id, which is the usual class index.
+    The other arguments are those of :class:`ImageFolderDataModule`.
 
     Raises:
         DataFileError: in ``setup``, if there are not 1,000 classes.

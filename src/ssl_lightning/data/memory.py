@@ -28,7 +28,7 @@ class ArrayDataModule(ImageDataModule):
     """Images and targets held in memory as arrays; a subclass says in :meth:`read` what they are.
 
     Splits, order, augmentation, normalisation and resuming are the same as for all data modules;
-    see :class:`ImageDataModule`. Targets are of any kind, such as int64 ``(N,)`` for classes,
+    see :class:`ImageDataModule`, also for the other arguments. Targets are of any kind, such as int64 ``(N,)`` for classes,
     float32 ``(N, K)`` for several labels per image or for regression, int64 ``(N, H, W)`` for a
     class per pixel (without ``augment``, which moves images only).
 
@@ -238,7 +238,13 @@ class MNISTDataModule(InMemoryDataModule):
 
     Args:
         source: ``"bundled"`` uses the 12,000 training images and the complete test split that ship
-            with the package; the others give all 60,000, see :class:`InMemoryDataModule`.
+            with the package; ``"local"`` reads all 60,000 from packed files or torchvision's
+            layout under ``root``; ``"download"`` has torchvision fetch them there first.
+
+    The other arguments are those of :class:`ArrayDataModule` and :class:`ImageDataModule`.
+
+    Raises:
+        DataFileError: in ``setup``, if files are missing or damaged, saying how to get them.
 
     Example:
         >>> data = MNISTDataModule(batch_size=64)
@@ -258,6 +264,15 @@ class MNISTDataModule(InMemoryDataModule):
 class FashionMNISTDataModule(InMemoryDataModule):
     """Fashion-MNIST, grey 28 x 28; augmentation (off by default) shifts by 2 pixels and mirrors.
 
+    Args:
+        source: ``"local"`` reads packed files or torchvision's layout under ``root``;
+            ``"download"`` has torchvision fetch them there first.
+
+    The other arguments are those of :class:`ArrayDataModule` and :class:`ImageDataModule`.
+
+    Raises:
+        DataFileError: in ``setup``, if files are missing or damaged, saying how to get them.
+
     Example:
         >>> FashionMNISTDataModule(root="my-data").class_names[:2]
         ('T-shirt/top', 'Trouser')
@@ -272,6 +287,15 @@ class FashionMNISTDataModule(InMemoryDataModule):
 @dataclass(kw_only=True, eq=False)
 class CIFAR10DataModule(InMemoryDataModule):
     """CIFAR-10, RGB 32 x 32; augmentation shifts by up to 4 pixels and mirrors.
+
+    Args:
+        source: ``"local"`` reads packed files or torchvision's layout under ``root``;
+            ``"download"`` has torchvision fetch them there first.
+
+    The other arguments are those of :class:`ArrayDataModule` and :class:`ImageDataModule`.
+
+    Raises:
+        DataFileError: in ``setup``, if files are missing or damaged, saying how to get them.
 
     Example:
         >>> CIFAR10DataModule(root="my-data").input_shape
@@ -295,6 +319,11 @@ class ImagenetteDataModule(InMemoryDataModule):
         image_size: side of the images in a batch, in pixels.
         training_sizes: epoch -> side of augmented training images from that epoch on, such as
             ``{0: 128, 40: 176, 52: 227}``: small images, which are faster, first.
+
+    The other arguments are those of :class:`ArrayDataModule` and :class:`ImageDataModule`.
+
+    Raises:
+        DataFileError: in ``setup``, if files are missing or damaged, saying how to get them.
 
     Example:
         >>> ImagenetteDataModule(root="my-data", image_size=227).input_shape

@@ -51,6 +51,8 @@ class SyntheticDataModule(ArrayDataModule):
         num_test: test images.
         noise: largest change of a pixel by noise, 0 .. 63 of 255.
 
+    The other arguments are those of :class:`ArrayDataModule` and :class:`ImageDataModule`.
+
     Raises:
         ValueError: if a number is out of range or the task is unknown.
 

@@ -89,6 +89,9 @@ def export_model(
             ``"dynamic"``: see :func:`with_sizes`.
         tolerance: largest difference to accept, relative to the largest output.
 
+    Returns:
+        The file, where it was run, and how far its outputs are from torch's.
+
     Raises:
         ValueError: for an unknown format, a path with the suffix of another, a batch size below
             1, packages that are missing, a network that cannot be captured or written, and outputs

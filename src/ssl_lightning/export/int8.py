@@ -91,6 +91,9 @@ def export_int8(
         size: as for :func:`export_model`.
         tolerance: of the file in float32, as for :func:`export_model`.
 
+    Returns:
+        The file, its size, and the measure in float32 and in int8.
+
     Raises:
         ValueError: as :func:`export_model`; for a format without int8, no calibration inputs, or
             packages that are missing; if the measure rises by more. Nothing is written then.

@@ -56,6 +56,9 @@ def compare_precisions(
         title: of the table.
         measure: what ``evaluate`` returns, in words.
 
+    Returns:
+        One row per network, engine and precision: error, bytes of the file, milliseconds.
+
     Raises:
         ValueError: as :func:`export_int8`, and for no network or a number below 1.
 

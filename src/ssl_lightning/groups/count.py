@@ -21,6 +21,9 @@ COUNTED = {
 def kept_groups(model: nn.Module) -> dict[str, dict[str, list[int]]]:
     """Count, per layer, the filters, channels and columns whose weights are not all zero.
 
+    Args:
+        model: any module; its convolutions and linear layers are looked at.
+
     Returns:
         Layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [retained, of]. Output and input
         neurons of linear layers count as filters and channels. ``columns`` are the filter shapes

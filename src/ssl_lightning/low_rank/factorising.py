@@ -85,6 +85,10 @@ def factorise(
         layers: glob or globs on names of layers.
         excluded: layer -> why it is to remain as it is whatever else is said, for the report.
 
+    Returns:
+        The new network; the plan, with which :func:`~ssl_lightning.save_compact` stores it; and
+        what was done to each layer.
+
     Raises:
         ValueError: for no or several of ``macs``, ``energy`` and ``ranks``, or a wrong one; for
             multiply-adds that cannot be reached, saying what is left; for layers that do not exist,
