@@ -28,9 +28,9 @@ class ArrayDataModule(ImageDataModule):
     """Images and targets held in memory as arrays; a subclass says in :meth:`read` what they are.
 
     Splits, order, augmentation, normalisation and resuming are the same as for all data modules;
-    see :class:`ImageDataModule`, also for the other arguments. Targets are of any kind, such as int64 ``(N,)`` for classes,
-    float32 ``(N, K)`` for several labels per image or for regression, int64 ``(N, H, W)`` for a
-    class per pixel (without ``augment``, which moves images only).
+    see :class:`ImageDataModule`, also for the other arguments. Targets are of any kind, such as
+    int64 ``(N,)`` for classes, float32 ``(N, K)`` for several labels per image or for regression,
+    int64 ``(N, H, W)`` for a class per pixel (without ``augment``, which moves images only).
 
     Args:
         eval_batch_size: samples per evaluation step and process.
