@@ -15,7 +15,7 @@ from ssl_lightning import SSLLightningModule, publishing, zoo
 from ssl_lightning.cli import main
 from ssl_lightning.data import MNISTDataModule
 from ssl_lightning.publishing import pictures, writing
-from ssl_lightning.publishing.curves import parse_curves, read_log
+from ssl_lightning.report.training_log import parse_curves, read_log
 from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.publishing.runs import read_run

@@ -18,7 +18,7 @@ from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import appearing, in_turn, parse_yaml
 from ssl_lightning.measure.sparse_record import SparseRecord
-from ssl_lightning.publishing.curves import read_log
+from ssl_lightning.report.training_log import read_log
 from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_layers,

@@ -1,0 +1,228 @@
+"""The page of a run: what was measured, how it was trained, and how to do it again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.files import parse_json
+from ssl_lightning.measure.record import BenchmarkResult, Run
+from ssl_lightning.report.curves import sparsity_curves
+from ssl_lightning.report.engines import reasons
+from ssl_lightning.report.html.page import Figure, Table, code, picture, write_page
+from ssl_lightning.report.html.plots import lines_plot, require
+from ssl_lightning.report.html.run_charts import layer_figures
+from ssl_lightning.report.html.run_tables import (
+    conditions_table,
+    engines_table,
+    epochs_table,
+    layers_table,
+    summary_table,
+)
+from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.table import percent
+from ssl_lightning.report.training_log import LOG, read_curves
+
+CONFIG, PLAN, FILTERS = "config.yaml", Path("compact", "plan.json"), "filters.png"
+LAST = Path("checkpoints", "last.ckpt")
+MOST_CONFIG = 2**17  # bytes of a config that the page holds
+LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
+ERRORS = {"train/error": "training error", "val/error": "validation error"}
+
+
+def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> Path:
+    """Write everything known about a run as one HTML file, which needs no network.
+
+    Args:
+        report: what was measured of it.
+        path: HTML file to write.
+        folder: of the run: its log, config, plan and picture of filters are read, if they are there;
+            what is not is said.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModuleNotFoundError: if the extra ``html`` is not installed.
+        ValueError: if a file of the run is damaged.
+    """
+    require("A report as HTML")
+    place = Path(folder)
+    record = report.benchmark
+    run = record.run()
+    with_layers = next((found for found in record.runs if found.layers), run)
+    return write_page(
+        path,
+        "run.html.jinja",
+        title=report.title,
+        source=code(f"ssl-lightning report {shlex.quote(str(folder))} --html"),
+        first=first_sentence(report, run),
+        summary=summary_table(report, run),
+        engines=engines_table(record),
+        left_out=reasons(record),
+        layers=layers_table(report, with_layers),
+        layer_figures=layer_figures(report, with_layers),
+        training=training_figures(place),
+        filters=filters(place, report),
+        conditions=conditions_table(record),
+        notes=plan_notes(place),
+        config=config_text(place),
+        commands=commands(report, place),
+    )
+
+
+def first_sentence(report: RunReport, run: Run) -> str:
+    """Say what the last network reaches against the first, in one sentence."""
+    record = report.benchmark
+    last, base = list(record.models)[-1], record.baseline
+    macs = percent(record.models[last].macs, record.models[base].macs)
+    parts = [f"{macs} % of {base}'s multiply-adds"]
+    if last in run.network:
+        parts.append(f"{run.network[last].ratio:.2f} of its latency")
+    said = f"The {last} network has {' and '.join(parts)}"
+    if {last, base} <= report.errors.keys():
+        return f"{said}; its error is {report.errors[last]:.2f} % against {report.errors[base]:.2f} %."
+    if last in report.errors:
+        return f"{said}; its error is {report.errors[last]:.2f} %, that of {base} was not measured."
+    return f"{said}; its error was not measured."
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a run was trained.
+
+    Attributes:
+        figures: charts over epochs.
+        table: the figures of all of them.
+        reason: why there are none, or an empty text.
+    """
+
+    figures: list[Figure]
+    table: Table | None
+    reason: str
+
+
+def training_figures(folder: Path) -> Training:
+    """Draw loss, error and sparsity over epochs."""
+    curves = read_curves(folder)
+    if not curves:
+        reason = f"Not drawn: no {LOG} with figures lies in {folder} or below; CSVLogger writes it."
+        return Training([], None, reason)
+    given = {
+        "loss": {label: curves[name] for name, label in LOSSES.items() if name in curves},
+        "error, %": {label: curves[name] for name, label in ERRORS.items() if name in curves},
+        "zero groups, %": sparsity_curves(curves),
+    }
+    figures = []
+    for what, lines in given.items():
+        if lines:
+            drawn = lines_plot(lines, what, described(what, lines))
+            figures.append(Figure(drawn, caption=f"{what.capitalize()}, per epoch."))
+        else:
+            figures.append(Figure(reason=f"The log has no figures of this kind: {what}."))
+    names = {name: label for name, label in (LOSSES | ERRORS).items() if name in curves}
+    if "macs/left" in curves:
+        names["macs/left"] = "multiply-adds left, %"
+    shown = {name: name for name in curves if name.startswith("sparsity/") and any(curves[name])}
+    return Training(figures, epochs_table(curves, names | shown), "")
+
+
+def described(what: str, lines: dict[str, Any]) -> str:
+    """Say in words what a chart over epochs shows."""
+    parts = []
+    for name, values in lines.items():
+        known = [value for value in values if value == value]
+        if known:
+            parts.append(f"{name} from {known[0]:.3g} to {known[-1]:.3g}")
+    count = max(len(values) for values in lines.values())
+    return f"Chart of {what} over {count} epochs: {'; '.join(parts) or 'no figure'}."
+
+
+def filters(folder: Path, report: RunReport) -> Figure:
+    """Return the picture of the filters."""
+    file = folder / FILTERS
+    if not file.is_file():
+        return Figure(reason=f"No picture of filters: no {FILTERS} in {folder}; FilterPictures draws it.")
+    layer = next((name for name, kinds in report.layers.items() if "filters" in kinds), None)
+    words = "Filters of a convolution before and after pruning; filters that are zero are black."
+    if layer is not None:
+        left, of = report.layers[layer]["filters"]
+        words += f" Of the first layer, {layer}, {left} of {of} filters are left."
+    return Figure(picture(file.read_bytes(), words, str(file)), words)
+
+
+def plan_notes(folder: Path) -> tuple[list[str], str]:
+    """Return the plan's sentences about what could not be removed or tried, or why there are none.
+
+    Raises:
+        ValueError: if the plan is no JSON.
+    """
+    file = folder / PLAN
+    if not file.is_file():
+        return [], f"Not known: no {PLAN} in {folder}; `ssl-lightning compact` writes it."
+    plan = parse_json(file.read_bytes(), str(file))
+    plans = plan.get("plan") if isinstance(plan, dict) else None
+    plans = plans if isinstance(plans, list) else [plans]
+    found = [
+        str(note)
+        for part in plans
+        if isinstance(part, dict)
+        for key in ("notes", "checks")
+        if isinstance(part.get(key), list)
+        for note in part[key]
+    ]
+    return found, "" if found else "The plan names nothing that was zero and had to remain."
+
+
+def config_text(folder: Path) -> tuple[str, str]:
+    """Return the run's config, or why it is not here."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return "", f"No {CONFIG} in {folder}."
+    if file.stat().st_size > MOST_CONFIG:
+        return "", f"{file} is too long for this page ({file.stat().st_size:,} bytes)."
+    return file.read_text(encoding="utf-8", errors="replace"), ""
+
+
+def commands(report: RunReport, folder: Path) -> list[str]:
+    """Return the commands that train, compact, measure and report again."""
+    place = str(folder)
+    last = str(folder / LAST)
+    record = report.benchmark
+    dense = ["--dense", "CHECKPOINT"] if record.baseline in report.errors else []
+    measured = ["benchmark", last, *dense, *options(record), "--title", report.title]
+    words = [
+        ["fit", "--config", str(folder / CONFIG)],
+        ["compact", last],
+        measured,
+        ["report", place, "--html"],
+    ]
+    return [f"ssl-lightning {shlex.join(each)}" for each in words]
+
+
+def options(record: BenchmarkResult) -> list[str]:
+    """Return the options of ``benchmark`` that give these settings."""
+    found: dict[str, list[Any]] = {
+        "--forms": list(record.models),
+        "--engines": list(dict.fromkeys(e for run in record.runs for e in run.engines)),
+        "--batch_size": list(dict.fromkeys(run.batch_size for run in record.runs)),
+        "--dtype": list(dict.fromkeys(run.dtype for run in record.runs)),
+        "--threads": list(dict.fromkeys(run.threads for run in record.runs)),
+    }
+    return [
+        word
+        for option, values in found.items()
+        for word in (option, str(values[0]) if len(values) == 1 else listed(values))
+    ]
+
+
+def listed(values: list[Any]) -> str:
+    """Write a list as the command line takes it.
+
+    Example:
+        >>> listed(["dense", "compact"])
+        '[dense,compact]'
+    """
+    return f"[{','.join(map(str, values))}]"
