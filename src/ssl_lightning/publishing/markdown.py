@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 OFF = ("link", "autolink", "reference", "html_block", "html_inline")
 
@@ -31,6 +33,8 @@ def parser() -> MarkdownIt:
 
     Pictures become their alternative texts, since pages name files that are embedded elsewhere.
     """
+    from markdown_it import MarkdownIt
+
     found = MarkdownIt("commonmark", {"html": False}).enable("table")
     found.disable(OFF)
     for name, rule in RULES.items():
@@ -74,16 +78,16 @@ RULES = {
 
 
 def parts(text: str, name: str) -> list[Part]:
-    """Return a page's parts, each with the heading of the second level that it stands below.
+    r"""Return a page's parts, each with the heading of the second level that it stands below.
 
     Args:
         text: Markdown; headings of the first level, such as the page's own, are left out.
         name: of the entry, by which its tables are called.
 
     Example:
-        >>> first, use = parts("# a\\n\\n<b> *one*\\n\\n## Use\\n\\n`two`", "a")
+        >>> first, use = parts("# a\n\n<b> *one*\n\n## Use\n\n`two`", "a")
         >>> first.text, use.title, use.text
-        (Markup('<p>&lt;b&gt; <em>one</em></p>\\n'), 'Use', Markup('<p><code>two</code></p>\\n'))
+        (Markup('<p>&lt;b&gt; <em>one</em></p>\n'), 'Use', Markup('<p><code>two</code></p>\n'))
     """
     found = parser()
     written = []

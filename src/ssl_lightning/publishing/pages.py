@@ -64,7 +64,7 @@ def page_text(page: ModelCard) -> str:
 def model_card(card: Card) -> ModelCard:
     """Return an entry's page as a model card."""
     given: dict[str, Any] = {f.__name__: f for f in FUNCTIONS}
-    return ModelCard.from_template(
+    page: ModelCard = ModelCard.from_template(
         metadata(card),
         template_path=str(TEMPLATE),
         card=card,
@@ -81,6 +81,7 @@ def model_card(card: Card) -> ModelCard:
         row=table_row,
         **given,
     )
+    return page
 
 
 def metadata(card: Card) -> ModelCardData:

@@ -12,8 +12,7 @@ from ssl_lightning.publishing.markdown import Part, parts
 from ssl_lightning.publishing.pages import model_card, page_text
 from ssl_lightning.publishing.site_charts import charts
 from ssl_lightning.publishing.site_table import fields, identity, zoo_table
-from ssl_lightning.report.html import Figure, code, picture, write_page
-from ssl_lightning.report.html.plots import require
+from ssl_lightning.report.html import Figure, code, picture, require, write_page
 from ssl_lightning.report.training_log import parse_curves
 from ssl_lightning.zoo.cards import CURVES, CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.entries import card, checked_file, entry_folder, list_models
@@ -68,9 +67,7 @@ def write_site(output: str | Path = "zoo.html", root: str | Path | None = None) 
         ValueError: zoo site: expected a file that ends in .html, got zoo.txt. Name one.
     """
     if Path(output).suffix != ".html" or Path(output).is_dir():
-        raise ValueError(
-            f"zoo site: expected a file that ends in .html, got {output}. Name one."
-        )
+        raise ValueError(f"zoo site: expected a file that ends in .html, got {output}. Name one.")
     require("`zoo site`")
     names = list_models(root)
     if not names:
@@ -149,5 +146,3 @@ def filters_words(found: Card) -> str:
             left, of = kinds["filters"]
             return f"Filters of {found.name}; of the first layer, {layer}, {left} of {of} are left."
     return f"Filters of {found.name}."
-
-

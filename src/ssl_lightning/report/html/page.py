@@ -79,18 +79,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart or a picture, with the words below it and its figures as a table.
+    """A chart or a picture, with the words below it.
 
     Attributes:
         drawn: markup of the chart or the picture.
         caption: words below.
-        table: the figures that are drawn.
         reason: why there is nothing to draw, instead of all else.
     """
 
-    drawn: Markup = Markup()
+    drawn: Markup | None = None
     caption: str = ""
-    table: Table | None = None
     reason: str = ""
 
 
@@ -156,7 +154,9 @@ def breakable(text: object) -> Markup:
     """
     if isinstance(text, Markup):
         return text
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[_./:])(?=[A-Za-z])", str(text)))
+    return Markup("<wbr>").join(
+        escape(part) for part in re.split(r"(?<=[_./:])(?=[A-Za-z])", str(text))
+    )
 
 
 def code(text: object) -> Markup:

@@ -53,6 +53,8 @@ CONFIG = {
     "text": {"color": "currentColor", "fontSize": 10},
 }
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+NEEDED = {"altair": "altair", "markdown_it": "markdown-it-py", "vl_convert": "vl-convert-python"}
+"""Module -> package of the extra ``html`` that brings it."""
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 ROLES = ("role", "aria-roledescription", "aria-label", "aria-hidden")
 
@@ -166,9 +168,7 @@ def bars_plot(bars: Sequence[Bar], title: str, alternative: str) -> Markup:
     return drawn(rectangles + labels, alternative, width=WIDTH - 20, height=height)
 
 
-def lines_plot(
-    lines: Mapping[str, Sequence[float]], title: str, alternative: str
-) -> Markup:
+def lines_plot(lines: Mapping[str, Sequence[float]], title: str, alternative: str) -> Markup:
     """Draw values over epochs, the first of which is 1; NaN leaves a gap.
 
     Args:
@@ -179,18 +179,19 @@ def lines_plot(
     import altair as alt
 
     series = list(lines)
-    values = [
-        {"series": name, "x": epoch, "y": value if math.isfinite(value) else None}
+    known = [
+        (name, epoch, value if math.isfinite(value) else None)
         for name, found in lines.items()
         for epoch, value in enumerate(found, 1)
     ]
+    values = [{"series": name, "x": epoch, "y": value} for name, epoch, value in known]
     every = max((len(found) for found in lines.values()), default=0) // MOST_MARKS + 1
     marked = [
-        value | {"words": f"{value['series']}, epoch {value['x']}: {value['y']:.4g}"}
-        for value in values
-        if value["y"] is not None and (value["x"] - 1) % every == 0
+        {"series": name, "x": epoch, "y": value, "words": f"{name}, epoch {epoch}: {value:.4g}"}
+        for name, epoch, value in known
+        if value is not None and (epoch - 1) % every == 0
     ]
-    finite = [value["y"] for value in values if value["y"] is not None]
+    finite = [value for _, _, value in known if value is not None]
     across = alt.X("x:Q", title="epochs trained", scale=alt.Scale(zero=False), axis=ticks_of(6))
     up = alt.Y("y:Q", title=title, **scaled(finite))
     legend = legend_of(series)
@@ -288,7 +289,7 @@ def drawn(
 
 
 def printable(value: Any) -> Any:
-    """Return texts, and those in lists and mappings, without characters that no XML may hold.
+    r"""Return texts, and those in lists and mappings, without characters that no XML may hold.
 
     Example:
         >>> printable(["a\x00b", {"c": "\ud800"}, 1])
@@ -304,7 +305,7 @@ def printable(value: Any) -> Any:
 
 
 def require(what: str) -> None:
-    """Make sure that charts can be drawn, before anything else is done.
+    """Make sure that pages can be made, before anything else is done.
 
     Args:
         what: needs them.
@@ -312,13 +313,13 @@ def require(what: str) -> None:
     Raises:
         ModuleNotFoundError: with the command that installs what is missing.
     """
-    for name in ("altair", "vl_convert"):
+    for module, package in NEEDED.items():
         try:
-            import_module(name)
+            import_module(module)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"{what} needs altair and vl-convert-python; {error.name} is not installed. "
-                "Install them: `pip install 'ssl_lightning[html]'`."
+                f"{what} needs {', '.join(NEEDED.values())}; {package} is not installed. Install "
+                "them: `pip install 'ssl_lightning[html]'`."
             ) from error
 
 

@@ -38,8 +38,8 @@ def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> P
     Args:
         report: what was measured of it.
         path: HTML file to write.
-        folder: of the run: its log, config, plan and picture of filters are read, if they are there;
-            what is not is said.
+        folder: of the run: its log, config, plan and picture of filters are read, if they are
+            there; what is not is said.
 
     Returns:
         The path.
@@ -83,7 +83,9 @@ def first_sentence(report: RunReport, run: Run) -> str:
         parts.append(f"{run.network[last].ratio:.2f} of its latency")
     said = f"The {last} network has {' and '.join(parts)}"
     if {last, base} <= report.errors.keys():
-        return f"{said}; its error is {report.errors[last]:.2f} % against {report.errors[base]:.2f} %."
+        return (
+            f"{said}; its error is {report.errors[last]:.2f} % against {report.errors[base]:.2f} %."
+        )
     if last in report.errors:
         return f"{said}; its error is {report.errors[last]:.2f} %, that of {base} was not measured."
     return f"{said}; its error was not measured."
@@ -144,7 +146,9 @@ def filters(folder: Path, report: RunReport) -> Figure:
     """Return the picture of the filters."""
     file = folder / FILTERS
     if not file.is_file():
-        return Figure(reason=f"No picture of filters: no {FILTERS} in {folder}; FilterPictures draws it.")
+        return Figure(
+            reason=f"No picture of filters: no {FILTERS} in {folder}; FilterPictures draws it."
+        )
     layer = next((name for name, kinds in report.layers.items() if "filters" in kinds), None)
     words = "Filters of a convolution before and after pruning; filters that are zero are black."
     if layer is not None:

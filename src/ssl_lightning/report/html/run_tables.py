@@ -73,9 +73,7 @@ def engines_table(record: BenchmarkResult) -> Table | None:
                             latency(timing) or reason_of(run, model, engine),
                             None if timing is None else timing.median_ms,
                         ),
-                        Value(
-                            ratio(timing) or NOT_TIMED, None if timing is None else timing.ratio
-                        ),
+                        Value(ratio(timing) or NOT_TIMED, None if timing is None else timing.ratio),
                         f"yes: {1 / best.ratio:.2f} times as fast"
                         if best is not None and is_best and best.ratio
                         else "no",
@@ -165,6 +163,8 @@ def reason_of(run: Run, model: str, engine: str) -> str:
 def conditions_table(record: BenchmarkResult) -> Table:
     """Return where and on what it was measured."""
     machine = record.machine
+    found = record.versions | {"torch": machine.torch}
+    versions: list[list[Cell]] = [[name, version] for name, version in found.items()]
     rows: list[list[Cell]] = [
         ["processor", f"{machine.processor}, {machine.num_cores} logical cores"],
         ["device", machine.device],
@@ -172,10 +172,12 @@ def conditions_table(record: BenchmarkResult) -> Table:
         ["input of one image", " x ".join(map(str, record.input_shape)) or "one number"],
         ["memory format", record.memory_format],
         ["Python", machine.python],
-        *([name, found] for name, found in ({"torch": machine.torch} | record.versions).items()),
+        *versions,
         ["rounds", rounds(record)],
     ]
-    return Table("Processor, settings and versions", ("what", "value"), [[*map(said, row)] for row in rows])
+    return Table(
+        "Processor, settings and versions", ("what", "value"), [[*map(said, row)] for row in rows]
+    )
 
 
 def said(cell: Cell) -> Cell:
