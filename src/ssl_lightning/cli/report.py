@@ -8,7 +8,8 @@ from rich.console import Console
 
 from ssl_lightning.cli.parse import call
 from ssl_lightning.report import RunReport, bar_chart, engine_chart, has_engines, print_report
-from ssl_lightning.report.html import require, write_run_page
+from ssl_lightning.report.html import EXTRA, PACKAGES, write_run_page
+from ssl_lightning.suggest import require
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -33,7 +34,7 @@ def report(path: str, figure: bool = True, html: bool = False) -> None:
         )
     content = RunReport.load(file)
     if html:
-        require("`report --html`")
+        require("`report --html`", PACKAGES, EXTRA)
     print_report(file)
     if figure:
         picture = file.with_suffix(".png")

@@ -12,8 +12,9 @@ from ssl_lightning.publishing.markdown import Part, parts
 from ssl_lightning.publishing.pages import model_card, page_text
 from ssl_lightning.publishing.site_charts import charts
 from ssl_lightning.publishing.site_table import fields, identity, zoo_table
-from ssl_lightning.report.html import Figure, code, picture, require, write_page
+from ssl_lightning.report.html import EXTRA, PACKAGES, Figure, code, picture, write_page
 from ssl_lightning.report.training_log import parse_curves
+from ssl_lightning.suggest import require
 from ssl_lightning.zoo.cards import CURVES, CURVES_PICTURE, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.entries import card, checked_file, entry_folder, list_models
 from ssl_lightning.zoo.listing import INTRODUCTION
@@ -56,9 +57,9 @@ def write_site(output: str | Path = "zoo.html", root: str | Path | None = None) 
 
     Raises:
         FileNotFoundError: if there is no zoo, or a picture of an entry is missing.
-        ModuleNotFoundError: if the extra ``html`` is not installed.
-        ValueError: if the name of the file does not end in ``.html``, the zoo has no entries, or
-            a card or picture is damaged. Nothing is written then.
+        ValueError: if the name of the file does not end in ``.html``, the extra ``html`` is not
+            installed, the zoo has no entries, or a card or picture is damaged. Nothing is written
+            then.
 
     Example:
         >>> write_site("zoo.txt")
@@ -68,7 +69,7 @@ def write_site(output: str | Path = "zoo.html", root: str | Path | None = None) 
     """
     if Path(output).suffix != ".html" or Path(output).is_dir():
         raise ValueError(f"zoo site: expected a file that ends in .html, got {output}. Name one.")
-    require("`zoo site`")
+    require("`zoo site`", PACKAGES, EXTRA)
     names = list_models(root)
     if not names:
         raise ValueError("zoo site: the zoo has no entries. Give `root`, a folder that has some.")

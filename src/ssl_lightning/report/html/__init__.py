@@ -4,7 +4,17 @@ Needs ``pip install 'ssl_lightning[html]'`` where something is drawn.
 """
 
 from ssl_lightning.report.html.page import Figure, Table, Value, code, picture, write_page
-from ssl_lightning.report.html.plots import require
+from ssl_lightning.report.html.plots import EXTRA, PACKAGES
 from ssl_lightning.report.html.run import write_run_page
 
-__all__ = ["Figure", "Table", "Value", "code", "picture", "require", "write_page", "write_run_page"]
+__all__ = [
+    "EXTRA",
+    "PACKAGES",
+    "Figure",
+    "Table",
+    "Value",
+    "code",
+    "picture",
+    "write_page",
+    "write_run_page",
+]

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -53,8 +52,8 @@ CONFIG = {
     "text": {"color": "currentColor", "fontSize": 10},
 }
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-NEEDED = {"altair": "altair", "markdown_it": "markdown-it-py", "vl_convert": "vl-convert-python"}
-"""Module -> package of the extra ``html`` that brings it."""
+PACKAGES, EXTRA = ("altair", "markdown_it", "vl_convert"), "html"
+"""What pages need, and what brings it."""
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 ROLES = ("role", "aria-roledescription", "aria-label", "aria-hidden")
 
@@ -69,7 +68,7 @@ class Point:
         y: where it is.
         words: what it says under the pointer.
         target: identity of the element that it leads to, if any.
-        label: written beside it.
+        label: name of what it is, if it has one.
     """
 
     series: str
@@ -276,11 +275,7 @@ def ordered(series: Sequence[str], values: Sequence[Any]) -> alt.Scale:
 def drawn(
     chart: alt.LayerChart, alternative: str, width: int = WIDTH, height: int = HEIGHT
 ) -> Markup:
-    """Return a chart as markup.
-
-    Raises:
-        ModuleNotFoundError: if the extra ``html`` is not installed, with the command that does it.
-    """
+    """Return a chart as markup."""
     import vl_convert
 
     spec = chart.properties(width=width, height=height).to_dict()
@@ -304,25 +299,6 @@ def printable(value: Any) -> Any:
     return value
 
 
-def require(what: str) -> None:
-    """Make sure that pages can be made, before anything else is done.
-
-    Args:
-        what: needs them.
-
-    Raises:
-        ModuleNotFoundError: with the command that installs what is missing.
-    """
-    for module, package in NEEDED.items():
-        try:
-            import_module(module)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"{what} needs {', '.join(NEEDED.values())}; {package} is not installed. Install "
-                "them: `pip install 'ssl_lightning[html]'`."
-            ) from error
-
-
 def embedded(svg: str, alternative: str) -> Markup:
     """Return an SVG of Vega as part of a page.
 
@@ -340,9 +316,12 @@ def embedded(svg: str, alternative: str) -> Markup:
         for name in (*ROLES, "pointer-events"):
             element.attrib.pop(name, None)
         if LINK in element.attrib:
-            target = element.attrib.pop(LINK).partition("#")[2]
-            element.set("href", f"#{target}")
-            links += 1
+            target = element.attrib.pop(LINK).partition("#")[2]  # before it stands Vega's own place
+            if target:
+                element.set("href", f"#{target}")
+                links += 1
+            else:
+                element.tag = "g"
         if is_mark and words:
             ElementTree.SubElement(element, "title").text = words
         for name, value in element.attrib.items():

@@ -12,7 +12,7 @@ from ssl_lightning.measure.record import BenchmarkResult, Run
 from ssl_lightning.report.curves import sparsity_curves
 from ssl_lightning.report.engines import reasons
 from ssl_lightning.report.html.page import Figure, Table, code, picture, write_page
-from ssl_lightning.report.html.plots import lines_plot, require
+from ssl_lightning.report.html.plots import EXTRA, PACKAGES, lines_plot
 from ssl_lightning.report.html.run_charts import layer_figures
 from ssl_lightning.report.html.run_tables import (
     conditions_table,
@@ -24,6 +24,7 @@ from ssl_lightning.report.html.run_tables import (
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import percent
 from ssl_lightning.report.training_log import LOG, read_curves
+from ssl_lightning.suggest import require
 
 CONFIG, PLAN, FILTERS = "config.yaml", Path("compact", "plan.json"), "filters.png"
 LAST = Path("checkpoints", "last.ckpt")
@@ -45,10 +46,9 @@ def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> P
         The path.
 
     Raises:
-        ModuleNotFoundError: if the extra ``html`` is not installed.
-        ValueError: if a file of the run is damaged.
+        ValueError: if the extra ``html`` is not installed, or a file of the run is damaged.
     """
-    require("A report as HTML")
+    require("`report --html`", PACKAGES, EXTRA)
     place = Path(folder)
     record = report.benchmark
     run = record.run()
