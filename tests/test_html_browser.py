@@ -67,6 +67,7 @@ def show(browser, path, width=1440, scheme="light"):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     browser.get("about:blank")
     browser.get(f"file://{path}")
 
@@ -223,6 +224,19 @@ def test_marks_say_their_figures_under_the_pointer_and_at_the_focus(browser, pag
     assert "250 multiply-adds" in hint.text
     ActionChains(browser).move_by_offset(0, 300).perform()
     assert not hint.is_displayed()
+
+
+def test_a_focused_head_is_not_behind_the_first_column(browser, pages):
+    show(browser, pages["zoo"], 360)
+    for number in (9, 3, 1):
+        button = head(browser, "zoo-table", number).find_element("tag name", "button")
+        browser.execute_script("arguments[0].focus()", button)
+        left, edge = browser.execute_script(
+            "return [arguments[0].getBoundingClientRect().left,"
+            "document.querySelector('#zoo-table thead th').getBoundingClientRect().right]",
+            button,
+        )
+        assert left >= edge - 1
 
 
 def test_everything_is_reached_by_the_keyboard_and_the_focus_is_seen(browser, pages):

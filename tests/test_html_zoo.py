@@ -15,6 +15,7 @@ from html_pages import HOSTILE, by_id, check_page, read, table_rows, text_of, ti
 from ssl_lightning import publishing, suggest, zoo
 from ssl_lightning.cli import main
 from ssl_lightning.publishing.markdown import parts
+from ssl_lightning.zoo.records import StoredFile
 from zoo_runs import ENTRIES, NAME, OTHER, ZOO
 
 LIMIT = 2_000_000  # bytes of the page of the repository's zoo
@@ -111,7 +112,12 @@ def test_the_first_paragraph_names_the_controls(tree, name):
 def test_pictures_are_inlined_small_with_their_words(tree, name):
     (section,) = [e for e in tree.iter("article") if e.get("aria-labelledby") == f"entry-{name}"]
     shown = list(section.iter("img"))
-    assert len(shown) == len({"curves.png", "filters.png"} & set(card_of(name)["files"]))
+    files = set(card_of(name)["files"])
+    assert len(shown) == len({"filters.png"} & files)
+    charts = [svg.get("aria-label") for svg in section.iter("svg")]
+    sparse = "The log has no figures of this kind: zero groups, %." not in text_of(section)
+    assert len(charts) == len({"curves.csv"} & files) * (1 + sparse)
+    assert all(f" of {name} over " in words for words in charts)
     for img in shown:
         head, _, data = img.get("src").partition(",")
         assert head == "data:image/webp;base64"
@@ -121,13 +127,16 @@ def test_pictures_are_inlined_small_with_their_words(tree, name):
 
 
 def test_words_of_pictures_have_figures(tree):
-    words = {img.get("alt") for img in tree.iter("img")}
-    lines = (ZOO / NAME / "curves.csv").read_text().splitlines()
-    column = lines[0].split(",").index("val/error")
-    errors = [float(line.split(",")[column]) for line in lines[1:]]
+    words = {e.get("alt") or e.get("aria-label") for e in tree.iter() if e.tag in ("img", "svg")}
+    lines = [line.split(",") for line in (ZOO / NAME / "curves.csv").read_text().splitlines()]
+    column = {head: [float(line[i]) for line in lines[1:]] for i, head in enumerate(lines[0])}
+    training, validation = (
+        f"{found[0]:.3g} to {found[-1]:.3g}"
+        for found in (column["train/error"], column["val/error"])
+    )
     assert (
-        f"Error and sparsity of {NAME} over {len(errors)} epochs: the validation error goes from "
-        f"{errors[0]:.2f} % after the first to {errors[-1]:.2f} % after the last."
+        f"Chart of error, % of {NAME} over {len(lines) - 1} epochs: training error from "
+        f"{training}; validation error from {validation}."
     ) in words
     left, of = card_of(NAME)["groups"]["conv1"]["filters"]
     assert f"Filters of {NAME}; of the first layer, conv1, {left} of {of} are left." in words
@@ -233,7 +242,7 @@ def test_texts_of_a_card_are_never_code(copied, tmp_path):
     )
     tree = check_page(publishing.write_site(tmp_path / "zoo.html", copied))
     assert len(list(tree.iter("script"))) == 1
-    assert len(list(tree.iter("img"))) == 4
+    assert len(list(tree.iter("img"))) == 2
     whole = (tmp_path / "zoo.html").read_text()
     assert "http" not in re.sub(r"127\.0\.0\.1|http-equiv", "", re.sub(r">[^<]*<", "><", whole))
     assert "{{ 7 * 7 }}" in text_of(tree)
@@ -267,6 +276,13 @@ def test_damaged_zoos_leave_the_page_as_it_was(copied, tmp_path):
     page.write_text("old")
     (copied / NAME / "filters.png").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"filters\.png has 5 bytes"):
+        publishing.write_site(page, copied)
+    content = b"epoch,val/error\n0,<b>\n"
+    (copied / OTHER / "curves.csv").write_bytes(content)
+    (copied / NAME / "filters.png").write_bytes((ZOO / NAME / "filters.png").read_bytes())
+    files = zoo.card(OTHER, copied).files | {"curves.csv": StoredFile.of(content)}
+    forge(copied / OTHER, files=files)
+    with pytest.raises(ValueError, match=r"curves\.csv is damaged: expected a table of numbers"):
         publishing.write_site(page, copied)
     (copied / NAME / "card.json").write_text("{}")
     with pytest.raises(ValueError, match="damaged or was edited"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from ssl_lightning.publishing.pages import model_card, page_text
 from ssl_lightning.publishing.site_charts import charts
 from ssl_lightning.publishing.site_table import fields, identity, zoo_table
 from ssl_lightning.report.html import EXTRA, PACKAGES, Figure, code, picture, write_page
+from ssl_lightning.report.html.training import ERROR, SPARSITY, training_figures
 from ssl_lightning.report.training_log import parse_curves
 from ssl_lightning.suggest import require
-from ssl_lightning.zoo.cards import CURVES, CURVES_PICTURE, FILTERS_PICTURE, Card
+from ssl_lightning.zoo.cards import CURVES, FILTERS_PICTURE, Card
 from ssl_lightning.zoo.entries import card, checked_file, entry_folder, list_models
 from ssl_lightning.zoo.listing import INTRODUCTION
 
@@ -108,36 +108,31 @@ def entry(found: Card, root: str | Path | None = None) -> Entry:
 
 
 def pictures(found: Card, folder: Path) -> list[Figure]:
-    """Return the pictures of an entry, with what they show in words."""
+    """Return the curves of an entry, drawn anew, and the picture of its filters."""
     figures = []
-    words = {
-        CURVES_PICTURE: ("Error and sparsity per epoch", curves_words(found, folder)),
-        FILTERS_PICTURE: ("First filters; black: zero", filters_words(found)),
-    }
-    for file, (caption, alternative) in words.items():
-        if file in found.files:
-            content = checked_file(folder / file, found.files[file])
-            figures.append(Figure(picture(content, alternative, str(folder / file)), caption))
+    if CURVES in found.files:
+        text = checked_file(folder / CURVES, found.files[CURVES])
+        figures = training_figures(curves_of(text, folder / CURVES), (ERROR, SPARSITY), found.name)
+    if FILTERS_PICTURE in found.files:
+        file = folder / FILTERS_PICTURE
+        content = checked_file(file, found.files[FILTERS_PICTURE])
+        drawn = picture(content, filters_words(found), str(file))
+        figures.append(Figure(drawn, "First filters; those that are zero are black."))
     return figures
 
 
-def curves_words(found: Card, folder: Path) -> str:
-    """Say what the picture of the curves shows."""
-    words = f"Error and sparsity of {found.name} over {found.epochs} epochs"
-    if CURVES not in found.files:
-        return f"{words}."
+def curves_of(content: bytes, path: Path) -> dict[str, list[float]]:
+    """Read the curves of an entry.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
     try:
-        text = checked_file(folder / CURVES, found.files[CURVES]).decode()
-        values = parse_curves(text).get("val/error", [])
-    except ValueError as error:
-        raise ValueError(f"{folder / CURVES} is damaged: {error} Get the entry again.") from error
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
-        return f"{words}."
-    return (
-        f"{words}: the validation error goes from {known[0]:.2f} % after the first to "
-        f"{known[-1]:.2f} % after the last."
-    )
+        return parse_curves(content.decode())
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged: expected a table of numbers, got {error}. Get the entry again."
+        ) from error
 
 
 def filters_words(found: Card) -> str:

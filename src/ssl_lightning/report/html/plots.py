@@ -22,7 +22,8 @@ FORMS = tuple(f"var(--series-{i})" for i in (1, 2, 3, 4, 5, 6, 7, 8))  # dense i
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 LOGARITHMIC = 20.0  # ratio of largest and smallest from which an axis is logarithmic
-MOST_MARKS = 40  # points of a line that say their figures
+LARGE, SMALL = 95, 40  # points with a name, and those without
+MOST_MARKS = 25  # points of a line that say their figures
 BAR = 11  # height
 SHORT = 18  # letters of a name of which two fit beside each other
 CONFIG = {
@@ -111,7 +112,11 @@ def points_plot(points: Sequence[Point], x: str, y: str, alternative: str) -> Ma
 
     series = list(dict.fromkeys(point.series for point in points))
     legend = legend_of(series)
-    known = [{**asdict(p), "target": f"#{p.target}" if p.target else None} for p in points]
+    known = [
+        asdict(p)
+        | {"target": f"#{p.target}" if p.target else None, "size": LARGE if p.label else SMALL}
+        for p in points
+    ]
     across = alt.X("x:Q", title=x, **scaled([p.x for p in points]))
     up = alt.Y("y:Q", title=y, **scaled([p.y for p in points]))
     line = (
@@ -121,12 +126,13 @@ def points_plot(points: Sequence[Point], x: str, y: str, alternative: str) -> Ma
     )
     marks = (
         alt.Chart(alt.InlineData(values=known))
-        .mark_point(filled=True, size=75, opacity=1, stroke="var(--paper)", strokeWidth=0.7)
+        .mark_point(filled=True, opacity=1, stroke="var(--paper)", strokeWidth=0.7)
         .encode(
             x=across,
             y=up,
             color=alt.Color("series:N", sort=series, scale=ordered(series, SERIES), legend=legend),
             shape=alt.Shape("series:N", sort=series, scale=ordered(series, SHAPES), legend=legend),
+            size=alt.Size("size:Q", scale=None, legend=None),
             href="target:N",
             description="words:N",
         )
@@ -184,7 +190,7 @@ def lines_plot(lines: Mapping[str, Sequence[float]], title: str, alternative: st
         for epoch, value in enumerate(found, 1)
     ]
     values = [{"series": name, "x": epoch, "y": value} for name, epoch, value in known]
-    every = max((len(found) for found in lines.values()), default=0) // MOST_MARKS + 1
+    every = math.ceil(max((len(found) for found in lines.values()), default=1) / MOST_MARKS)
     marked = [
         {"series": name, "x": epoch, "y": value, "words": f"{name}, epoch {epoch}: {value:.4g}"}
         for name, epoch, value in known
@@ -253,7 +259,7 @@ def ticks_of(count: int, values: Sequence[float] | None = None) -> alt.Axis:
     import altair as alt
 
     given = {"tickCount": count} if values is None else {"values": list(values)}
-    return alt.Axis(format=".6~g", labelOverlap="greedy", **given)
+    return alt.Axis(format=".6~g", labelOverlap="greedy", labelSeparation=6, **given)
 
 
 def legend_of(series: Sequence[str]) -> alt.Legend:

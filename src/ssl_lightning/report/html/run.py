@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssl_lightning.files import parse_json
 from ssl_lightning.measure.record import BenchmarkResult, Run
-from ssl_lightning.report.curves import sparsity_curves
 from ssl_lightning.report.engines import reasons
-from ssl_lightning.report.html.page import Figure, Table, code, picture, write_page
-from ssl_lightning.report.html.plots import EXTRA, PACKAGES, lines_plot
+from ssl_lightning.report.html.page import Figure, code, picture, write_page
+from ssl_lightning.report.html.plots import EXTRA, PACKAGES
 from ssl_lightning.report.html.run_charts import layer_figures
 from ssl_lightning.report.html.run_tables import (
     conditions_table,
     engines_table,
-    epochs_table,
     layers_table,
     summary_table,
 )
+from ssl_lightning.report.html.training import training
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import percent
-from ssl_lightning.report.training_log import LOG, read_curves
 from ssl_lightning.suggest import require
 
 CONFIG, PLAN, FILTERS = "config.yaml", Path("compact", "plan.json"), "filters.png"
 LAST = Path("checkpoints", "last.ckpt")
 MOST_CONFIG = 2**17  # bytes of a config that the page holds
-LOSSES = {"train/loss": "training loss", "val/loss": "validation loss"}
-ERRORS = {"train/error": "training error", "val/error": "validation error"}
 
 
 def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> Path:
@@ -64,7 +59,7 @@ def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> P
         left_out=reasons(record),
         layers=layers_table(report, with_layers),
         layer_figures=layer_figures(report, with_layers),
-        training=training_figures(place),
+        training=training(place),
         filters=filters(place, report),
         conditions=conditions_table(record),
         notes=plan_notes(place),
@@ -89,57 +84,6 @@ def first_sentence(report: RunReport, run: Run) -> str:
     if last in report.errors:
         return f"{said}; its error is {report.errors[last]:.2f} %, that of {base} was not measured."
     return f"{said}; its error was not measured."
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a run was trained.
-
-    Attributes:
-        figures: charts over epochs.
-        table: the figures of all of them.
-        reason: why there are none, or an empty text.
-    """
-
-    figures: list[Figure]
-    table: Table | None
-    reason: str
-
-
-def training_figures(folder: Path) -> Training:
-    """Draw loss, error and sparsity over epochs."""
-    curves = read_curves(folder)
-    if not curves:
-        reason = f"Not drawn: no {LOG} with figures lies in {folder} or below; CSVLogger writes it."
-        return Training([], None, reason)
-    given = {
-        "loss": {label: curves[name] for name, label in LOSSES.items() if name in curves},
-        "error, %": {label: curves[name] for name, label in ERRORS.items() if name in curves},
-        "zero groups, %": sparsity_curves(curves),
-    }
-    figures = []
-    for what, lines in given.items():
-        if lines:
-            drawn = lines_plot(lines, what, described(what, lines))
-            figures.append(Figure(drawn, caption=f"{what.capitalize()}, per epoch."))
-        else:
-            figures.append(Figure(reason=f"The log has no figures of this kind: {what}."))
-    names = {name: label for name, label in (LOSSES | ERRORS).items() if name in curves}
-    if "macs/left" in curves:
-        names["macs/left"] = "multiply-adds left, %"
-    shown = {name: name for name in curves if name.startswith("sparsity/") and any(curves[name])}
-    return Training(figures, epochs_table(curves, names | shown), "")
-
-
-def described(what: str, lines: dict[str, Any]) -> str:
-    """Say in words what a chart over epochs shows."""
-    parts = []
-    for name, values in lines.items():
-        known = [value for value in values if value == value]
-        if known:
-            parts.append(f"{name} from {known[0]:.3g} to {known[-1]:.3g}")
-    count = max(len(values) for values in lines.values())
-    return f"Chart of {what} over {count} epochs: {'; '.join(parts) or 'no figure'}."
 
 
 def filters(folder: Path, report: RunReport) -> Figure:
