@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from conftest import ROOT
 from html_pages import (
     HOSTILE,
     by_id,
@@ -144,7 +147,8 @@ def test_machine_notes_config_and_commands(folder, tree):
     assert f"ssl-lightning fit --config {folder}/config.yaml" in whole
     assert (
         f"ssl-lightning benchmark {last} --dense CHECKPOINT --forms '[dense,masked,compact]' "
-        "--engines eager --batch_size 4 --dtype float32 --threads 1 --title 'LeNet on MNIST'"
+        "--engines eager --batch_size 4 --dtype float32 --threads 1 --repeats 30 "
+        "--title 'LeNet on MNIST'"
     ) in whole
 
 
@@ -171,6 +175,7 @@ def test_the_printed_benchmark_command_is_understood(tree, monkeypatch):
     assert main(shlex.split(line)[1:]) == 0
     assert given["forms"] == ["dense", "masked", "compact"]
     assert given["batch_size"] == 4
+    assert given["repeats"] == 30
     assert given["title"] == "LeNet on MNIST"
 
 
@@ -193,6 +198,35 @@ def test_what_is_not_there_is_said(tmp_path):
         "Other engines, batch sizes and types were not measured",
     ):
         assert sentence in whole, sentence
+
+
+def test_commands_are_those_of_what_was_measured():
+    from ssl_lightning.report.html.run import commands
+
+    record = make_record(threads=(1, 2), engines=("eager", "openvino"))
+    runs = tuple(dataclasses.replace(run, layers={}) for run in record.runs)
+    report = make_report(errors={}, benchmark=dataclasses.replace(record, runs=runs))
+    assert commands(report, Path("my run"), Path("my run/other.json")) == [
+        "ssl-lightning benchmark 'my run/checkpoints/last.ckpt' --forms '[dense,masked,compact]' "
+        "--engines '[eager,openvino]' --batch_size 4 --dtype float32 --threads '[1,2]' "
+        "--repeats 30 --per_layer false --data none --title 'LeNet on MNIST' "
+        "--output 'my run/other.json'",
+        "ssl-lightning report 'my run/other.json' --html",
+    ]
+    models = {"small": next(iter(record.models.values()))}
+    other = make_report(errors={}, benchmark=dataclasses.replace(record, models=models))
+    assert commands(other, Path("a"), Path("a/report.json")) == ["ssl-lightning report a --html"]
+
+
+def test_templates_are_part_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["ssl_lightning"]
+    package = ROOT / "src" / "ssl_lightning"
+    for folder in ("report", "publishing"):
+        for file in (package / folder).rglob("*.*"):
+            if file.suffix not in (".py", ".pyc"):
+                name = file.relative_to(package)
+                assert any(name.match(pattern) for pattern in patterns), name
 
 
 def test_engines_and_what_was_left_out(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lightning.files import parse_json
-from ssl_lightning.measure.record import BenchmarkResult, Run
+from ssl_lightning.measure.record import Run
 from ssl_lightning.report.engines import reasons
 from ssl_lightning.report.html.page import Figure, code, picture, write_page
 from ssl_lightning.report.html.plots import EXTRA, PACKAGES
@@ -24,7 +24,9 @@ from ssl_lightning.report.table import percent
 from ssl_lightning.suggest import require
 
 CONFIG, PLAN, FILTERS = "config.yaml", Path("compact", "plan.json"), "filters.png"
-LAST = Path("checkpoints", "last.ckpt")
+LAST, RECORD = Path("checkpoints", "last.ckpt"), "report.json"
+FORMS = ("dense", "masked", "compact", "csr")
+"""Networks that ``benchmark`` makes of a checkpoint."""
 MOST_CONFIG = 2**17  # bytes of a config that the page holds
 
 
@@ -42,6 +44,11 @@ def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> P
 
     Raises:
         ValueError: if the extra ``html`` is not installed, or a file of the run is damaged.
+
+    Example:
+        >>> report = RunReport.load("runs/quickstart/report.json")  # doctest: +SKIP
+        >>> write_run_page(report, "report.html", "runs/quickstart")  # doctest: +SKIP
+        PosixPath('report.html')
     """
     require("`report --html`", PACKAGES, EXTRA)
     place = Path(folder)
@@ -64,7 +71,7 @@ def write_run_page(report: RunReport, path: str | Path, folder: str | Path) -> P
         conditions=conditions_table(record),
         notes=plan_notes(place),
         config=config_text(place),
-        commands=commands(report, place),
+        commands=commands(report, place, Path(path).with_suffix(".json")),
     )
 
 
@@ -134,34 +141,44 @@ def config_text(folder: Path) -> tuple[str, str]:
     return file.read_text(encoding="utf-8", errors="replace"), ""
 
 
-def commands(report: RunReport, folder: Path) -> list[str]:
-    """Return the commands that train, compact, measure and report again."""
-    place = str(folder)
-    last = str(folder / LAST)
-    record = report.benchmark
-    dense = ["--dense", "CHECKPOINT"] if record.baseline in report.errors else []
-    measured = ["benchmark", last, *dense, *options(record), "--title", report.title]
-    words = [
-        ["fit", "--config", str(folder / CONFIG)],
-        ["compact", last],
-        measured,
-        ["report", place, "--html"],
-    ]
+def commands(report: RunReport, folder: Path, record_file: Path) -> list[str]:
+    """Return the commands that train, compact, measure and report again.
+
+    Without training if the config is not there, and without measuring if the networks are none that
+    ``benchmark`` makes, so that they were measured from Python.
+    """
+    last, record = str(folder / LAST), report.benchmark
+    place = str(folder if record_file.name == RECORD else record_file)
+    words = []
+    if (folder / CONFIG).is_file():
+        words += [["fit", "--config", str(folder / CONFIG)], ["compact", last]]
+    if set(record.models) <= set(FORMS):
+        dense = ["--dense", "CHECKPOINT"] if record.baseline in report.errors else []
+        output = [] if place == str(folder) else ["--output", place]
+        measured = ["benchmark", last, *dense, *options(report), "--title", report.title, *output]
+        words.append(measured)
+    words.append(["report", place, "--html"])
     return [f"ssl-lightning {shlex.join(each)}" for each in words]
 
 
-def options(record: BenchmarkResult) -> list[str]:
+def options(report: RunReport) -> list[str]:
     """Return the options of ``benchmark`` that give these settings."""
+    record = report.benchmark
+    samples = {t.num_samples for run in record.runs for t in run.network.values()}
     found: dict[str, list[Any]] = {
         "--forms": list(record.models),
         "--engines": list(dict.fromkeys(e for run in record.runs for e in run.engines)),
         "--batch_size": list(dict.fromkeys(run.batch_size for run in record.runs)),
         "--dtype": list(dict.fromkeys(run.dtype for run in record.runs)),
         "--threads": list(dict.fromkeys(run.threads for run in record.runs)),
+        "--repeats": list(samples) if len(samples) == 1 else [],
+        "--per_layer": [] if any(run.layers for run in record.runs) else ["false"],
+        "--data": [] if report.errors else ["none"],
     }
     return [
         word
         for option, values in found.items()
+        if values
         for word in (option, str(values[0]) if len(values) == 1 else listed(values))
     ]
 
