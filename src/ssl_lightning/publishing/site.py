@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,8 +95,7 @@ def entry(found: Card, root: str | Path | None = None) -> Entry:
     first, *others = parts(page_text(model_card(found)), found.name)
     lead = first.text
     if not found.controls:
-        why = found.unmeasured.get("controls", "no reason is given")
-        said = Markup(" Controls: not measured ({}).").format(why)
+        said = Markup(" Controls: not measured ({}).").format(found.unmeasured["controls"])
         lead = Markup(str(lead).replace("</p>", f"{said}</p>", 1))
     return Entry(
         found.name,
@@ -129,7 +129,7 @@ def curves_of(content: bytes, path: Path) -> dict[str, list[float]]:
     """
     try:
         return parse_curves(content.decode())
-    except (ValueError, KeyError) as error:
+    except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(
             f"{path} is damaged: expected a table of numbers, got {error}. Get the entry again."
         ) from error

@@ -108,10 +108,9 @@ def records(cards: Sequence[Card]) -> Iterator[tuple[Card, Latency]]:
 
 def chart(points: Sequence[Point], x: str, cost: str) -> Figure:
     """Draw points; the words below name the front."""
-    ends = [(step["x"], step["y"]) for step in front(points)]
-    best = [p for p in points if (p.x, p.y) in ends]
-    best = list({(p.x, p.y): p for p in sorted(best, key=lambda p: (p.x, p.y))}.values())
-    named = "; ".join(f"{p.label or p.words.partition(':')[0]} {p.y:.2f}\u00a0%" for p in best)
+    named = "; ".join(
+        f"{p.label or p.words.partition(':')[0]} {p.y:.2f}\u00a0%" for p in front(points)
+    )
     counts = plural(sum(1 for p in points if p.label), "network")
     controls = sum(1 for p in points if not p.label)
     also = f" and {plural(controls, 'control')}" if controls else ""

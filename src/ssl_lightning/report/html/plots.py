@@ -120,7 +120,7 @@ def points_plot(points: Sequence[Point], x: str, y: str, alternative: str) -> Ma
     across = alt.X("x:Q", title=x, **scaled([p.x for p in points]))
     up = alt.Y("y:Q", title=y, **scaled([p.y for p in points]))
     line = (
-        alt.Chart(alt.InlineData(values=front(points)))
+        alt.Chart(alt.InlineData(values=steps(points)))
         .mark_line(interpolate="step-after", color="var(--line)", strokeWidth=1.5, aria=False)
         .encode(x=across, y=up)
     )
@@ -227,19 +227,25 @@ def lines_plot(lines: Mapping[str, Sequence[float]], title: str, alternative: st
     return drawn(drawn_lines + marks, alternative)
 
 
-def front(points: Sequence[Point]) -> list[dict[str, float]]:
-    """Return the ends of the steps of the smallest ``y`` that an ``x`` buys.
+def front(points: Sequence[Point]) -> list[Point]:
+    """Return the points that have less ``y`` than all of a smaller or the same ``x``.
 
     Example:
-        >>> front([Point("a", 1, 3, ""), Point("a", 2, 4, ""), Point("b", 3, 1, "")])
-        [{'x': 1, 'y': 3}, {'x': 3, 'y': 1}]
+        >>> points = [Point("a", 1, 3, ""), Point("a", 2, 3, ""), Point("b", 3, 1, "")]
+        >>> [(point.x, point.y) for point in front(points)]
+        [(1, 3), (3, 1)]
     """
-    found: list[dict[str, float]] = []
+    found: list[Point] = []
     for point in sorted(points, key=lambda point: (point.x, point.y)):
-        if not found or point.y < found[-1]["y"]:
-            found.append({"x": point.x, "y": point.y})
-    last = max((point.x for point in points), default=0.0)
-    return found + ([{"x": last, "y": found[-1]["y"]}] if found and last > found[-1]["x"] else [])
+        if not found or point.y < found[-1].y:
+            found.append(point)
+    return found
+
+
+def steps(points: Sequence[Point]) -> list[dict[str, float]]:
+    """Return where the line of the front begins, steps and ends."""
+    found = [{"x": point.x, "y": point.y} for point in front(points)]
+    return found + [{"x": max(point.x for point in points), "y": p["y"]} for p in found[-1:]]
 
 
 def scaled(values: Sequence[float]) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def training_figures(
             drawn = lines_plot(lines, kind, described(kind, lines, name))
             figures.append(Figure(drawn, caption=f"{kind.capitalize()}, per epoch."))
         else:
-            figures.append(Figure(reason=f"The log has no figures of this kind: {kind}."))
+            reason = f"Not drawn: {kind}; the log holds no such figures, or only zeros."
+            figures.append(Figure(reason=reason))
     return figures
 
 
