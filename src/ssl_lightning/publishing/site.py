@@ -112,7 +112,8 @@ def pictures(found: Card, folder: Path) -> list[Figure]:
     figures = []
     if CURVES in found.files:
         text = checked_file(folder / CURVES, found.files[CURVES])
-        figures = training_figures(curves_of(text, folder / CURVES), (ERROR, SPARSITY), found.name)
+        curves = curves_of(text, folder / CURVES)
+        figures = training_figures(curves, (ERROR, SPARSITY), found.name, CURVES)
     if FILTERS_PICTURE in found.files:
         file = folder / FILTERS_PICTURE
         content = checked_file(file, found.files[FILTERS_PICTURE])

@@ -86,8 +86,18 @@ def macs_points(cards: Sequence[Card]) -> list[Point]:
                         f"{median.macs:,} multiply-adds"
                     )
                     x, y = median.macs / MILLION, median.test_error
-                    found.append(Point(f"control: {words}", x, y, said, identity(card)))
+                    found.append(Point(f"control: {short(words)}", x, y, said, identity(card)))
     return found
+
+
+def short(words: str) -> str:
+    """Return what a control is, without how it was trained, so that it fits a legend.
+
+    Example:
+        >>> short("random groups + fine-tuning"), short("small dense network from scratch")
+        ('random groups', 'small dense network')
+    """
+    return words.partition(" + ")[0].removesuffix(" from scratch")
 
 
 def by_place(cards: Sequence[Card]) -> dict[str, list[tuple[Card, Latency]]]:

@@ -44,7 +44,7 @@ CONFIG = {
     "legend": {
         "labelColor": "currentColor",
         "labelFontSize": 11,
-        "labelLimit": 260,
+        "labelLimit": 220,
         "orient": "bottom",
         "title": None,
         "columnPadding": 24,

@@ -48,7 +48,10 @@ def training(folder: Path) -> Training:
 
 
 def training_figures(
-    curves: Curves, kinds: Sequence[str] = (LOSS, ERROR, SPARSITY), name: str = ""
+    curves: Curves,
+    kinds: Sequence[str] = (LOSS, ERROR, SPARSITY),
+    name: str = "",
+    source: str = "",
 ) -> list[Figure]:
     """Draw curves, or say that there are none of a kind.
 
@@ -57,6 +60,7 @@ def training_figures(
             them.
         kinds: which to draw.
         name: of the network, if there are others on the page.
+        source: file of the figures, if the page has no table of them.
     """
     given: dict[str, Mapping[str, Sequence[float]]] = {
         LOSS: {label: curves[name] for name, label in LOSSES.items() if name in curves},
@@ -67,7 +71,8 @@ def training_figures(
     for kind in kinds:
         if lines := given[kind]:
             drawn = lines_plot(lines, kind, described(kind, lines, name))
-            figures.append(Figure(drawn, caption=f"{kind.capitalize()}, per epoch."))
+            also = f"; every figure is in {source}" if source else ""
+            figures.append(Figure(drawn, caption=f"{kind.capitalize()}, per epoch{also}."))
         else:
             reason = f"Not drawn: {kind}; the log holds no such figures, or only zeros."
             figures.append(Figure(reason=reason))
