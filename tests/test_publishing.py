@@ -15,10 +15,10 @@ from ssl_lightning import SSLLightningModule, publishing, zoo
 from ssl_lightning.cli import main
 from ssl_lightning.data import MNISTDataModule
 from ssl_lightning.publishing import pictures, writing
-from ssl_lightning.publishing.curves import parse_curves, read_log
 from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.publishing.runs import read_run
+from ssl_lightning.report.training_log import parse_curves, read_log
 from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, FILES, GOLDEN, MODEL, PAGE
 from ssl_lightning.zoo.records import StoredFile, Weights
 from test_cli import short_run

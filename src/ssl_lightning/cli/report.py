@@ -8,6 +8,8 @@ from rich.console import Console
 
 from ssl_lightning.cli.parse import call
 from ssl_lightning.report import RunReport, bar_chart, engine_chart, has_engines, print_report
+from ssl_lightning.report.html import EXTRA, PACKAGES, write_run_page
+from ssl_lightning.suggest import require
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -15,13 +17,15 @@ def run(name: str, arguments: list[str]) -> None:
     call(report, name, arguments)
 
 
-def report(path: str, figure: bool = True) -> None:
+def report(path: str, figure: bool = True, html: bool = False) -> None:
     """Print the comparison table of a run and draw its bar charts.
 
     Args:
         path: ``report.json`` that ``benchmark`` wrote, or the folder that holds it.
         figure: also write ``report.png`` beside it, and ``report-engines.png`` if several engines
             or settings were measured.
+        html: also write ``report.html`` beside it: everything known about the run in one file, to
+            be opened without a server or a network. Needs the extra ``html``.
     """
     file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -29,6 +33,8 @@ def report(path: str, figure: bool = True) -> None:
             f"No report at {file}. `ssl-lightning benchmark CHECKPOINT` writes one."
         )
     content = RunReport.load(file)
+    if html:
+        require("`report --html`", PACKAGES, EXTRA)
     print_report(file)
     if figure:
         picture = file.with_suffix(".png")
@@ -38,3 +44,5 @@ def report(path: str, figure: bool = True) -> None:
             picture = file.with_name(f"{file.stem}-engines.png")
             engine_chart(content, picture)
             Console().print(f"Wrote {picture}")
+    if html:
+        Console().print(f"Wrote {write_run_page(content, file.with_suffix('.html'), file.parent)}")

@@ -218,6 +218,19 @@ def write_pages(
         console().print(f"Wrote {write_page(name, root, step_cost, threads)}")
 
 
+def write_site(output: str = "zoo.html", root: str | None = None) -> None:
+    """Write one HTML file for the whole zoo, which needs no server and no network.
+
+    Args:
+        output: file to write; default: zoo.html in the current folder.
+        root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+    """
+    from ssl_lightning import publishing
+
+    path = publishing.write_site(output, root)
+    console().print(f"Wrote {path}")
+
+
 def push_entry(name: str, repository: str, root: str | None = None, private: bool = False) -> None:
     """Upload an entry to a model hub, after checking its files.
 
@@ -250,6 +263,7 @@ ACTIONS: dict[str, Callable[..., int | None]] = {
     "publish": publish_runs,
     "control": add_controls,
     "pages": write_pages,
+    "site": write_site,
     "push": push_entry,
     "pull": pull_entry,
 }

@@ -5,7 +5,8 @@ Reading them is :mod:`ssl_lightning.zoo`'s.
 
 from ssl_lightning.publishing.comparing import add_controls
 from ssl_lightning.publishing.pushing import push
+from ssl_lightning.publishing.site import write_site
 from ssl_lightning.publishing.verifying import Check, verify
 from ssl_lightning.publishing.writing import publish, write_page
 
-__all__ = ["Check", "add_controls", "publish", "push", "verify", "write_page"]
+__all__ = ["Check", "add_controls", "publish", "push", "verify", "write_page", "write_site"]

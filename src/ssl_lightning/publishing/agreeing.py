@@ -16,7 +16,7 @@ from ssl_lightning.checkpoints import TrainedBackbone
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.penalties import parse_penalty
-from ssl_lightning.publishing.curves import LOG
+from ssl_lightning.report.training_log import LOG
 from ssl_lightning.suggest import shortened
 
 SAME = (

@@ -51,8 +51,20 @@ Rows = list[tuple[object, ...]]
 
 def entry_page(card: Card) -> str:
     """Return the text of an entry's README: a model card with its YAML front matter."""
+    page = model_card(card)
+    front = page.content.removesuffix(page.text)
+    return f"{front}{page_text(page)}\n"
+
+
+def page_text(page: ModelCard) -> str:
+    """Return the Markdown of a page without its front matter."""
+    return page.text.replace("<", "&lt;")
+
+
+def model_card(card: Card) -> ModelCard:
+    """Return an entry's page as a model card."""
     given: dict[str, Any] = {f.__name__: f for f in FUNCTIONS}
-    page = ModelCard.from_template(
+    page: ModelCard = ModelCard.from_template(
         metadata(card),
         template_path=str(TEMPLATE),
         card=card,
@@ -69,8 +81,7 @@ def entry_page(card: Card) -> str:
         row=table_row,
         **given,
     )
-    front = page.content.removesuffix(page.text)
-    return f"{front}{page.text.replace('<', '&lt;')}\n"
+    return page
 
 
 def metadata(card: Card) -> ModelCardData:

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ssl_lightning.checkpoints import load_backbone, read_checkpoint
-from ssl_lightning.publishing.curves import parse_curves
 from ssl_lightning.publishing.runs import FinishedRun
 from ssl_lightning.report import curve_chart, filter_pictures
+from ssl_lightning.report.training_log import parse_curves
 from ssl_lightning.zoo.cards import CURVES, CURVES_PICTURE, FILTERS_PICTURE
 
 

@@ -18,7 +18,6 @@ from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import appearing, in_turn, parse_yaml
 from ssl_lightning.measure.sparse_record import SparseRecord
-from ssl_lightning.publishing.curves import read_log
 from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_layers,
@@ -49,6 +48,7 @@ from ssl_lightning.publishing.timing import (
     zero_groups,
     zero_weights,
 )
+from ssl_lightning.report.training_log import read_log
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, GOLDEN, PAGE, Card, check_name
 from ssl_lightning.zoo.entries import card as read_card

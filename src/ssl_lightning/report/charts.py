@@ -34,7 +34,7 @@ def bar_chart(report: RunReport, path: str | Path, run: Run | None = None) -> No
         run: which of its runs to draw, in eager; the first if None.
     """
     run, models = run or report.benchmark.run(), list(report.benchmark.models)
-    panels = {"Multiply-adds": _macs(report), "Latency": _latency(report, run)}
+    panels = {"Multiply-adds": macs_bars(report), "Latency": latency_bars(report, run)}
     num_bars = (len(models) + 0.8) * len(panels["Latency"])
     figure = new_figure(10, 2.0 + 0.17 * num_bars)
     for axes, (title, bars) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
@@ -118,7 +118,8 @@ def left_out(report: RunReport) -> list[str]:
     ]
 
 
-def _macs(report: RunReport) -> Bars:
+def macs_bars(report: RunReport) -> Bars:
+    """Return the multiply-adds of the whole network and its layers, in percent of the first's."""
     record = report.benchmark
     counts = {TOTAL: {name: size.macs for name, size in record.models.items()}}
     counts |= {layer: record.layer_macs[layer] for layer in _layers(report)}
@@ -128,7 +129,8 @@ def _macs(report: RunReport) -> Bars:
     }
 
 
-def _latency(report: RunReport, run: Run) -> Bars:
+def latency_bars(report: RunReport, run: Run) -> Bars:
+    """Return the latency of the whole network and its layers, in percent of the first model's."""
     timings = {TOTAL: run.network} | {layer: run.layers.get(layer, {}) for layer in _layers(report)}
     return {
         group: {model: 100 * timing.ratio for model, timing in found.items()}

@@ -18,6 +18,14 @@ from ssl_lightning.zoo.wording import left_of, paper_groups, share, table
 
 PICTURE, ENTRIES = "errors_", "entries"
 Network = tuple[str, float, float]
+INTRODUCTION = (
+    "Compact networks and their figures; of several seeds the one with the median validation "
+    "error. Latency is that of the compact network as a ratio to the dense one's, measured in "
+    "turns. Groups left are told layer by layer where the paper does so, else summed over the "
+    "layers that are left. This page is generated from the cards: `ssl-lightning zoo publish` "
+    "writes it, `ssl-lightning zoo verify --all` measures it again."
+)
+"""What the zoo's pages say first."""
 
 
 def table_page(cards: Sequence[Card]) -> str:
@@ -47,15 +55,8 @@ def table_page(cards: Sequence[Card]) -> str:
         "groups left",
         "the paper",
     )
-    return (
-        "# The zoo\n\nCompact networks and their figures; of several seeds the one with the median "
-        "validation error. Latency is that of the compact network as a ratio to the dense one's, "
-        "measured in turns. Groups left are told layer by layer where the paper does so, else "
-        "summed over the layers that are left. This page is generated from the cards: "
-        "`ssl-lightning zoo publish` writes it, `ssl-lightning zoo verify --all` measures it "
-        "again.\n\n"
-        f"{table(head, rows)}\n{''.join(map(picture_text, families(cards)))}"
-    )
+    pictures = "".join(map(picture_text, families(cards)))
+    return f"# The zoo\n\n{INTRODUCTION}\n\n{table(head, rows)}\n{pictures}"
 
 
 def families(cards: Iterable[Card]) -> list[Family]:

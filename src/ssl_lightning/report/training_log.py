@@ -27,9 +27,7 @@ def read_log(folder: Path, epochs: int) -> str | None:
         CSV with the column ``epoch`` and then the figures by name, or None if no log holds a
         figure for every epoch.
     """
-    by_epoch: dict[int, dict[str, str]] = {}
-    for log in sorted(folder.rglob(LOG), key=version):
-        by_epoch.update(last_values(log))
+    by_epoch = values_by_epoch(folder)
     rows = [by_epoch.get(epoch, {}) for epoch in range(epochs)]
     if not rows or not all(rows):
         return None
@@ -39,6 +37,38 @@ def read_log(folder: Path, epochs: int) -> str | None:
     writer.writeheader()
     writer.writerows({"epoch": epoch, **row} for epoch, row in enumerate(rows))
     return text.getvalue()
+
+
+def values_by_epoch(folder: Path) -> dict[int, dict[str, str]]:
+    """Return epoch -> figure -> its last value, of all logs in a folder and below."""
+    found: dict[int, dict[str, str]] = {}
+    for log in sorted(folder.rglob(LOG), key=version):
+        found.update(last_values(log))
+    return found
+
+
+def read_curves(folder: Path) -> dict[str, list[float]]:
+    """Return figure -> value per epoch up to the last one that is logged; NaN where there is none.
+
+    As :func:`read_log`, but also of runs that were stopped; empty if nothing was logged.
+    """
+    found = values_by_epoch(folder)
+    epochs = range(max(found, default=-1) + 1)
+    names = sorted({name for row in found.values() for name in row})
+    return {name: [number(found.get(e, {}).get(name)) for e in epochs] for name in names}
+
+
+def number(text: str | None) -> float:
+    """Return the number that a log holds; NaN for what is none.
+
+    Example:
+        >>> number("2.5"), number(None), number("<b>")
+        (2.5, nan, nan)
+    """
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
 
 
 def version(log: Path) -> tuple[int, str]:
