@@ -26,8 +26,8 @@ demo: environment
 	$(CLI) compact $(QUICK)/checkpoints/last.ckpt
 	$(CLI) benchmark $(QUICK)/checkpoints/last.ckpt --dense $(QUICK)/checkpoints/epoch-7.ckpt \
 	    --compacted $(QUICK)/compact --title "LeNet, 10,000 MNIST images"
-	$(CLI) report $(QUICK)
-	@echo "Look at $(QUICK)/report.png and $(QUICK)/filters.png"
+	$(CLI) report $(QUICK) --html
+	@echo "Look at $(QUICK)/report.html, $(QUICK)/report.png and $(QUICK)/filters.png"
 
 # One thread per worker: two busy processes with two OpenMP threads each would crawl.
 test: environment lint types

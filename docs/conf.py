@@ -27,7 +27,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "generated/files"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nitpicky = False
@@ -46,7 +46,7 @@ toc_object_entries = False
 html_theme = "furo"
 html_math_renderer = "mathml"  # browsers show it without a script from elsewhere
 html_title = f"ssl_lightning {__version__}"
-html_static_path = ["_static"]
+html_extra_path = ["generated/files"]  # zoo.html, one file that needs nothing else
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"source_directory": "docs/", "top_of_page_buttons": []}

@@ -6,9 +6,9 @@ import re
 import shlex
 
 import pytest
+from test_command_help import checkout, is_accepted  # noqa: F401 - a fixture
 
 from conftest import ROOT
-from test_command_help import checkout, is_accepted  # noqa: F401 - a fixture
 from test_site import PAGES
 
 COMMAND = re.compile(r"^(?:\$ )?(?:ssl-lightning|python cli\.py) (.+)$")
@@ -47,7 +47,9 @@ def test_a_command_of_the_documentation_is_accepted(command, checkout, monkeypat
     monkeypatch.setenv("HOSTNAME", "here")
     for run in ("NAME", "mine", "quickstart"):
         (checkout / "runs" / run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (checkout / "runs" / run / "config.yaml").write_text("data: {class_path: MNISTDataModule}\n")
+        (checkout / "runs" / run / "config.yaml").write_text(
+            "data: {class_path: MNISTDataModule}\n"
+        )
         (checkout / "runs" / run / "checkpoints/last.ckpt").touch()
         (checkout / "runs" / run / "checkpoints/epoch-7.ckpt").touch()
     (checkout / "zoo").symlink_to(ROOT / "zoo")

@@ -189,6 +189,11 @@ def help_of(command: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).strip()
 
 
+SORTED = """
+<a href="../../zoo.html">The same as a page that sorts and filters</a>
+"""
+
+
 def zoo_pages(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the pages of the zoo and its entries, as they lie in ``zoo/``, without front matter."""
     from readme_tables import FIGURES, figures
@@ -198,7 +203,7 @@ def zoo_pages(folder: Path) -> Iterator[tuple[Path, str]]:
     names = sorted(path.parent.name for path in (ROOT / "zoo").glob("*/README.md"))
     toc = "\n".join(f"{name} <{name}/README>" for name in names)
     head, after = (ROOT / "zoo" / "README.md").read_text().split("\n## ", 1)
-    intro = head.split("\n|", 1)[0]
+    intro = f"{head.split(chr(10) + '|', 1)[0]}\n{SORTED}"
     rows = ((f"[{name}]({name}/README.md)", *figures(card(name))) for name in names)
     made = table(("entry", "test error", *FIGURES[1:]), rows)
     hidden = f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{toc}\n```\n"
@@ -291,6 +296,8 @@ def write(path: Path, text: str) -> None:
 
 def write_all(docs: Path) -> None:
     """Write all generated pages below ``docs/generated``."""
+    from ssl_lightning.publishing import write_site
+
     folder = docs / "generated"
     for name, (title, about, names) in REFERENCE.items():
         write(folder / "reference" / f"{name}.md", reference_page(title, about, names))
@@ -299,6 +306,7 @@ def write_all(docs: Path) -> None:
     write(folder / "gallery.md", gallery_page())
     for path, text in zoo_pages(folder / "zoo"):
         write(path, text)
+    write_site(folder / "files" / "zoo.html", ROOT / "zoo")
     for source, target in copied_pictures(folder / "zoo"):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, target)

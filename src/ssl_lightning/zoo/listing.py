@@ -21,7 +21,7 @@ Network = tuple[str, float, float]
 INTRODUCTION = (
     "Compact networks and their figures; of several seeds the one with the median validation "
     "error. Latency is that of the compact network as a ratio to the dense one's, measured in "
-    "turns. Groups left are told layer by layer where the paper does so, else summed over the "
+    "turns. Groups left are given layer by layer where the paper does so, else summed over the "
     "layers that are left. This page is generated from the cards: `ssl-lightning zoo publish` "
     "writes it, `ssl-lightning zoo verify --all` measures it again."
 )
