@@ -76,8 +76,21 @@ def test_controls_stand_in_the_first_paragraph(published):
         assert f" {error:.2f} %" in first.partition("Controls of about as many")[2]
     better = sum(error < card.test_error for error in errors.values())
     assert f"; {better or 'none'} of 2 better." in first
+    in_time = dataclasses.replace(card, budget={"latency": 0.5, "engine": "openvino"})
+    assert "Controls of the same budget (`latency: 0.5`): " in entry_page(in_time)
     assert "Controls of" not in entry_page(dataclasses.replace(card, controls=(), unmeasured={
         **card.unmeasured, "controls": "none"}))  # fmt: skip
+
+
+def test_the_dense_network_is_no_control_of_equal_cost(published):
+    card = zoo.card("both", published)
+    dense = dataclasses.replace(card.controls[0], kind="dense")
+    error = median_result(dense.seeds).test_error
+    both = entry_page(dataclasses.replace(card, controls=(*card.controls, dense)))
+    assert " of 2 better. The dense network trained as long: " + f"{error:.2f} %." in both
+    alone = entry_page(dataclasses.replace(card, controls=(dense,)))
+    assert f"The dense network trained as long: {error:.2f} %." in alone
+    assert "Controls of" not in alone
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,10 @@ def test_controls_are_added_to_a_published_entry(seeds, published, tmp_path, cap
     assert "random groups" in (root / "both" / "README.md").read_text().lower()
     same = dataclasses.replace(after, controls=before.controls, files=before.files)
     assert same == before
+    more = [*given[1:], "--root", str(root), "--remark", "It was late."]
+    assert main(["zoo", "control", "both", *more]) == 0
+    assert zoo.card("both", root).remark == "It was late."
+    assert "\nIt was late.\n" in (root / "both" / "README.md").read_text()
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
 
 

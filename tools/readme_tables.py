@@ -18,7 +18,6 @@ sys.path[:0] = [str(ROOT / "src")] if str(ROOT / "src") not in sys.path else []
 from ssl_lightning.report.run_report import RunReport  # noqa: E402
 from ssl_lightning.report.table import percent  # noqa: E402
 from ssl_lightning.zoo import Card, card  # noqa: E402
-from ssl_lightning.zoo.records import median_result  # noqa: E402
 from ssl_lightning.zoo.wording import table  # noqa: E402
 
 ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared with
@@ -76,7 +75,7 @@ def zoo_row(entry: Card, dense: str | None) -> tuple[str, ...]:
 
 def figures(entry: Card) -> tuple[str, ...]:
     """Return an entry's test error, its best control's, its shares of the dense cost, its time."""
-    controls = [median_result(control.seeds).test_error for control in entry.controls]
+    controls = [error for kind, error in entry.control_errors().items() if kind != "dense"]
     ratios = [one.ratio["compact"] for one in entry.latency or () if one.batch_size == 1]
     return (
         f"{entry.test_error:.2f} %",

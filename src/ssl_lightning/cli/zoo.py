@@ -167,17 +167,20 @@ def publish_runs(
     console().print(f"Wrote {folder}")
 
 
-def add_controls(name: str, controls: list[str], root: str | None = None) -> None:
+def add_controls(
+    name: str, controls: list[str], root: str | None = None, remark: str | None = None
+) -> None:
     """Add runs of other methods to the card of an entry, by measuring them.
 
     Args:
         name: an entry that ``zoo list`` lists.
         controls: finished runs, such as magnitude=RUN,RUN random=RUN,RUN small_dense=RUN.
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+        remark: what a reader must know, in place of what the card says now.
     """
     from ssl_lightning import publishing
 
-    folder = publishing.add_controls(name, parse_controls(controls), root)
+    folder = publishing.add_controls(name, parse_controls(controls), root, remark)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
 

@@ -16,7 +16,10 @@ from ssl_lightning.zoo.listing import write_table
 
 
 def add_controls(
-    name: str, controls: Mapping[str, Sequence[Place]], root: str | Path | None = None
+    name: str,
+    controls: Mapping[str, Sequence[Place]],
+    root: str | Path | None = None,
+    remark: str | None = None,
 ) -> Path:
     """Measure runs of other methods, and set them beside an entry in its card and on its page.
 
@@ -28,6 +31,8 @@ def add_controls(
         controls: kind of control (:data:`~ssl_lightning.zoo.records.CONTROLS`) -> folders of
             finished runs, one per seed. Controls of a kind that the card has already give way.
         root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
+        remark: what the card says from now on in place of its remark, ``""`` for nothing; None:
+            as it was.
 
     Returns:
         The folder of the entry.
@@ -47,11 +52,14 @@ def add_controls(
     if not controls:
         raise ValueError(f"add_controls: expected runs of controls for {name}, got none.")
     with in_turn(zoo_root(root)):  # another such call would read the card before this one wrote it
-        return add_in_turn(name, controls, root)
+        return add_in_turn(name, controls, root, remark)
 
 
 def add_in_turn(
-    name: str, controls: Mapping[str, Sequence[Place]], root: str | Path | None
+    name: str,
+    controls: Mapping[str, Sequence[Place]],
+    root: str | Path | None,
+    remark: str | None,
 ) -> Path:
     """Do what :func:`add_controls` does, while no other process writes to the zoo."""
     target, card = entry_folder(name, root), read_card(name, root)
@@ -65,6 +73,8 @@ def add_in_turn(
     rows = tuple(measure_control(kind, folders, data, name) for kind, folders in controls.items())
     others = tuple(row for row in card.controls if row.kind not in controls)
     unmeasured = {field: why for field, why in card.unmeasured.items() if field != "controls"}
+    if remark is not None:
+        card = dataclasses.replace(card, remark=remark or None)
     rewrite(target, dataclasses.replace(card, controls=(*others, *rows), unmeasured=unmeasured))
     write_table(target.parent)
     return target

@@ -126,9 +126,14 @@ def budget_of(budget: Mapping[str, Any]) -> str:
         >>> budget_of({"macs": 0.5, "importance": "measured", "end": 0})
         '`macs: 0.5` by measured importance'
     """
-    found = ", ".join(f"{name}: {budget[name]}" for name in TARGETS if name in budget)
     importance = f" by {literal(budget['importance'])} importance" if "importance" in budget else ""
-    return f"`{literal(found)}`{importance}"
+    return f"{targets_of(budget)}{importance}"
+
+
+def targets_of(budget: Mapping[str, Any]) -> str:
+    """Write the targets of a budget."""
+    found = ", ".join(f"{name}: {budget[name]}" for name in TARGETS if name in budget)
+    return f"`{literal(found)}`"
 
 
 def literal(value: object) -> str:
@@ -138,17 +143,18 @@ def literal(value: object) -> str:
 
 def beside_controls(card: Card) -> str:
     """Say in one sentence what the controls reach, best first."""
-    if not card.controls:
-        return ""
-    errors = {c.kind: median_result(c.seeds).test_error for c in card.controls}
+    errors = card.control_errors()
+    said = f" The {CONTROLS['dense']}: {errors.pop('dense'):.2f} %." if "dense" in errors else ""
+    if not errors:
+        return said
     parts = [
         f"{CONTROLS[kind]} {errors[kind]:.2f} %" for kind in sorted(errors, key=errors.__getitem__)
     ]
     better = sum(error < card.test_error for error in errors.values()) or "none"
-    return (
-        f" Controls of about as many multiply-adds: {', '.join(parts)}; {better} of "
-        f"{len(errors)} better."
-    )
+    of = "about as many multiply-adds"
+    if card.budget and "macs" not in card.budget:
+        of = f"the same budget ({targets_of(card.budget)})"
+    return f" Controls of {of}: {', '.join(parts)}; {better} of {len(errors)} better.{said}"
 
 
 def figures(card: Card) -> Rows:

@@ -11,7 +11,7 @@ from ssl_lightning.report.html import Table, Value
 from ssl_lightning.report.html.page import Cell, breakable
 from ssl_lightning.report.table import percent
 from ssl_lightning.zoo.cards import MODEL, Card
-from ssl_lightning.zoo.records import CONTROLS, Latency, median_result
+from ssl_lightning.zoo.records import CONTROLS, Latency
 
 TABLE = "zoo-table"
 MILLION = 1e6
@@ -110,9 +110,9 @@ def size_cell(card: Card) -> Value:
 
 def control_cell(card: Card) -> Value:
     """Write the lowest error of the controls, and which has it."""
-    if not card.controls:
+    errors = {kind: error for kind, error in card.control_errors().items() if kind != "dense"}
+    if not errors:
         return Value(UNMEASURED, None)
-    errors = {c.kind: median_result(c.seeds).test_error for c in card.controls}
     best = min(errors, key=errors.__getitem__)
     beaten = "better" if errors[best] < card.test_error else "not better"
     return Value(f"{errors[best]:.2f} ({beaten}): {CONTROLS[best]}", errors[best])

@@ -81,7 +81,7 @@ class Card:
         compact: size of the published network.
         latency: one record per batch size.
         step_cost: what the penalties add to a training step.
-        controls: what other methods reach with about as many multiply-adds.
+        controls: what other methods reach within the same budget, and the dense network.
         layer_speedups: the layers of the paper's Table 4 at this network's sparsities against the
             fastest dense engine, if that was asked for; its configurations 1 and 4 are of single
             zeros.
@@ -141,6 +141,10 @@ class Card:
         self._check_claims()
         self._check_files()
         self._check_unmeasured()
+
+    def control_errors(self) -> dict[str, float]:
+        """Return kind of control -> test error in percent of its median seed."""
+        return {c.kind: median_result(c.seeds).test_error for c in self.controls}
 
     def _check_claims(self) -> None:
         check_word("card.backbone", self.backbone)

@@ -13,6 +13,7 @@ CONTROLS = {
     "random": "random groups + fine-tuning",
     "small_dense": "small dense network from scratch",
     "regular": "regular network of fewer filters or layers from scratch",
+    "dense": "dense network trained as long",
 }
 """Kind of control -> what it is."""
 
@@ -86,7 +87,7 @@ def median_result(results: Sequence[SeedResult]) -> SeedResult:
 
 @dataclass(frozen=True)
 class Control:
-    """What another method reaches with about as many multiply-adds.
+    """What another method reaches within the entry's budget; of kind dense, without one.
 
     Attributes:
         kind: one of :data:`CONTROLS`.

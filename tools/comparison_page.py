@@ -1,0 +1,83 @@
+"""Fill the tables of docs/comparison.md from the records in docs/comparison and the zoo's cards.
+
+python tools/comparison_page.py
+
+Between ``<!-- name -->`` and ``<!-- end -->`` is a table: of ``docs/comparison/<name>.json`` where
+``ssl-lightning compare`` wrote it, of ``cost.json`` (``ssl-lightning benchmark training``), or of
+the card of an entry with its controls. A test compares them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ssl_lightning.measure.training_record import NONE, TrainingRecord
+from ssl_lightning.report.compared import Comparison, comparison_table
+from ssl_lightning.report.table import percent
+from ssl_lightning.zoo import card
+from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
+from ssl_lightning.zoo.wording import table
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, RECORDS = DOCS / "comparison.md", DOCS / "comparison"
+MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MODERN = ("mobilenetv3_small_imagenette_half", "mobilenetv3_small_imagenette_dense")
+
+
+def modern_table(entry: str, dense: str) -> str:
+    """Return an entry beside its dense network and its controls."""
+    small, large = card(entry), card(dense)
+
+    def row(name: str, seeds: tuple[SeedResult, ...]) -> tuple[object, ...]:
+        one = median_result(seeds)
+        return (
+            name,
+            f"{one.validation_error:.2f}",
+            f"{one.test_error:.2f}",
+            f"{one.macs:,} ({percent(one.macs, small.dense.macs)} %)",
+            f"{one.num_parameters:,}",
+        )
+
+    rows = [row("dense", large.seeds), row("the entry", small.seeds)]
+    rows += [row(CONTROLS[control.kind], control.seeds) for control in small.controls]
+    head = ("MobileNetV3-small", "validation %", "test %", "multiply-adds", "parameters")
+    return table(head, rows) + "\n"
+
+
+def cost_table(record: TrainingRecord) -> str:
+    """Return what penalties add to a training step."""
+    rows = [
+        (
+            row.backbone,
+            f"{row.form}, {row.mode}" if row.mode else row.form,
+            f"{row.step_ms:.1f}",
+            f"{row.ratio:.3f} ({row.ratio_low:.3f} - {row.ratio_high:.3f})",
+            f"{row.penalty_ms:.2f}",
+            f"{row.penalty_bytes / 1e6:.2f}",
+        )
+        for row in record.rows
+        if row.form != NONE or row.mode == ""
+    ]
+    head = ("network", "penalty", "step, ms", "ratio (quartiles)", "penalty, ms", "penalty, MB")
+    return table(head, rows) + "\n"
+
+
+def made(name: str) -> str:
+    """Return one table."""
+    if name == "modern":
+        return modern_table(*MODERN)
+    path = RECORDS / f"{name}.json"
+    if name == "cost":
+        return cost_table(TrainingRecord.load(path))
+    return comparison_table(Comparison.load(path).rows)
+
+
+def filled(text: str) -> str:
+    """Return the page with its tables made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}{made(found[2])}{found[3]}", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"Wrote {PAGE.relative_to(DOCS.parent)}")
