@@ -8,10 +8,10 @@ from importlib import import_module
 from traceback import walk_tb
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("training", "train a backbone with penalties (LightningCLI)"),
-    "validate": ("training", "measure a checkpoint on the validation split"),
-    "test": ("training", "measure a checkpoint on the test split"),
-    "predict": ("training", "class probabilities of a checkpoint"),
+    "fit": ("fit", "train a backbone with penalties (LightningCLI)"),
+    "validate": ("fit", "measure a checkpoint on the validation split"),
+    "test": ("fit", "measure a checkpoint on the test split"),
+    "predict": ("fit", "class probabilities of a checkpoint"),
     "compact": ("compact", "write the smaller network that computes the same as a checkpoint"),
     "sensitivity": ("sensitivity", "the error after removing shares of each layer's channels"),
     "prune": ("prune", "remove the least important channels of a network, without training"),
@@ -43,6 +43,11 @@ commands:
 {commands}
 
 `{program} COMMAND --help` says more. SSL_TRACEBACK=1 shows where an error came from.
+
+begin with (real MNIST images ship with the package; about a minute on two cores):
+  {program} {fit}
+  {program} {compact}
+  {program} {benchmark}
 """
 
 
@@ -117,6 +122,7 @@ def is_users(error: BaseException) -> bool:
 
 def usage() -> str:
     """Return the overview of all commands."""
-    program = sys.argv[0].rpartition(os.sep)[2] or "ssl-lightning"
+    from ssl_lightning.cli.examples import EXAMPLES, program
+
     rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
-    return USAGE.format(program=program, commands=rows)
+    return USAGE.format(program=program(), commands=rows, **EXAMPLES)

@@ -61,7 +61,8 @@ def benchmark_checkpoint(
         checkpoint: file that ``fit`` wrote: the masked network.
         dense: checkpoint of the dense baseline; default: the backbone, untrained, without error.
         compacted: folder of the compact network; default: it is made from the checkpoint.
-        data: config whose ``data`` errors are measured on, or none; default: the run's config.yaml.
+        data: config whose ``data`` errors are measured on, a data set such as mnist, or none;
+            default: the run's config.yaml.
         forms: some of dense, masked, compact and csr: zeros as sparse products, as l1 can be run.
         engines: eager (always measured), compile, onnxruntime, openvino, a list, or all installed.
         batch_size: images per forward pass, or a list of several.

@@ -41,8 +41,8 @@ def calibration(
     Args:
         networks: checkpoints, compact folders or zoo:<name>.
         dense: the network that the others are compared with.
-        data: config whose ``data`` names the images of all; default: those that each network was
-            trained with.
+        data: config whose ``data`` names the images of all, or a data set such as mnist; default:
+            those that each network was trained with.
         split: validation or test. On validation images, a temperature is fitted on one half for
             the other; for test images on the validation images.
         limit: number of images, the first ones; default: all.

@@ -21,7 +21,9 @@ from lightning.pytorch.callbacks import Timer
 
 from ssl_lightning import zoo
 from ssl_lightning.callbacks import Budget
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.one_run import INTERRUPTED, RUN, agree, trained
+from ssl_lightning.cli.short_help import PlainHelp
 from ssl_lightning.cli.sparsify import checked_engine
 from ssl_lightning.cli.tables import say, show_table
 from ssl_lightning.cli.training import quieten, resolved
@@ -44,12 +46,9 @@ from ssl_lightning.zoo.cards import Card
 SETTINGS, LOCK, CARDS, REASON = "compare.json", ".lock", "cards", "reason.txt"
 RESULT, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
 START_METHOD = "spawn"
-USAGE = "compare CONFIG --budget.TARGET NUMBER [options] [options of fit]"
-EXAMPLE = """example:
-  ssl-lightning compare configs/lenet_mnist_half.yaml --budget.macs 0.1 --seeds 0 1 2 --jobs 2
-
-Every option of `fit` may be given too: `ssl-lightning fit --help`. The same command continues where
-it was stopped.
+USAGE = "%(prog)s CONFIG --budget.TARGET NUMBER [options of fit]"
+MORE = """Every option of `fit` may be given too: `fit --help`. The same command continues
+where it was stopped.
 """
 
 
@@ -83,7 +82,7 @@ def run(name: str, arguments: list[str]) -> int | None:
     given = arguments if arguments[:1] and arguments[0].startswith("-") else with_config(arguments)
     own, others = parser.parse_known_args(given)
     if own.help:
-        sys.stdout.write(f"{parser.format_help()}\n{EXAMPLE}")
+        sys.stdout.write(f"{parser.format_help()}\n{MORE}{shown(name)}")
         sys.exit(0)
     quieten()
     asked, own.ways = own.ways is not None, own.ways or list(ALTERNATIVES)
@@ -104,10 +103,11 @@ def with_config(arguments: list[str]) -> list[str]:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options that `fit` does not have."""
     parser = argparse.ArgumentParser(
-        prog="ssl-lightning compare",
+        prog=f"{program()} compare",
         usage=USAGE,
         add_help=False,
         allow_abbrev=False,
+        formatter_class=PlainHelp,
         description="Bring a network to a budget by every way, and set the results beside each "
         "other: error, multiply-adds, parameters, latency, training time.",
     )

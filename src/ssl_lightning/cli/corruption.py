@@ -55,8 +55,8 @@ def corruption(
     Args:
         networks: checkpoints, compact folders or zoo:<name>.
         dense: the network that corruption errors are relative to.
-        data: config whose ``data`` names the images of all; default: those that each network was
-            trained with.
+        data: config whose ``data`` names the images of all, or a data set such as mnist; default:
+            those that each network was trained with.
         files: folder of the .npy files of CIFAR-10-C, for networks of CIFAR-10.
         split: validation or test: which images are corrupted.
         limit: number of images of each corruption and severity, the first ones; default: all.

@@ -53,8 +53,8 @@ def measure_sensitivity(
     Args:
         network: checkpoint that ``fit`` wrote, folder that ``compact`` wrote, ``zoo:<name>``, or
             name of a backbone, such as ``timm:mobilenetv3_small_100``.
-        data: config whose ``data`` names the images; default: the config.yaml that the network
-            was trained with, if it lies beside it.
+        data: config whose ``data`` names the images, or a data set such as mnist; default: the
+            config.yaml that the network was trained with, if it lies beside it.
         shares: of the groups to remove from each set; one group is always retained.
         importance: which groups go first: those with the smallest l2 or l1 norm, or random ones.
         images: number of validation images to measure the error on, the first ones.

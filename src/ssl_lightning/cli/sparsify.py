@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_lightning.callbacks import Budget
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.one_run import (
     COMPACT,
     CONFIG,
@@ -21,6 +22,7 @@ from ssl_lightning.cli.one_run import (
     begun,
     trained,
 )
+from ssl_lightning.cli.short_help import PlainHelp
 from ssl_lightning.cli.sources import NamedNetwork, named_network
 from ssl_lightning.cli.tables import Rows, say, show_table
 from ssl_lightning.cli.training import quieten, resolved
@@ -37,13 +39,10 @@ if TYPE_CHECKING:
 
 SETTINGS, LOCK = "sparsify.json", ".lock"
 RESULT_FILE, PICTURE = "result.json", "result.png"
-USAGE = "sparsify --budget.TARGET NUMBER --epochs N [options] [options of fit]"
-EXAMPLE = """example:
-  ssl-lightning sparsify --model.backbone zoo:resnet20_cifar10_dense --data CIFAR10DataModule \\
-      --data.batch_size 128 --budget.macs 0.5 --epochs 20 --controls
-
-Every option of `fit` may be given too: `ssl-lightning fit --help`. The targets are --budget.macs,
-parameters, size, depth, latency and latency_ms; --budget.method says how they are reached.
+USAGE = "%(prog)s --budget.TARGET NUMBER --epochs N [options of fit]"
+MORE = """Every option of `fit` may be given too: `fit --help`. The targets are
+--budget.macs, parameters, size, depth, latency and latency_ms; --budget.method
+says how they are reached.
 """
 
 
@@ -52,7 +51,7 @@ def run(name: str, arguments: list[str]) -> int | None:
     parser = make_parser()
     own, others = parser.parse_known_args(arguments)
     if own.help:
-        sys.stdout.write(f"{parser.format_help()}\n{EXAMPLE}")
+        sys.stdout.write(f"{parser.format_help()}\n{MORE}{shown(name)}")
         sys.exit(0)
     quieten()
     try:
@@ -68,10 +67,11 @@ def run(name: str, arguments: list[str]) -> int | None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options that `fit` does not have."""
     parser = argparse.ArgumentParser(
-        prog="ssl-lightning sparsify",
+        prog=f"{program()} sparsify",
         usage=USAGE,
         add_help=False,
         allow_abbrev=False,
+        formatter_class=PlainHelp,
         description="Train a network down to a budget, compact, measure and export it.",
     )
     add = parser.add_argument

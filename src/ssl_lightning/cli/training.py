@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType
@@ -34,7 +32,6 @@ from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
 from ssl_lightning.cli.run_folder import RunFolderConfig
-from ssl_lightning.cli.short_help import FULL_HELP, shortened
 from ssl_lightning.compaction.store import is_own_class
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import Traces
@@ -136,12 +133,23 @@ class SSLCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Make the trainer, with the budget as the first of its callbacks."""
+        given = settings.get("callbacks", self._get(self.config_init, "trainer.callbacks"))
+        others = given if isinstance(given, list) else [given] if given else []
         budget = self._get(self.config_init, "budget")
-        if budget is not None:
-            given = settings.get("callbacks", self._get(self.config_init, "trainer.callbacks"))
-            others = given if isinstance(given, list) else [given] if given else []
-            settings["callbacks"] = [budget, *others]
+        first = [] if budget is None else [budget]
+        settings["callbacks"] = [*first, *others, *self.own_callbacks(others)]
         return super().instantiate_trainer(**settings)
+
+    def own_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
+        """Return the callbacks that a run has without being asked: where checkpoints go."""
+        trainer = self._get(self.config_init, "trainer")
+        stored = any(isinstance(each, callbacks.Checkpoint) for each in given)
+        if stored or trainer.enable_checkpointing is False:
+            return []
+        folder = Path(trainer.default_root_dir).absolute() / "checkpoints"
+        settings: dict[str, Any] = {"filename": "epoch-{epoch}", "auto_insert_metric_name": False}
+        settings |= {"save_last": True, "enable_version_counter": False}
+        return [callbacks.ModelCheckpoint(folder, **settings)]
 
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""
@@ -238,18 +246,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Run one of LightningCLI's subcommands."""
     quieten()
     keep_wandb_offline_without_key()
-    if {"-h", "--help", FULL_HELP} & set(arguments):
-        sys.stdout.write(help_of(name, full=FULL_HELP in arguments))
-        sys.exit(0)
     carry_out(name, arguments)
-
-
-def help_of(name: str, full: bool) -> str:
-    """Return the help of a subcommand; unless ``full``, a line or two for each option."""
-    text = io.StringIO()
-    with redirect_stdout(text), suppress(SystemExit):
-        carry_out(name, ["--help"])
-    return text.getvalue() if full else shortened(text.getvalue())
 
 
 def carry_out(

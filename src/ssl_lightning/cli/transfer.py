@@ -20,9 +20,9 @@ from ssl_lightning.cli.compared import (
     images_of,
     pixel_statistics,
 )
-from ssl_lightning.cli.data import data_section, make_data
+from ssl_lightning.cli.data import data_section, known_data, make_data, named_section
 from ssl_lightning.cli.records import check_output, continued, finish
-from ssl_lightning.data import DATA_MODULES, ArrayDataModule
+from ssl_lightning.data import ArrayDataModule
 from ssl_lightning.evaluation.estimates import digits
 from ssl_lightning.evaluation.predictions import predict
 from ssl_lightning.evaluation.transfer import (
@@ -39,7 +39,7 @@ from ssl_lightning.evaluation.transfer import (
 from ssl_lightning.evaluation.transfer_record import TransferRecord, TransferRow
 from ssl_lightning.report.generalisation import TABLE_WIDTH
 from ssl_lightning.report.transfer import METHODS, transfer_chart, transfer_table
-from ssl_lightning.suggest import nearest, pick
+from ssl_lightning.suggest import pick
 
 WHERE = "evaluate transfer"
 MOST_SEEDS = 9
@@ -103,8 +103,8 @@ def transfer(
         batch_size: images per forward pass.
         epochs: of fine-tuning.
         lr: learning rate of fine-tuning.
-        data: config whose ``data`` tells how the networks' images were normalised; default: that
-            which each was trained with.
+        data: config whose ``data`` tells how the networks' images were normalised, or a data set
+            such as mnist; default: that which each was trained with.
         title: heading.
         output: JSON file to write; the picture is drawn beside it as a PNG.
         model: import path of the class of networks that are your own.
@@ -215,21 +215,16 @@ def other_section(to: str) -> dict[str, Any]:
 
     Example:
         >>> other_section("cifar10")
-        {'class_path': 'CIFAR10DataModule', 'init_args': {}}
+        {'class_path': 'ssl_lightning.data.CIFAR10DataModule', 'init_args': {}}
     """
     if Path(to).suffix in (".yaml", ".yml"):
         section = data_section(to, None, "")
         assert section is not None
         return section
-    names = {kind.__name__: kind for kind in DATA_MODULES.values()}
-    name = DATA_MODULES[to].__name__ if to in DATA_MODULES else to
-    if name not in names:
-        known = [*DATA_MODULES, *names]
-        raise ValueError(
-            f"--to: unknown data {to!r}. {nearest(to, known)} A config with a `data` section may "
-            "be given too."
-        )
-    return {"class_path": name, "init_args": {}}
+    named = named_section(to)
+    if named is None:
+        raise ValueError(f"--to: unknown data {to!r}. {known_data(to)}")
+    return named
 
 
 def read_task(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
 from ssl_lightning import zoo
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.parse import call
+from ssl_lightning.cli.short_help import text_width
 from ssl_lightning.cli.tables import Rows, console, show_table
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
@@ -282,12 +285,12 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
 
 def usage() -> str:
     """Return the overview of what the command does."""
-    rows = "\n".join(
-        f"  {name:<8} {(action.__doc__ or '').splitlines()[0]}" for name, action in ACTIONS.items()
-    )
+    first = {name: (action.__doc__ or "").splitlines()[0] for name, action in ACTIONS.items()}
+    lines = (wrap(f"  {name:<8} {text}", text_width()) for name, text in first.items())
+    rows = "\n".join(f"\n{11 * ' '}".join(line) for line in lines)
     return (
-        "usage: ssl-lightning zoo ACTION [ARGUMENTS]\n\nPublished compact networks.\n\n"
-        f"actions:\n{rows}\n\n`ssl-lightning zoo ACTION --help` says more.\n"
+        f"usage: {program()} zoo ACTION [ARGUMENTS]\n\nPublished compact networks.\n\n"
+        f"actions:\n{rows}\n\n`{program()} zoo ACTION --help` says more.\n{shown('zoo')}"
     )
 
 
