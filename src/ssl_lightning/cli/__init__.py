@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from traceback import walk_tb
+
+from ssl_lightning.progress import shown
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("fit", "train a backbone with penalties (LightningCLI)"),
@@ -35,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> module of this package whose ``run(arguments)`` carries it out, and what it does."""
 
+TRAINED = ("fit", "validate", "test", "predict")
+"""Commands whose progress Lightning shows, or a line for each epoch."""
+SEVERAL_RUNS = ("sparsify", "compare", "sweep")
+"""Commands that train several times: a bar for all would be in the way of each one's."""
 USAGE = """usage: {program} COMMAND [ARGUMENTS]
 
 Structured sparsity learning: train sparse, compact exactly, measure.
@@ -80,7 +87,8 @@ def carry_out(name: str, arguments: list[str]) -> int:
     A command may return an exit status of its own; None stands for 0.
     """
     try:
-        status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
+        with nullcontext() if name in TRAINED else shown(bars=name not in SEVERAL_RUNS):
+            status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
     except Exception as error:
         own = own_error(error)
         if not is_users(own) or os.environ.get("SSL_TRACEBACK"):

@@ -19,6 +19,7 @@ from ssl_lightning.compaction import load_compact, plan_and_compact
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.measure.turns import several
+from ssl_lightning.progress import steps, track
 from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
 from ssl_lightning.suggest import pick
@@ -79,10 +80,11 @@ def benchmark_checkpoint(
     settings |= {"threads": threads, "per_layer": per_layer, "repeats": repeats}
     trained, folder = load_trained(checkpoint, model, config), Path(checkpoint).parent.parent
     models = networks(trained, forms, dense, compacted)
-    errors = measure_errors(
-        trained_ones(models, dense), data_section(data, folder, ", or `--data none`")
-    )
-    result = benchmark(models, example_of(trained), **settings)
+    section = data_section(data, folder, ", or `--data none`")
+    with steps("benchmark", 2) as part:
+        errors = measure_errors(trained_ones(models, dense), section)
+        part.advance()
+        result = benchmark(models, example_of(trained), **settings)
     groups = groups_left(trained.original(), trained.model, trained.masked())
     path = Path(output) if output else folder / "report.json"
     RunReport(title or trained.name, errors, groups, result).save(path)
@@ -147,4 +149,5 @@ def measure_errors(
         return {}
     data = make_data(section)
     data.setup("test")
-    return {key: measure_error(model, data.test_dataloader()) for key, model in models.items()}
+    networks = track(models.items(), "errors")
+    return {key: measure_error(model, data.test_dataloader()) for key, model in networks}

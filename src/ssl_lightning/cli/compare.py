@@ -29,6 +29,7 @@ from ssl_lightning.cli.tables import say, show_table
 from ssl_lightning.cli.training import quieten, resolved
 from ssl_lightning.cli.ways import ALTERNATIVES, LOW_RANK, Config
 from ssl_lightning.files import FolderLock, Traces, replacing
+from ssl_lightning.progress import Part, steps
 from ssl_lightning.publishing import publish
 from ssl_lightning.publishing.runs import data_class
 from ssl_lightning.report.compared import HEAD, Compared, Comparison, cells_of, comparison_table
@@ -220,16 +221,19 @@ def train(jobs: list[Job], at_once: int, refused: dict[str, str]) -> None:
 
     The other seeds of a way that was refused are not tried.
     """
-    for seed in dict.fromkeys(job.seed for job in jobs):
-        open_ = [j for j in jobs if j.seed == seed and j.way not in refused]
-        open_ = [job for job in open_ if not (job.folder / RUN).is_file()]
-        ended = partial(tell, open_, refused)
-        in_processes(START_METHOD, work, [(job,) for job in open_], at_once, ended)
+    missing = [job for job in jobs if not (job.folder / RUN).is_file()]
+    with steps("compare, runs", len(missing)) as part:
+        for seed in dict.fromkeys(job.seed for job in jobs):
+            now = [job for job in missing if job.seed == seed and job.way not in refused]
+            ended = partial(tell, now, refused, part)
+            in_processes(START_METHOD, work, [(job,) for job in now], at_once, ended)
+            part.reach(part.done, sum(job.way not in refused for job in missing))
 
 
-def tell(jobs: list[Job], refused: dict[str, str], number: int, status: int) -> None:
+def tell(jobs: list[Job], refused: dict[str, str], part: Part, number: int, status: int) -> None:
     """Say how a run ended."""
     job = jobs[number]
+    part.advance()
     reason = job.folder / REASON
     if status == 0:
         say(f"{job.name}: done")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssl_lightning.cli.data import describe, make_data, needed_section, validation_images
 from ssl_lightning.cli.parse import call
@@ -18,6 +16,7 @@ from ssl_lightning.cli.prune import group_settings
 from ssl_lightning.cli.sources import named_network, warn_of_fresh
 from ssl_lightning.measure.sensitivity_record import Sensitivity
 from ssl_lightning.measure.turns import several
+from ssl_lightning.progress import steps
 from ssl_lightning.prune import SHARES, sensitivity
 from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.report import print_sensitivity, sensitivity_chart
@@ -75,7 +74,7 @@ def measure_sensitivity(
     batches = validation_images("sensitivity", make_data(section), images, named.model)
     example = torch.zeros_like(batches[0][0][:1])
     groups = group_settings(named.model, example, several(kind), several(layers))
-    with progress_bar() as show:
+    with steps("sensitivity", 1) as part:
         found = sensitivity(
             named.model,
             example,
@@ -85,18 +84,9 @@ def measure_sensitivity(
             importance=importance,
             title=named.name,
             conditions=describe(batches, section),
-            progress=show,
+            progress=part.reach,
         )
     write(found, Path(output) if output else named.beside(FILE, f"-{FILE}"))
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show on the terminal how many evaluations are done, of how many."""
-    columns = TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def write(found: Sensitivity, folder: Path) -> None:

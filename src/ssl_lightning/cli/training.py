@@ -28,6 +28,7 @@ from torch import optim
 from ssl_lightning.callbacks import CALLBACKS, Budget
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
+from ssl_lightning.cli.epoch_lines import EpochLines
 from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
@@ -47,6 +48,8 @@ from ssl_lightning.sweep.paths import set_at
 from ssl_lightning.zoo.loading import PREFIX
 
 DEFAULT_FOLDER = "runs/default"
+LAST = "last"
+"""Name of the checkpoint that runs store unless told otherwise: of the last epoch."""
 DUMP = inspect.signature(ArgumentParser.dump).parameters
 KEEP_NONE = "skip_unset" if "skip_unset" in DUMP else "skip_none"
 """Name of the parser's argument, which was another once."""
@@ -141,15 +144,16 @@ class SSLCLI(LightningCLI):
         return super().instantiate_trainer(**settings)
 
     def own_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
-        """Return the callbacks that a run has without being asked: where checkpoints go."""
+        """Return what a run has without being asked: lines in a log, and where checkpoints go."""
         trainer = self._get(self.config_init, "trainer")
         stored = any(isinstance(each, callbacks.Checkpoint) for each in given)
         if stored or trainer.enable_checkpointing is False:
-            return []
+            return [EpochLines()]
         folder = Path(trainer.default_root_dir).absolute() / "checkpoints"
-        settings: dict[str, Any] = {"filename": "epoch-{epoch}", "auto_insert_metric_name": False}
-        settings |= {"save_last": True, "enable_version_counter": False}
-        return [callbacks.ModelCheckpoint(folder, **settings)]
+        return [
+            EpochLines(),
+            callbacks.ModelCheckpoint(folder, LAST, enable_version_counter=False),
+        ]
 
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""

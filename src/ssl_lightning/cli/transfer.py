@@ -37,6 +37,7 @@ from ssl_lightning.evaluation.transfer import (
     linear_probe,
 )
 from ssl_lightning.evaluation.transfer_record import TransferRecord, TransferRow
+from ssl_lightning.progress import steps, track
 from ssl_lightning.report.generalisation import TABLE_WIDTH
 from ssl_lightning.report.transfer import METHODS, transfer_chart, transfer_table
 from ssl_lightning.suggest import pick
@@ -131,7 +132,7 @@ def transfer(
         rows=(),
     )
     record = continued(record, output)
-    for network in found:
+    for network in track(found, WHERE):
         if all(row.network != network.name for row in record.rows):
             Console().print(f"{words}: {network.name}", highlight=False)
             row = transferred(network, tasks.of(network), record, tuning, batch_size)
@@ -292,15 +293,20 @@ def transferred(
     wrong = []
     if record.method == "probe":
         used = torch.cat(list(draws.values())).unique()  # in order
-        train = features(network.model, layer, in_batches(task.train.at(used), prepare, batch_size))
-        held_out = features(network.model, layer, in_batches(task.held_out, prepare, batch_size))
-        for draw in draws.values():
-            here = Labelled(train[torch.searchsorted(used, draw)], task.train.labels[draw])
-            probe = linear_probe(here, Labelled(held_out, task.held_out.labels), task.num_classes)
-            decays.append(probe.weight_decay)
-            wrong.append(probe.wrong)
+        with steps(network.name, 3) as part:
+            chosen = in_batches(task.train.at(used), prepare, batch_size)
+            train = features(network.model, layer, chosen)
+            part.advance()
+            rest = in_batches(task.held_out, prepare, batch_size)
+            held_out = Labelled(features(network.model, layer, rest), task.held_out.labels)
+            part.advance()
+            for draw in track(draws.values()):
+                here = Labelled(train[torch.searchsorted(used, draw)], task.train.labels[draw])
+                probe = linear_probe(here, held_out, task.num_classes)
+                decays.append(probe.weight_decay)
+                wrong.append(probe.wrong)
     else:
-        for seed, draw in draws.items():
+        for seed, draw in track(draws.items(), network.name):
             here = task.train.at(draw)
             net = fine_tuned(network.model, layer, here, task.num_classes, tuning, seed, prepare)
             images = in_batches(task.held_out, prepare, batch_size)
@@ -346,4 +352,4 @@ def in_batches(
     data: Labelled, prepare: Callable[[Tensor], Tensor], batch_size: int
 ) -> Iterator[Tensor]:
     """Yield a network's inputs, so many at a time."""
-    return (prepare(images) for images in data.inputs.split(batch_size))
+    return (prepare(images) for images in track(data.inputs.split(batch_size)))

@@ -12,6 +12,7 @@ from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.short_help import text_width
 from ssl_lightning.cli.tables import Rows, console, show_table
+from ssl_lightning.progress import track
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.listing import latency_cell
@@ -106,7 +107,7 @@ def verify_entries(
     if all == (name is not None):
         raise ValueError("zoo verify: expected the name of an entry or `--all`. Give one of them.")
     names = zoo.list_models(root) if name is None else [name]
-    verdicts = {verify_entry(each, root, latency) for each in names}
+    verdicts = {verify_entry(each, root, latency) for each in track(names, "zoo verify")}
     return next((STATUS[verdict] for verdict in STATUS if verdict in verdicts), 0)
 
 
@@ -217,7 +218,7 @@ def write_pages(
     """
     from ssl_lightning.publishing import write_page
 
-    for name in names or zoo.list_models(root):
+    for name in track(names or zoo.list_models(root), "zoo pages"):
         console().print(f"Wrote {write_page(name, root, step_cost, threads)}")
 
 
