@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli import cost, int8, sparse
 from ssl_lightning.cli.data import data_section, make_data
+from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import load_compact, plan_and_compact
@@ -22,18 +23,33 @@ from ssl_lightning.measure.turns import several
 from ssl_lightning.progress import steps, track
 from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
-from ssl_lightning.suggest import pick
+from ssl_lightning.suggest import nearest, pick
 
 COMMANDS = sparse.COMMANDS | cost.COMMANDS | {"int8": int8.int8}
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Carry out the command: a checkpoint, or one of the fixed comparisons."""
+    refuse_misspelt(arguments[:1])
     if arguments and arguments[0] in COMMANDS:
         what = arguments[0]
         call(COMMANDS[what], f"{name} {what}", arguments[1:], cost.BY_HAND.get(what))
     else:
         call(benchmark_checkpoint, name, arguments)
+
+
+def refuse_misspelt(first: Sequence[str]) -> None:
+    """Refuse a word that is no file and nearly the name of a comparison.
+
+    Raises:
+        ValueError: if the first argument is one.
+    """
+    for word in first:
+        hint = nearest(word, COMMANDS)
+        if word not in COMMANDS and hint.startswith("Did") and not Path(word).exists():
+            raise ValueError(
+                f"benchmark: expected a checkpoint or a comparison, got {word}. {hint}"
+            )
 
 
 def benchmark_checkpoint(
@@ -90,6 +106,7 @@ def benchmark_checkpoint(
     RunReport(title or trained.name, errors, groups, result).save(path)
     print_report(path)
     Console().print(f"Wrote {path}")
+    suggest(f"report {path}")
 
 
 def networks(

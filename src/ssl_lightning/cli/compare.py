@@ -23,6 +23,7 @@ from ssl_lightning import zoo
 from ssl_lightning.callbacks import Budget
 from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.one_run import INTERRUPTED, RUN, agree, trained
+from ssl_lightning.cli.parser_errors import refuse_misspelt
 from ssl_lightning.cli.short_help import PlainHelp
 from ssl_lightning.cli.sparsify import checked_engine
 from ssl_lightning.cli.tables import say, show_table
@@ -85,6 +86,12 @@ def run(name: str, arguments: list[str]) -> int | None:
     if own.help:
         sys.stdout.write(f"{parser.format_help()}\n{MORE}{shown(name)}")
         sys.exit(0)
+    if not arguments:
+        raise ValueError(
+            f"compare: expected a config and a budget, got none. `{program()} compare CONFIG "
+            "--budget.macs 0.5`; options of `fit` may stand for the config."
+        )
+    refuse_misspelt(others, vars(own))
     quieten()
     asked, own.ways = own.ways is not None, own.ways or list(ALTERNATIVES)
     options = [*others, *([] if own.epochs is None else [f"--trainer.max_epochs={own.epochs}"])]

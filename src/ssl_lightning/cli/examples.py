@@ -11,6 +11,7 @@ import sys
 PROGRAM = "ssl-lightning"
 CHECKPOINT = "runs/default/checkpoints/last.ckpt"
 MNIST_ENTRIES = "zoo:lenet_mnist_filter_channel --dense zoo:lenet_mnist_dense"
+CIFAR_ENTRIES = "zoo:resnet20_cifar10_channel --dense zoo:resnet20_cifar10_dense"
 EXAMPLES: dict[str, str] = {
     "fit": "fit --data MNISTDataModule --budget.macs 0.5 --trainer.max_epochs 6",
     "validate": f"validate --config runs/default/config.yaml --ckpt_path {CHECKPOINT}",
@@ -28,8 +29,8 @@ EXAMPLES: dict[str, str] = {
     "benchmark int8": f"benchmark int8 {CHECKPOINT}",
     "evaluate": f"evaluate calibration {MNIST_ENTRIES} --data mnist --split test",
     "evaluate calibration": f"evaluate calibration {MNIST_ENTRIES} --data mnist --split test",
-    "evaluate corruption": f"evaluate corruption {MNIST_ENTRIES} --data mnist --limit 500",
-    "evaluate transfer": f"evaluate transfer {MNIST_ENTRIES} --data mnist --to fashion_mnist",
+    "evaluate corruption": f"evaluate corruption {CIFAR_ENTRIES} --limit 500",
+    "evaluate transfer": f"evaluate transfer {CIFAR_ENTRIES} --to mnist --num_train 1000",
     "export": "export zoo:lenet_mnist_filter_channel --output runs/lenet.onnx",
     "report": "report runs/default",
     "sparsify": (
@@ -58,7 +59,7 @@ EXAMPLES: dict[str, str] = {
 NOTES: dict[str, str] = {
     "fit": f"It writes {CHECKPOINT} and config.yaml in runs/default.",
     "sweep": "The two files are in the repository.",
-    "evaluate transfer": "Fashion-MNIST is read from SSL_DATA_DIR, or else from ./data.",
+    "evaluate corruption": "CIFAR-10 is read from SSL_DATA_DIR, or else from ./data.",
 }
 """Command -> a sentence behind its example."""
 
@@ -67,6 +68,11 @@ def program() -> str:
     """Return how the command line was called, so that what is suggested can be copied."""
     name = sys.argv[0].rpartition(os.sep)[2]
     return f"python {sys.argv[0]}" if name == "cli.py" else PROGRAM
+
+
+def suggest(*commands: str) -> None:
+    """Print the commands that a user may want next."""
+    sys.stdout.write(f"Next: {', or '.join(f'{program()} {each}' for each in commands)}\n")
 
 
 def shown(command: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from ssl_lightning.cli.data import describe, make_data, needed_section, validation_images
+from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.prune import group_settings
 from ssl_lightning.cli.sources import named_network, warn_of_fresh
@@ -86,7 +87,9 @@ def measure_sensitivity(
             conditions=describe(batches, section),
             progress=part.reach,
         )
-    write(found, Path(output) if output else named.beside(FILE, f"-{FILE}"))
+    folder = Path(output) if output else named.beside(FILE, f"-{FILE}")
+    write(found, folder)
+    suggest(f"prune {network} --macs 0.5 --importance {folder / FILE}.json")
 
 
 def write(found: Sensitivity, folder: Path) -> None:

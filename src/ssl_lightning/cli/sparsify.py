@@ -22,6 +22,7 @@ from ssl_lightning.cli.one_run import (
     begun,
     trained,
 )
+from ssl_lightning.cli.parser_errors import refuse_misspelt
 from ssl_lightning.cli.short_help import PlainHelp
 from ssl_lightning.cli.sources import NamedNetwork, named_network
 from ssl_lightning.cli.tables import Rows, say, show_table
@@ -54,6 +55,7 @@ def run(name: str, arguments: list[str]) -> int | None:
     if own.help:
         sys.stdout.write(f"{parser.format_help()}\n{MORE}{shown(name)}")
         sys.exit(0)
+    refuse_misspelt(others, vars(own))
     quieten()
     try:
         sparsify(own, [*others, *fit_options(own)])  # after the configs, so that they count

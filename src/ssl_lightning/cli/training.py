@@ -29,6 +29,7 @@ from ssl_lightning.callbacks import CALLBACKS, Budget
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
 from ssl_lightning.cli.epoch_lines import EpochLines
+from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
@@ -81,6 +82,7 @@ class SSLCLI(LightningCLI):
     given: Sequence[str] = ()
     items: Mapping[str, Any] = MappingProxyType({})
     traces: Mapping[str, Traces] = MappingProxyType({})
+    suggests: bool = True
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -124,6 +126,17 @@ class SSLCLI(LightningCLI):
         except BaseException:
             self._take_back()
             raise
+
+    def after_fit(self) -> None:
+        """Say what may be done next with the checkpoint."""
+        stored = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            self.trainer.checkpoint_callback, "best_model_path", ""
+        )
+        if stored and self.suggests and self.trainer.is_global_zero:
+            path = Path(os.path.relpath(stored))
+            given = self.config[self.asked]
+            sparse = given.model.penalties or given.budget
+            suggest(f"compact {path}" if sparse else f"prune {path} --macs 0.5")
 
     def _take_back(self) -> None:
         """Remove what the run wrote, unless it has begun, or another works in its folder."""
@@ -295,6 +308,7 @@ class ContinuedCLI(SSLCLI):
     """Stores checkpoints, and continues from one if there is any."""
 
     checkpoint: Path | None = None
+    suggests = False
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Make the trainer, which may store checkpoints whatever the config says."""

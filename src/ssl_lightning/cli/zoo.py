@@ -8,7 +8,7 @@ from textwrap import wrap
 from typing import Any
 
 from ssl_lightning import zoo
-from ssl_lightning.cli.examples import program, shown
+from ssl_lightning.cli.examples import program, shown, suggest
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.short_help import text_width
 from ssl_lightning.cli.tables import Rows, console, show_table
@@ -169,6 +169,7 @@ def publish_runs(
     folder = publishing.publish(runs, name, root, paper, compared, remark, threads, dtype, weights)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
+    suggest(f"zoo verify {name} --root {root}")
 
 
 def add_controls(name: str, controls: list[str], root: str | None = None) -> None:
@@ -244,7 +245,9 @@ def pull_entry(repository: str, root: str, revision: str | None = None) -> None:
         root: folder of entries to write to.
         revision: branch, tag or commit; default: the main branch.
     """
-    console().print(f"Wrote {zoo.pull(repository, root, revision)}")
+    folder = zoo.pull(repository, root, revision)
+    console().print(f"Wrote {folder}")
+    suggest(f"zoo verify {folder.name} --root {root}")
 
 
 ACTIONS: dict[str, Callable[..., int | None]] = {
