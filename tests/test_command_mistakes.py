@@ -17,6 +17,7 @@ from ssl_lightning.cli import main
 from ssl_lightning.compaction import plan_and_compact
 from ssl_lightning.suggest import there_are
 
+RESNET = "fit --model.backbone resnet20 --trainer.max_epochs 1"
 FIT = "fit --data MNISTDataModule --trainer.max_epochs 1"
 CHECKPOINT = "runs/default/checkpoints/last.ckpt"
 
@@ -90,7 +91,7 @@ MISTAKES = [
     ("report runs/default", f"`ssl-lightning benchmark {CHECKPOINT}` writes one."),
     ("report runs/empty", "`ssl-lightning benchmark CHECKPOINT` writes one."),
     # data that is missing
-    ("fit --data CIFAR10DataModule --trainer.max_epochs 1", "`--data.source download`"),
+    (f"{RESNET} --data CIFAR10DataModule", "`--data.source download`"),
     (f"{FIT} --data.source local", "source='bundled'"),
     ("sensitivity zoo:lenet_mnist_dense", "`--data mnist`"),
     ("evaluate calibration zoo:lenet_mnist_dense --data mnits", "Did you mean mnist"),
@@ -104,6 +105,11 @@ MISTAKES = [
     (f"test --ckpt_path {CHECKPOINT}", "`--config FILE.yaml`"),
     ("sparsify --data MNISTDataModule", "such as --budget.macs 0.5"),
     ("sparsify --data MNISTDataModule --budget.macs 0.5 --engin eager", "Did you mean engine"),
+    ("sparsify --data MNISTDataModule --budget.macs 0.5", "Give --epochs 20, say."),
+    ("fit --config nothing", "There are: runs/default/config.yaml."),
+    (f"{FIT} --model.backbone resnet20", "Give another --model.backbone"),
+    ("zoo show lenet_mnist_filter", "Did you mean lenet_mnist_filter_channel"),
+    ("report runs", f"There are: {CHECKPOINT}."),
     ("compare", "`ssl-lightning compare CONFIG --budget.macs 0.5`"),
     ("compare nothing.yaml", "There are: runs/default/config.yaml."),
     ("compare --data MNISTDataModule --budget.macs 0.5 --ways dens --epochs 3", "Did you mean den"),
@@ -199,3 +205,12 @@ def test_fit_suggests_what_to_do_with_its_checkpoint(run, more, command, capsys)
 def test_configs_of_the_repository_are_named(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert "configs/" in failing("fit --config configs/quickstrt.yaml", capsys)
+
+
+def test_fresh_weights_are_not_tested_silently(run, capsys):
+    short = "--trainer.limit_test_batches=1 --trainer.logger=false"
+    assert main(["test", "--data=MNISTDataModule", *short.split()]) == 0
+    assert "--ckpt_path FILE" in capsys.readouterr().out
+    trained = "--model.backbone=zoo:lenet_mnist_dense"
+    assert main(["test", "--data=MNISTDataModule", trained, *short.split()]) == 0
+    assert "--ckpt_path FILE" not in capsys.readouterr().out

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+SHORTEST_PART = 4
+"""Characters of a name that may be meant as a part of another."""
 MOST_FOLDERS = 1000
 """In which files are looked for."""
 
@@ -24,6 +26,9 @@ def nearest(name: object, known: Iterable[str]) -> str:
         >>> nearest("x", ["lenet", "mlp"])
         'Known: lenet, mlp.'
 
+        >>> nearest("lenet", ["lenet_mnist_filter_channel_small", "mlp_mnist"])
+        'Did you mean lenet_mnist_filter_channel_small?'
+
     Of dotted names, the last parts are compared where the others are the same:
 
         >>> nearest("model.penaltys", ["model.penalties", "model.metrics", "model.loss"])
@@ -34,6 +39,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     inside = [n.removeprefix(prefix + dot) for n in known if n.startswith(prefix + dot)]
     close = [prefix + dot + n for n in difflib.get_close_matches(last, inside, n=3)]
     close = close or difflib.get_close_matches(str(name), known, n=3)
+    if not close and len(str(name)) >= SHORTEST_PART:
+        close = [one for one in known if str(name) in one][:5]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(known)}."

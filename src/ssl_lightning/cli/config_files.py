@@ -11,7 +11,6 @@ import yaml
 from ssl_lightning.cli.parser_errors import no_option
 from ssl_lightning.suggest import shortened, there_are
 
-SUFFIXES = (".yaml", ".yml", ".json")
 FLAGS = ("-c", "--config")
 
 
@@ -36,9 +35,11 @@ def mistake_in(path: Path, options: Collection[str]) -> str | None:
         options: names of all options, such as ``"trainer"`` and ``"trainer.max_epochs"``.
     """
     if not path.is_file():
-        if path.suffix not in SUFFIXES and not path.is_dir():
+        if len(str(path).split()) > 1 or ":" in str(path):  # the content of a config
             return None
-        there = there_are(path, ".yaml") or "Give one that is there."
+        there = (
+            there_are(path, "config.yaml") or there_are(path, ".yaml") or "Give one that is there."
+        )
         return f"`--config`: expected a file, got {path}, which is none. {there}"
     try:
         content = yaml.safe_load(path.read_text())

@@ -182,6 +182,30 @@ def check_fit(where: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Non
         )
 
 
+def check_channels(network: Any, data: Any) -> None:
+    """Make sure that a network takes images with as many channels as the data has.
+
+    Raises:
+        ValueError: if both tell their shapes, and these differ in that.
+
+    Example:
+        >>> from types import SimpleNamespace as Shaped
+        >>> grey, coloured = Shaped(input_shape=(1, 28, 28)), Shaped(input_shape=(3, 32, 32))
+        >>> check_channels(grey, grey)
+        >>> check_channels(coloured, grey)
+        Traceback (most recent call last):
+        ...
+        ValueError: SimpleNamespace takes images (3, 32, 32), the data has (1, 28, 28). Give...
+    """
+    taken, found = (getattr(each, "input_shape", None) for each in (network, data))
+    if taken and found and len(taken) == len(found) == 3 and taken[0] != found[0]:
+        raise ValueError(
+            f"{type(network).__name__} takes images {tuple(taken)}, the data has {tuple(found)}. "
+            "Give another --model.backbone, other --data, or for a backbone of timm "
+            f"--model.backbone_args '{{in_chans: {found[0]}}}'."
+        )
+
+
 def describe(batches: Batches, section: dict[str, Any]) -> str:
     """Return what errors were measured on, in words.
 

@@ -26,7 +26,8 @@ def where_reports_are(path: Path) -> str:
     if not checkpoints and (there := there_are(path, "report.json")):
         return there
     checkpoint = checkpoints[0] if checkpoints else "CHECKPOINT"
-    return f"`{program()} benchmark {checkpoint}` writes one."
+    elsewhere = "" if checkpoints else there_are(path, ".ckpt")
+    return f"`{program()} benchmark {checkpoint}` writes one. {elsewhere}".rstrip()
 
 
 def report(path: str, figure: bool = True) -> None:

@@ -103,6 +103,8 @@ def sparsify(own: argparse.Namespace, options: list[str]) -> None:
     """
     config, _ = resolved("fit", options)
     kind = checked_engine(config)
+    if config["trainer"]["max_epochs"] is None:
+        raise ValueError("sparsify: expected a number of epochs, got none. Give --epochs 20, say.")
     folder = Path(own.output)
     traces = Traces([folder], [folder / SETTINGS, folder / LOCK])
     lock = FolderLock(folder, LOCK, "--output")

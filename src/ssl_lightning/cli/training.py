@@ -28,16 +28,18 @@ from torch import optim
 from ssl_lightning.callbacks import CALLBACKS, Budget
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
+from ssl_lightning.cli.data import check_channels
 from ssl_lightning.cli.epoch_lines import EpochLines
 from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
 from ssl_lightning.cli.run_folder import RunFolderConfig
+from ssl_lightning.cli.tables import say
 from ssl_lightning.compaction.store import is_own_class
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import Traces
-from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.module import SSLLightningModule, is_trained
 from ssl_lightning.module.parts import refuse_spawning
 from ssl_lightning.module.saving import KINDS, check_settings
 from ssl_lightning.penalties import PenaltyFunction
@@ -112,6 +114,7 @@ class SSLCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse, before processes are started, what each of them would refuse."""
         refuse_spawning(self.trainer.strategy)
+        check_channels(self.model.backbone, self.datamodule)
         root = Path(self.trainer.default_root_dir).absolute()
         logs = [logger.log_dir for logger in self.trainer.loggers if logger.log_dir]
         self.traces = {
@@ -126,6 +129,15 @@ class SSLCLI(LightningCLI):
         except BaseException:
             self._take_back()
             raise
+
+    def warn_of_fresh(self) -> None:
+        """Say that nothing but fresh weights is measured, if so."""
+        given = self.config[self.asked]
+        model = yaml.safe_load(self._parser(self.asked).dump(given))["model"]
+        if given.ckpt_path is None and not is_trained(model):
+            say("note: the network has fresh weights. Give a checkpoint: --ckpt_path FILE.")
+
+    before_validate = before_test = before_predict = warn_of_fresh
 
     def after_fit(self) -> None:
         """Say what may be done next with the checkpoint."""
