@@ -120,7 +120,7 @@ class Display:
         """Draw the bar."""
         if self.bar is None:
             self.bar = new_bar(self.stream)
-            self.bar.add_task(what, total=1.0, times=times)
+            self.bar.add_task(what, total=1.0, completed=share, times=times)
             self.bar.start()
         task = self.bar.tasks[0]
         self.bar.update(task.id, description=what, completed=share, times=times, refresh=True)

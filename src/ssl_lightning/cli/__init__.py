@@ -51,7 +51,7 @@ commands:
 
 `{program} COMMAND --help` says more. SSL_TRACEBACK=1 shows where an error came from.
 
-begin with (real MNIST images ship with the package; about a minute on two cores):
+begin with (MNIST images ship with the package):
   {program} {fit}
   {program} {compact}
   {program} {benchmark}

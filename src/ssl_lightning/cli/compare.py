@@ -229,6 +229,9 @@ def train(jobs: list[Job], at_once: int, refused: dict[str, str]) -> None:
     The other seeds of a way that was refused are not tried.
     """
     missing = [job for job in jobs if not (job.folder / RUN).is_file()]
+    if missing:
+        say(f"{len(missing)} runs; each writes its epochs to {OUTPUT}, such as that of "
+            f"{missing[0].name} in {missing[0].folder}.")  # fmt: skip
     with steps("compare, runs", len(missing)) as part:
         for seed in dict.fromkeys(job.seed for job in jobs):
             now = [job for job in missing if job.seed == seed and job.way not in refused]

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from torch import nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli.examples import program
 from ssl_lightning.cli.own_runs import is_own_run
+from ssl_lightning.cli.tables import say
 from ssl_lightning.compaction.store import RECIPE, OwnNetwork, OwnNetworkError, is_own_class
 from ssl_lightning.zoo.loading import PREFIX
 
@@ -97,7 +97,7 @@ def with_own_network(
     except OwnNetworkError as error:
         if not is_own_run(Path(path), error.name):
             raise
-        Console().print(f"{path}: of {error.name}, which you trained in this folder.")
+        say(f"{path}: of {error.name}, which you trained in this folder.")
         return load(imported(error.name))
 
 
