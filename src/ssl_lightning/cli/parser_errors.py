@@ -282,10 +282,14 @@ def of_several_types(subtypes: str, tried: str, given: str) -> str:
     Example:
         >>> of_several_types("<class 'int'>, <class 'float'>, <class 'NoneType'>", "", "x")
         "expected int, float or None, got 'x'."
+        >>> of_several_types("<class 'float'>, <class 'int'>", "", "x")
+        "expected int or float, got 'x'."
         >>> of_several_types("typing.Literal['fast', 'slow'], <class 'int'>", "", "fats")
         "expected Literal['fast', 'slow'] or int, got 'fats'. Did you mean fast?"
     """
     types = [type_text(kind) for kind in re.split(r", (?![^\[]*\])", subtypes)]
+    if {"int", "float"} <= set(types):  # Python has them in the order in which it met them first
+        types = ["int", *(kind for kind in types if kind != "int")]
     wanted = " or ".join(filter(None, [", ".join(types[:-1]), types[-1]]))
     near = nearest(given, re.findall(r"'([\w.\-]+)'", " ".join(types)))
     hint = f" {near}" if near.startswith("Did") else ""
