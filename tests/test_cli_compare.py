@@ -285,5 +285,5 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         main(["compare", "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert "ssl-lightning compare configs/lenet" in said
+    assert "ssl-lightning compare --model.backbone lenet" in said
     assert all(way in said for way in ALTERNATIVES)

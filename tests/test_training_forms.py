@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from ssl_lightning import MNISTDataModule, SSLLightningModule
-from ssl_lightning.cli import main
 from ssl_lightning.module.batches import split_batch
 
 PENALTIES = [{"kind": "filter", "layers": "conv*", "strength": 1e-2}]
@@ -178,21 +177,3 @@ def test_checkpoints_tell_the_input_shape_of_the_data(trainer, tmp_path):
     fit.fit(module, MNISTDataModule(batch_size=8, num_validation=1000))
     fit.save_checkpoint(tmp_path / "a.ckpt")
     assert load_backbone(tmp_path / "a.ckpt").model.input_shape == (1, 28, 28)
-
-
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_help_is_short_and_names_every_option(command, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help-all"])
-    whole = capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    short = capsys.readouterr().out
-    assert short.count("\n") < 300 < whole.count("\n")
-    named = {
-        line.split()[0]
-        for line in whole.splitlines()
-        if line.startswith("  --") and ".help" not in line.split()[0]
-    }
-    assert len(named) > 30
-    assert [name for name in named if f"  {name}" not in short] == []

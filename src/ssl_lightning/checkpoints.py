@@ -20,7 +20,7 @@ from ssl_lightning.compaction.store import (
     is_own_class,
     plans_from_data,
 )
-from ssl_lightning.suggest import shortened
+from ssl_lightning.suggest import shortened, there_are
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,12 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     opened = hasattr(path, "seek")
     if not opened and not Path(path).is_file():
         raise FileNotFoundError(
-            f"No checkpoint at {path}. `fit` writes them where its ModelCheckpoint callback says."
+            f"No checkpoint at {path}. "
+            + (
+                there_are(Path(path), ".ckpt")
+                or "`fit` writes them where its ModelCheckpoint callback says, or in the folder "
+                "`checkpoints` of the run."
+            )
         )
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)

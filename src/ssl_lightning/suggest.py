@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+SHORTEST_PART = 4
+"""Characters of a name that may be meant as a part of another."""
+MOST_FOLDERS = 1000
+"""In which files are looked for."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
@@ -19,6 +26,9 @@ def nearest(name: object, known: Iterable[str]) -> str:
         >>> nearest("x", ["lenet", "mlp"])
         'Known: lenet, mlp.'
 
+        >>> nearest("lenet", ["lenet_mnist_filter_channel_small", "mlp_mnist"])
+        'Did you mean lenet_mnist_filter_channel_small?'
+
     Of dotted names, the last parts are compared where the others are the same:
 
         >>> nearest("model.penaltys", ["model.penalties", "model.metrics", "model.loss"])
@@ -29,9 +39,40 @@ def nearest(name: object, known: Iterable[str]) -> str:
     inside = [n.removeprefix(prefix + dot) for n in known if n.startswith(prefix + dot)]
     close = [prefix + dot + n for n in difflib.get_close_matches(last, inside, n=3)]
     close = close or difflib.get_close_matches(str(name), known, n=3)
+    if not close and len(str(name)) >= SHORTEST_PART:
+        close = [one for one in known if str(name) in one][:5]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(known)}."
+
+
+def there_are(path: Path, ending: str, most: int = 3) -> str:
+    """Return a sentence with files of an ending near a path where none is; empty if there are none.
+
+    They are looked for below the nearest folder that exists, or else in ``runs``.
+
+    Args:
+        path: that was given.
+        ending: such as ``".ckpt"``.
+        most: number of files to name, the newest first.
+
+    Example:
+        >>> there_are(Path("no_such_folder/last.ckpt"), ".no_such_ending")
+        ''
+    """
+    base = next((each for each in (path, *path.parents) if each.is_dir()), Path())
+    bases = [*([] if base in (Path(), Path().absolute()) else [base]), Path("runs")]
+    found = next(filter(None, (files_below(each, ending) for each in bases)), [])
+    newest = sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)[:most]
+    more = " and more" if len(found) > len(newest) else ""
+    return f"There are: {', '.join(map(str, newest))}{more}." if found else ""
+
+
+def files_below(folder: Path, ending: str) -> list[Path]:
+    """Return the files of an ending in a folder and those below, of which not too many are read."""
+    walked = islice(os.walk(folder), MOST_FOLDERS)
+    found = [Path(where, name) for where, _, names in walked for name in names]
+    return [file for file in found if file.name.endswith(ending) and file.is_file()]
 
 
 def pick(what: str, name: object, table: Mapping[str, T], call: str = "") -> T:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from traceback import walk_tb
 
+from ssl_lightning.progress import shown
+
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("training", "train a backbone with penalties (LightningCLI)"),
-    "validate": ("training", "measure a checkpoint on the validation split"),
-    "test": ("training", "measure a checkpoint on the test split"),
-    "predict": ("training", "class probabilities of a checkpoint"),
+    "fit": ("fit", "train a backbone with penalties (LightningCLI)"),
+    "validate": ("fit", "measure a checkpoint on the validation split"),
+    "test": ("fit", "measure a checkpoint on the test split"),
+    "predict": ("fit", "class probabilities of a checkpoint"),
     "compact": ("compact", "write the smaller network that computes the same as a checkpoint"),
     "sensitivity": ("sensitivity", "the error after removing shares of each layer's channels"),
     "prune": ("prune", "remove the least important channels of a network, without training"),
@@ -35,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command -> module of this package whose ``run(arguments)`` carries it out, and what it does."""
 
+TRAINED = ("fit", "validate", "test", "predict")
+"""Commands whose progress Lightning shows, or a line for each epoch."""
+SEVERAL_RUNS = ("sparsify", "compare", "sweep")
+"""Commands that train several times: a bar for all would be in the way of each one's."""
 USAGE = """usage: {program} COMMAND [ARGUMENTS]
 
 Structured sparsity learning: train sparse, compact exactly, measure.
@@ -43,6 +50,11 @@ commands:
 {commands}
 
 `{program} COMMAND --help` says more. SSL_TRACEBACK=1 shows where an error came from.
+
+begin with (MNIST images ship with the package):
+  {program} {fit}
+  {program} {compact}
+  {program} {benchmark}
 """
 
 
@@ -75,7 +87,8 @@ def carry_out(name: str, arguments: list[str]) -> int:
     A command may return an exit status of its own; None stands for 0.
     """
     try:
-        status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
+        with nullcontext() if name in TRAINED else shown(bars=name not in SEVERAL_RUNS):
+            status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)
     except Exception as error:
         own = own_error(error)
         if not is_users(own) or os.environ.get("SSL_TRACEBACK"):
@@ -117,6 +130,7 @@ def is_users(error: BaseException) -> bool:
 
 def usage() -> str:
     """Return the overview of all commands."""
-    program = sys.argv[0].rpartition(os.sep)[2] or "ssl-lightning"
+    from ssl_lightning.cli.examples import EXAMPLES, program
+
     rows = "\n".join(f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items())
-    return USAGE.format(program=program, commands=rows)
+    return USAGE.format(program=program(), commands=rows, **EXAMPLES)

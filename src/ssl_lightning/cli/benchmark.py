@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,43 @@ from torch import Tensor, nn
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
 from ssl_lightning.cli import cost, int8, sparse
 from ssl_lightning.cli.data import data_section, make_data
+from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.compaction import load_compact, plan_and_compact
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.csr import with_csr_layers
 from ssl_lightning.measure.turns import several
+from ssl_lightning.progress import steps, track
 from ssl_lightning.publishing.measuring import groups_left, measure_error
 from ssl_lightning.report import RunReport, print_report
-from ssl_lightning.suggest import pick
+from ssl_lightning.suggest import nearest, pick
 
 COMMANDS = sparse.COMMANDS | cost.COMMANDS | {"int8": int8.int8}
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Carry out the command: a checkpoint, or one of the fixed comparisons."""
+    refuse_misspelt(arguments[:1])
     if arguments and arguments[0] in COMMANDS:
         what = arguments[0]
         call(COMMANDS[what], f"{name} {what}", arguments[1:], cost.BY_HAND.get(what))
     else:
         call(benchmark_checkpoint, name, arguments)
+
+
+def refuse_misspelt(first: Sequence[str]) -> None:
+    """Refuse a word that is no file and nearly the name of a comparison.
+
+    Raises:
+        ValueError: if the first argument is one.
+    """
+    for word in first:
+        hint = nearest(word, COMMANDS)
+        if word not in COMMANDS and hint.startswith("Did") and not Path(word).exists():
+            raise ValueError(
+                f"benchmark: expected a checkpoint or a comparison, got {word}. {hint}"
+            )
 
 
 def benchmark_checkpoint(
@@ -61,7 +78,8 @@ def benchmark_checkpoint(
         checkpoint: file that ``fit`` wrote: the masked network.
         dense: checkpoint of the dense baseline; default: the backbone, untrained, without error.
         compacted: folder of the compact network; default: it is made from the checkpoint.
-        data: config whose ``data`` errors are measured on, or none; default: the run's config.yaml.
+        data: config whose ``data`` errors are measured on, a data set such as mnist, or none;
+            default: the run's config.yaml.
         forms: some of dense, masked, compact and csr: zeros as sparse products, as l1 can be run.
         engines: eager (always measured), compile, onnxruntime, openvino, a list, or all installed.
         batch_size: images per forward pass, or a list of several.
@@ -78,15 +96,17 @@ def benchmark_checkpoint(
     settings |= {"threads": threads, "per_layer": per_layer, "repeats": repeats}
     trained, folder = load_trained(checkpoint, model, config), Path(checkpoint).parent.parent
     models = networks(trained, forms, dense, compacted)
-    errors = measure_errors(
-        trained_ones(models, dense), data_section(data, folder, ", or `--data none`")
-    )
-    result = benchmark(models, example_of(trained), **settings)
+    section = data_section(data, folder, ", or `--data none`")
+    with steps("benchmark", 2) as part:
+        errors = measure_errors(trained_ones(models, dense), section)
+        part.advance()
+        result = benchmark(models, example_of(trained), **settings)
     groups = groups_left(trained.original(), trained.model, trained.masked())
     path = Path(output) if output else folder / "report.json"
     RunReport(title or trained.name, errors, groups, result).save(path)
     print_report(path)
     Console().print(f"Wrote {path}")
+    suggest(f"report {path}")
 
 
 def networks(
@@ -146,4 +166,5 @@ def measure_errors(
         return {}
     data = make_data(section)
     data.setup("test")
-    return {key: measure_error(model, data.test_dataloader()) for key, model in models.items()}
+    networks = track(models.items(), "errors")
+    return {key: measure_error(model, data.test_dataloader()) for key, model in networks}

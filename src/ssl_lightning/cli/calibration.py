@@ -15,6 +15,7 @@ from ssl_lightning.cli.records import check_output, finish
 from ssl_lightning.evaluation.calibration import BINS, Calibrated, calibration_row
 from ssl_lightning.evaluation.calibration_record import CalibrationRecord
 from ssl_lightning.evaluation.predictions import Predictions, predict
+from ssl_lightning.progress import track
 from ssl_lightning.report.calibration import calibration_chart, calibration_table
 from ssl_lightning.report.generalisation import TABLE_WIDTH
 
@@ -41,8 +42,8 @@ def calibration(
     Args:
         networks: checkpoints, compact folders or zoo:<name>.
         dense: the network that the others are compared with.
-        data: config whose ``data`` names the images of all; default: those that each network was
-            trained with.
+        data: config whose ``data`` names the images of all, or a data set such as mnist; default:
+            those that each network was trained with.
         split: validation or test. On validation images, a temperature is fitted on one half for
             the other; for test images on the validation images.
         limit: number of images, the first ones; default: all.
@@ -68,7 +69,7 @@ def measured(
     title: str,
 ) -> CalibrationRecord:
     """Return the record of networks, of which the first is the dense one if there is one."""
-    results = {n.name: calibrated(n, split, limit, batch_size) for n in networks}
+    results = {n.name: calibrated(n, split, limit, batch_size) for n in track(networks, WHERE)}
     dense = networks[0].name if has_dense else None
     logits, labels = results[networks[0].name].predictions
     names = class_names(networks[0].data, logits.shape[1])
@@ -104,4 +105,6 @@ def calibrated(network: Compared, split: str, limit: int | None, batch_size: int
     def on(split: str, limit: int | None) -> Predictions:
         return predict(network.model, network.batches(WHERE, split, limit, batch_size))
 
-    return Calibrated.of(on(split, limit), on("validation", None) if split == "test" else None)
+    splits = [(split, limit), *([("validation", None)] if split == "test" else [])]
+    found = [on(*each) for each in track(splits, network.name)]
+    return Calibrated.of(found[0], found[1] if split == "test" else None)

@@ -8,10 +8,15 @@ from typing import Literal
 import torch
 from rich.console import Console
 
+from ssl_lightning.cli.examples import program, suggest
 from ssl_lightning.cli.network import load_trained
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sources import print_change, sizes_of
-from ssl_lightning.compaction import carried_out, choose_layers, make_plan, save_compact
+from ssl_lightning.cli.tables import say
+from ssl_lightning.compaction import Plan, carried_out, choose_layers, make_plan, save_compact
+from ssl_lightning.suggest import reasons
+
+MOST_REASONS = 3
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -48,7 +53,23 @@ def compact_checkpoint(
     folder = Path(output) if output else Path(checkpoint).parent.parent / "compact"
     recipe = trained.recipe(plan)
     save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
-    print_change(console, sizes_of(trained.original(), example), sizes_of(small, example))
+    before, after = sizes_of(trained.original(), example), sizes_of(small, example)
+    print_change(console, before, after)
     for note in plan.notes:
         console.print(f"note: {note}")
-    console.print(f"The outputs of both networks agree. Wrote {folder}")
+    if before == after:
+        say(why_nothing(plan, checkpoint))
+    say(f"The outputs of both networks agree. Wrote {folder}")
+    if before != after:
+        suggest(f"benchmark {checkpoint}", f"export {folder}")
+
+
+def why_nothing(plan: Plan, checkpoint: str) -> str:
+    """Say why nothing was removed, and what would help."""
+    stuck = {name: slices.reason for name, slices in plan.modules.items() if slices.idle}
+    found = "; ".join(reasons(stuck, "zeros remain in")[:MOST_REASONS])
+    why = found or "no filter, channel or neuron is zero"
+    return (
+        f"Nothing was removed: {why}. Train with a budget (`fit --budget.macs 0.5`) or penalties "
+        f"and ThresholdPruning, or remove channels now: {program()} prune {checkpoint} --macs 0.5"
+    )

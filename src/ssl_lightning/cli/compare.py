@@ -21,12 +21,16 @@ from lightning.pytorch.callbacks import Timer
 
 from ssl_lightning import zoo
 from ssl_lightning.callbacks import Budget
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.one_run import INTERRUPTED, RUN, agree, trained
+from ssl_lightning.cli.parser_errors import refuse_misspelt
+from ssl_lightning.cli.short_help import PlainHelp
 from ssl_lightning.cli.sparsify import checked_engine
 from ssl_lightning.cli.tables import say, show_table
 from ssl_lightning.cli.training import quieten, resolved
 from ssl_lightning.cli.ways import ALTERNATIVES, LOW_RANK, Config
 from ssl_lightning.files import FolderLock, Traces, replacing
+from ssl_lightning.progress import Part, steps
 from ssl_lightning.publishing import publish
 from ssl_lightning.publishing.runs import data_class
 from ssl_lightning.report.compared import HEAD, Compared, Comparison, cells_of, comparison_table
@@ -44,12 +48,9 @@ from ssl_lightning.zoo.cards import Card
 SETTINGS, LOCK, CARDS, REASON = "compare.json", ".lock", "cards", "reason.txt"
 RESULT, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
 START_METHOD = "spawn"
-USAGE = "compare CONFIG --budget.TARGET NUMBER [options] [options of fit]"
-EXAMPLE = """example:
-  ssl-lightning compare configs/lenet_mnist_half.yaml --budget.macs 0.1 --seeds 0 1 2 --jobs 2
-
-Every option of `fit` may be given too: `ssl-lightning fit --help`. The same command continues where
-it was stopped.
+USAGE = "%(prog)s CONFIG --budget.TARGET NUMBER [options of fit]"
+MORE = """Every option of `fit` may be given too: `fit --help`. The same command continues
+where it was stopped.
 """
 
 
@@ -83,8 +84,14 @@ def run(name: str, arguments: list[str]) -> int | None:
     given = arguments if arguments[:1] and arguments[0].startswith("-") else with_config(arguments)
     own, others = parser.parse_known_args(given)
     if own.help:
-        sys.stdout.write(f"{parser.format_help()}\n{EXAMPLE}")
+        sys.stdout.write(f"{parser.format_help()}\n{MORE}{shown(name)}")
         sys.exit(0)
+    if not arguments:
+        raise ValueError(
+            f"compare: expected a config and a budget, got none. `{program()} compare CONFIG "
+            "--budget.macs 0.5`; options of `fit` may stand for the config."
+        )
+    refuse_misspelt(others, vars(own))
     quieten()
     asked, own.ways = own.ways is not None, own.ways or list(ALTERNATIVES)
     options = [*others, *([] if own.epochs is None else [f"--trainer.max_epochs={own.epochs}"])]
@@ -104,10 +111,11 @@ def with_config(arguments: list[str]) -> list[str]:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options that `fit` does not have."""
     parser = argparse.ArgumentParser(
-        prog="ssl-lightning compare",
+        prog=f"{program()} compare",
         usage=USAGE,
         add_help=False,
         allow_abbrev=False,
+        formatter_class=PlainHelp,
         description="Bring a network to a budget by every way, and set the results beside each "
         "other: error, multiply-adds, parameters, latency, training time.",
     )
@@ -220,16 +228,22 @@ def train(jobs: list[Job], at_once: int, refused: dict[str, str]) -> None:
 
     The other seeds of a way that was refused are not tried.
     """
-    for seed in dict.fromkeys(job.seed for job in jobs):
-        open_ = [j for j in jobs if j.seed == seed and j.way not in refused]
-        open_ = [job for job in open_ if not (job.folder / RUN).is_file()]
-        ended = partial(tell, open_, refused)
-        in_processes(START_METHOD, work, [(job,) for job in open_], at_once, ended)
+    missing = [job for job in jobs if not (job.folder / RUN).is_file()]
+    if missing:
+        say(f"{len(missing)} runs; each writes its epochs to {OUTPUT}, such as that of "
+            f"{missing[0].name} in {missing[0].folder}.")  # fmt: skip
+    with steps("compare, runs", len(missing)) as part:
+        for seed in dict.fromkeys(job.seed for job in jobs):
+            now = [job for job in missing if job.seed == seed and job.way not in refused]
+            ended = partial(tell, now, refused, part)
+            in_processes(START_METHOD, work, [(job,) for job in now], at_once, ended)
+            part.reach(part.done, sum(job.way not in refused for job in missing))
 
 
-def tell(jobs: list[Job], refused: dict[str, str], number: int, status: int) -> None:
+def tell(jobs: list[Job], refused: dict[str, str], part: Part, number: int, status: int) -> None:
     """Say how a run ended."""
     job = jobs[number]
+    part.advance()
     reason = job.folder / REASON
     if status == 0:
         say(f"{job.name}: done")

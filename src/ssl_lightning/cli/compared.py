@@ -23,6 +23,7 @@ from ssl_lightning.cli.sources import (
 from ssl_lightning.compaction.store import OwnNetworkError
 from ssl_lightning.data import ImageDataModule, InMemoryDataModule
 from ssl_lightning.module.batches import split_batch
+from ssl_lightning.progress import track
 from ssl_lightning.suggest import pick
 
 STAGES = {"validation": "validate", "test": "test"}
@@ -97,7 +98,7 @@ def images_of(where: str, data: Any, split: str, limit: int | None, batch_size: 
     data.setup(stage)
     loader = data.val_dataloader() if split == "validation" else data.test_dataloader()
     taken = 0
-    for x, target in map(split_batch, () if loader is None else loader):
+    for x, target in map(split_batch, track(() if loader is None else loader)):
         left = len(x) if limit is None else min(limit - taken, len(x))
         if left > 0:
             parts = x[:left].split(batch_size), target[:left].split(batch_size)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ssl_lightning.cli.parser_errors import no_option
-from ssl_lightning.suggest import shortened
+from ssl_lightning.suggest import shortened, there_are
 
 FLAGS = ("-c", "--config")
 
@@ -31,11 +31,16 @@ def mistake_in(path: Path, options: Collection[str]) -> str | None:
     """Return a sentence about the first mistake in a config, or None.
 
     Args:
-        path: of the config; what is no file is the parser's affair.
+        path: of the config; what cannot be the name of one is the parser's affair.
         options: names of all options, such as ``"trainer"`` and ``"trainer.max_epochs"``.
     """
     if not path.is_file():
-        return None
+        if len(str(path).split()) > 1 or ":" in str(path):  # the content of a config
+            return None
+        there = (
+            there_are(path, "config.yaml") or there_are(path, ".yaml") or "Give one that is there."
+        )
+        return f"`--config`: expected a file, got {path}, which is none. {there}"
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

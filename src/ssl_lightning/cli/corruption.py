@@ -27,6 +27,7 @@ from ssl_lightning.evaluation.corruption_record import (
 )
 from ssl_lightning.evaluation.estimates import mean_estimate
 from ssl_lightning.evaluation.predictions import predict
+from ssl_lightning.progress import steps, track
 from ssl_lightning.report.corruption import corruption_chart, corruption_table
 from ssl_lightning.report.generalisation import TABLE_WIDTH
 
@@ -55,8 +56,8 @@ def corruption(
     Args:
         networks: checkpoints, compact folders or zoo:<name>.
         dense: the network that corruption errors are relative to.
-        data: config whose ``data`` names the images of all; default: those that each network was
-            trained with.
+        data: config whose ``data`` names the images of all, or a data set such as mnist; default:
+            those that each network was trained with.
         files: folder of the .npy files of CIFAR-10-C, for networks of CIFAR-10.
         split: validation or test: which images are corrupted.
         limit: number of images of each corruption and severity, the first ones; default: all.
@@ -83,11 +84,13 @@ def corruption(
         dense=None if dense is None else found[0].name,
         rows=(),
     )
-    record = with_clean(continued(record, output), found, limit, batch_size)
-    for name in CORRUPTIONS:
-        record = with_corruption(record, found, source, name, batch_size)
-        if output is not None:
-            record.save(output)
+    with steps(WHERE, 1 + len(CORRUPTIONS)) as part:
+        record = with_clean(continued(record, output), found, limit, batch_size)
+        for name in CORRUPTIONS:
+            part.advance()
+            record = with_corruption(record, found, source, name, batch_size)
+            if output is not None:
+                record.save(output)
     rows = (row for network in found for row in record.rows if row.network == network.name)
     record = replace(record, rows=tuple(rows))
     finish(record, corruption_table(record), corruption_chart, output, TABLE_WIDTH)
@@ -136,7 +139,7 @@ def with_clean(
 ) -> CorruptionRecord:
     """Return a record with a row for each network, and its error on the images as they are."""
     rows = list(record.rows)
-    for network in networks:
+    for network in track(networks):
         if record.row(network.name) is None:
             batches = network.batches(WHERE, record.split, limit, batch_size)
             wrong = predict(network.model, batches).wrong().double().tolist()
@@ -161,9 +164,9 @@ def with_corruption(
     names = ", ".join(network.name for network in missing)
     Console().print(f"{corruption}: {names}", highlight=False, soft_wrap=True)
     wrong: dict[str, list[torch.Tensor]] = {network.name: [] for network in missing}
-    for severity in SEVERITIES:
+    for severity in track(SEVERITIES):
         images, labels = source(corruption, severity)
-        for n in missing:
+        for n in track(missing):
             statistics = pixel_statistics(WHERE, n.data)
             wrong[n.name].append(wrong_on(n.model, images, labels, *statistics, batch_size))
     found = {name: summed(each) for name, each in wrong.items()}

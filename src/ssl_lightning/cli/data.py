@@ -12,21 +12,23 @@ import yaml
 from rich.console import Console
 from torch import Tensor, nn
 
-from ssl_lightning.data import ImageDataModule, named_class
+from ssl_lightning.data import DATA_MODULES, ImageDataModule, named_class
 from ssl_lightning.module.batches import split_batch
-from ssl_lightning.suggest import first_line
+from ssl_lightning.suggest import first_line, nearest
 
+PACKAGE = "ssl_lightning.data"
 Batches = list[tuple[Tensor, Tensor]]
 
 
 def data_section(config: str | None, folder: Path | None, otherwise: str) -> dict[str, Any] | None:
     """Return the ``data`` section of a config, or None if there is nothing to measure on.
 
+    A data set may be named instead of a config: its module's class, or short, such as ``"mnist"``.
     A config that the user did not name, which lies beside the network, may only name the library's
     data modules: no code is imported because a file names it.
 
     Args:
-        config: that the user names; ``"none"`` for no data.
+        config: that the user names, or a data set; ``"none"`` for no data.
         folder: that may hold a ``config.yaml``, which is taken if the user names none.
         otherwise: what else the user may do, for the message.
 
@@ -38,8 +40,10 @@ def data_section(config: str | None, folder: Path | None, otherwise: str) -> dic
     path = beside if config is None else Path(config)
     if config == "none" or path is None or (config is None and not path.is_file()):
         return None
+    if not path.is_file() and (named := named_section(str(config))):
+        return named
     if not path.is_file():
-        raise FileNotFoundError(f"--data: no file {path}.")
+        raise FileNotFoundError(f"--data: no file {path}. {known_data(str(config))}")
     content = yaml.safe_load(path.read_text())
     if not isinstance(content, dict) or "class_path" not in (content.get("data") or {}):
         raise ValueError(
@@ -56,10 +60,33 @@ def data_section(config: str | None, folder: Path | None, otherwise: str) -> dic
     return section
 
 
+def named_section(name: str) -> dict[str, Any] | None:
+    """Return the ``data`` section that the name of a data set stands for; None if unknown.
+
+    Example:
+        >>> named_section("mnist")
+        {'class_path': 'ssl_lightning.data.MNISTDataModule', 'init_args': {}}
+        >>> named_section("FashionMNISTDataModule") == named_section("fashion_mnist")
+        True
+    """
+    for short, kind in DATA_MODULES.items():
+        if name in (short, kind.__name__):
+            return {"class_path": f"{PACKAGE}.{kind.__name__}", "init_args": {}}
+    return None
+
+
+def known_data(name: str) -> str:
+    """Say what may be given instead of an unknown name."""
+    known = [*DATA_MODULES, *(kind.__name__ for kind in DATA_MODULES.values())]
+    hint = nearest(name, known)
+    said = f"{hint} " if hint.startswith("Did") else ""
+    return f"{said}Give a config with a `data` section, or a data set: {', '.join(DATA_MODULES)}."
+
+
 def make_data(section: dict[str, Any]) -> Any:
     """Return the data module that a config's ``data`` section names, with its data at hand."""
     package, _, name = section["class_path"].rpartition(".")
-    module = import_module(package or "ssl_lightning.data")
+    module = import_module(package or PACKAGE)
     data = getattr(module, name)(**section.get("init_args", {}))
     data.prepare_data()
     return data
@@ -76,7 +103,8 @@ def needed_section(where: str, config: str | None, folder: Path | None) -> dict[
     if section is None:
         raise ValueError(
             f"{where}: expected data to measure errors on, got none. Give `--data CONFIG`, a "
-            "config that `fit` takes."
+            "config that `fit` takes, or a data set: `--data mnist` is of images that ship with "
+            "the package."
         )
     return section
 
@@ -151,6 +179,30 @@ def check_fit(where: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Non
         raise ValueError(
             f"{where}: expected {type(model).__name__} to give a score for each class, more "
             f"than {int(target.max())} of them, got {shape}. {advice}"
+        )
+
+
+def check_channels(network: Any, data: Any) -> None:
+    """Make sure that a network takes images with as many channels as the data has.
+
+    Raises:
+        ValueError: if both tell their shapes, and these differ in that.
+
+    Example:
+        >>> from types import SimpleNamespace as Shaped
+        >>> grey, coloured = Shaped(input_shape=(1, 28, 28)), Shaped(input_shape=(3, 32, 32))
+        >>> check_channels(grey, grey)
+        >>> check_channels(coloured, grey)
+        Traceback (most recent call last):
+        ...
+        ValueError: SimpleNamespace takes images (3, 32, 32), the data has (1, 28, 28). Give...
+    """
+    taken, found = (getattr(each, "input_shape", None) for each in (network, data))
+    if taken and found and len(taken) == len(found) == 3 and taken[0] != found[0]:
+        raise ValueError(
+            f"{type(network).__name__} takes images {tuple(taken)}, the data has {tuple(found)}. "
+            "Give another --model.backbone, other --data, or for a backbone of timm "
+            f"--model.backbone_args '{{in_chans: {found[0]}}}'."
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.parse import call
 from ssl_lightning.suggest import pick
 
@@ -16,16 +17,16 @@ COMMANDS = {
     "transfer": "transfer",
 }
 """What is measured -> module of this package with a function of that name."""
-USAGE = """usage: ssl-lightning {name} {choices} NETWORK [NETWORK ...] [options]
+USAGE = """usage: {program} {name} WHAT NETWORK [NETWORK ...] [options]
 
-What pruning does to generalisation, of several networks side by side. A NETWORK is a checkpoint, a
-folder that `compact` wrote, or zoo:<name>.
+What pruning does to generalisation, of several networks side by side. A NETWORK
+is a checkpoint, a folder that `compact` wrote, or zoo:<name>. WHAT is one of:
 
-  calibration  whether confidences can be trusted, and which classes pruning costs most
+  calibration  whether confidences can be trusted, which classes suffer
   corruption   errors on images with fifteen common corruptions
   transfer     a linear probe of the features, or fine-tuning, on other data
 
-`ssl-lightning {name} calibration --help` says more.
+`{program} {name} calibration --help` says more.
 """
 NETWORKS: dict[str, dict[str, Any]] = {
     "networks": {
@@ -52,7 +53,7 @@ def run(name: str, arguments: list[str]) -> None:
         ValueError: if what to measure is missing or unknown.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        text = USAGE.format(name=name, choices="|".join(COMMANDS))
+        text = USAGE.format(program=program(), name=name) + shown(name)
         (sys.stdout if arguments else sys.stderr).write(text)
         raise SystemExit(0 if arguments else 2)
     what = arguments[0]

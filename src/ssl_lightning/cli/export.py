@@ -53,8 +53,8 @@ def export_network(
         tolerance: largest difference of outputs to accept, relative to the largest output.
         int8: write it in eight bits (onnx and openvino), if its error on validation images is
             about the same.
-        data: for int8, config whose ``data`` names the images; default: the config.yaml that the
-            network was trained with, if it lies beside it.
+        data: for int8, config whose ``data`` names the images, or a data set such as mnist;
+            default: the config.yaml that the network was trained with, if it lies beside it.
         images: for int8, training images that the ranges of activations are taken from.
         max_rise: for int8, largest rise of the error to accept, in points of a percent.
         backbone_args: arguments of a backbone given by name, such as '{"pretrained": true}'.

@@ -121,8 +121,8 @@ def int8(
         dense: the dense network beside it, given in the same ways; default: the checkpoint's
             network with its zeros, which has the sizes that training began with.
         engines: some of openvino and onnxruntime.
-        data: config whose ``data`` names the images; default: the config.yaml that the network
-            was trained with, if it lies beside it.
+        data: config whose ``data`` names the images, or a data set such as mnist; default: the
+            config.yaml that the network was trained with, if it lies beside it.
         images: training images that the ranges of int8 are taken from.
         batch_size: images of a timed call.
         threads: number of threads; default: torch's own.

@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from torch import nn
 
 from ssl_lightning.checkpoints import TrainedBackbone, load_backbone
+from ssl_lightning.cli.examples import program
 from ssl_lightning.cli.own_runs import is_own_run
-from ssl_lightning.compaction.store import OwnNetwork, OwnNetworkError, is_own_class
+from ssl_lightning.cli.tables import say
+from ssl_lightning.compaction.store import RECIPE, OwnNetwork, OwnNetworkError, is_own_class
+from ssl_lightning.zoo.loading import PREFIX
 
 LAST = "checkpoints/last.ckpt"
 Loaded = TypeVar("Loaded")
@@ -38,6 +40,7 @@ def load_trained(
             checkpoint that has a backbone by name.
     """
     refuse_folder(Path(checkpoint), LAST)
+    refuse_compact(str(checkpoint))
     own = own_network(model, config)
     trained = with_own_network(lambda given: load_backbone(checkpoint, given), checkpoint, own)
     if own is not None and trained.own is None:
@@ -66,6 +69,19 @@ def refuse_folder(path: Path, *inside: str) -> None:
         raise ValueError(f"{path} is the folder of a run. Give {' or '.join(there)}.")
 
 
+def refuse_compact(source: str) -> None:
+    """Refuse what is compact already, where a checkpoint is wanted, and say what takes it.
+
+    Raises:
+        ValueError: if it is an entry of the zoo, or a folder that `compact` wrote.
+    """
+    if source.startswith(PREFIX) or (Path(source) / RECIPE).is_file():
+        raise ValueError(
+            f"Expected a checkpoint that `fit` wrote, got {source}, which is compact already. "
+            f"`{program()} export {source}`, sensitivity, prune and evaluate take it."
+        )
+
+
 def with_own_network(
     load: Callable[[OwnNetwork | None], Loaded], path: str | Path, own: OwnNetwork | None
 ) -> Loaded:
@@ -81,7 +97,7 @@ def with_own_network(
     except OwnNetworkError as error:
         if not is_own_run(Path(path), error.name):
             raise
-        Console().print(f"{path}: of {error.name}, which you trained in this folder.")
+        say(f"{path}: of {error.name}, which you trained in this folder.")
         return load(imported(error.name))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.parser_errors import OneSentenceParser
+from ssl_lightning.cli.short_help import ShortHelp, usage_of
 
 IMPORT = "import"
 
@@ -31,21 +34,39 @@ def call(
             their signature gives.
         imports: whether modules to import may be named.
     """
-    summary = (function.__doc__ or "").split("\n\n")[0]
-    parser = OneSentenceParser(prog=f"ssl-lightning {name}", description=summary)
+    parser = CommandParser(
+        prog=f"{program()} {name}", description=described(function), formatter_class=ShortHelp
+    )
+    parser.example = shown(name)
     given = by_hand or {}
     for argument, settings in given.items():
         parser.add_argument(argument, **settings)
     skipped: set[str | int] = {argument.lstrip("-") for argument in given}
-    parser.add_function_arguments(function, as_positional=True, skip=skipped)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     if imports:
         add_import(parser)
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # `--masked` for `--masked true`
             action.nargs, action.const = "?", True
+    parser.usage = usage_of(parser)
     values = vars(parser.parse_args(arguments))
     import_modules(values.pop(IMPORT, None))
     return function(**values)
+
+
+class CommandParser(OneSentenceParser):
+    """Ends its help with an example."""
+
+    example = ""
+
+    def format_help(self, *formatter: Any) -> str:
+        """Return the help."""
+        return f"{super().format_help(*formatter)}{self.example}"
+
+
+def described(function: Callable[..., Any]) -> str:
+    """Return what a function's docstring says before its arguments."""
+    return inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0].replace("``", "`")
 
 
 def add_import(parser: ArgumentParser) -> None:

@@ -37,6 +37,11 @@ NO_VALUE = re.compile(r"argument (?:-\w/)?-*([\w.]+): expected (?:at least )?one
 
 FORM = "{class_path: %s, init_args: {...}}"
 MOST_NAMES = 20
+OF_FIT = tuple(
+    "config print_config seed_everything import budget trainer model data optimizer lr_scheduler "
+    "ckpt_path weights_only".split()
+)
+"""Options of `fit` without dots."""
 
 
 class OneSentenceParser(ArgumentParser):
@@ -111,6 +116,31 @@ def no_option(name: str, options: Iterable[str]) -> str:
     return f"There is no option `{name}`. {hint}"
 
 
+def refuse_misspelt(arguments: Iterable[str], own: Iterable[str]) -> None:
+    """Refuse an option without dots that nearly is one of a command's own.
+
+    Commands that pass all else on to `fit` would have it say that there is no such option.
+
+    Args:
+        arguments: that the command's parser did not know.
+        own: names of its options.
+
+    Raises:
+        ValueError: naming the option, and the nearest.
+
+    Example:
+        >>> refuse_misspelt(["--engin", "--budget.macs"], ["engine"])
+        Traceback (most recent call last):
+        ...
+        ValueError: There is no option `engin`. Did you mean engine?
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--")
+        plain = argument.startswith("--") and "." not in name and name not in OF_FIT
+        if plain and (hint := nearest(name, own)).startswith("Did"):
+            raise ValueError(f"There is no option `{name}`. {hint}")
+
+
 def needed(names: str) -> str:
     """Say which arguments are missing.
 
@@ -118,11 +148,15 @@ def needed(names: str) -> str:
         >>> needed("checkpoint")
         'Expected the argument `checkpoint`, got none. `--help` says what it is.'
         >>> needed("test.data")
-        'Expected `data`, got none. Give the config of the run: `--config FILE.yaml`.'
+        'Expected `data`, got none. Give the config of the run: `--config FILE.yaml`, or --data \
+MNISTDataModule, say.'
     """
     if "." in names:
         name = names.partition(".")[2]
-        return f"Expected `{name}`, got none. Give the config of the run: `--config FILE.yaml`."
+        return (
+            f"Expected `{name}`, got none. Give the config of the run: `--config FILE.yaml`"
+            f"{', or --data MNISTDataModule, say' if name == 'data' else ''}."
+        )
     return f"Expected the argument `{names}`, got none. `--help` says what it is."
 
 
@@ -248,10 +282,14 @@ def of_several_types(subtypes: str, tried: str, given: str) -> str:
     Example:
         >>> of_several_types("<class 'int'>, <class 'float'>, <class 'NoneType'>", "", "x")
         "expected int, float or None, got 'x'."
+        >>> of_several_types("<class 'float'>, <class 'int'>", "", "x")
+        "expected int or float, got 'x'."
         >>> of_several_types("typing.Literal['fast', 'slow'], <class 'int'>", "", "fats")
         "expected Literal['fast', 'slow'] or int, got 'fats'. Did you mean fast?"
     """
     types = [type_text(kind) for kind in re.split(r", (?![^\[]*\])", subtypes)]
+    if {"int", "float"} <= set(types):  # Python has them in the order in which it met them first
+        types = ["int", *(kind for kind in types if kind != "int")]
     wanted = " or ".join(filter(None, [", ".join(types[:-1]), types[-1]]))
     near = nearest(given, re.findall(r"'([\w.\-]+)'", " ".join(types)))
     hint = f" {near}" if near.startswith("Did") else ""

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from ssl_lightning.cli.examples import program, suggest
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sources import (
     NamedNetwork,
@@ -107,6 +108,7 @@ def prune_network(
         console.print(f"note: {note}")
     console.print(f"The compact network's outputs agree with the pruned one's. Wrote {folder}")
     console.print(how_to_train(folder, named), soft_wrap=True, highlight=False)
+    suggest(f"export {folder}")
 
 
 def pruned(model: nn.Module, example: Tensor, settings: Mapping[str, Any]) -> PruneReport:
@@ -197,7 +199,7 @@ def how_to_train(folder: Path, named: NamedNetwork) -> str:
         )
     spec = f"{{class_path: ssl_lightning.load_compact, init_args: {{folder: {folder}}}}}"
     return (
-        f"{said} To train it:\n  fit --config CONFIG --model.backbone '{spec}'\n"
+        f"{said} To train it:\n  {program()} fit --config CONFIG --model.backbone '{spec}'\n"
         "where CONFIG has the data, the optimizer and no `backbone_args`. Give `compact` and "
         "others the config.yaml of that run: `--config`."
     )

@@ -6,15 +6,29 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ssl_lightning.cli.examples import program
 from ssl_lightning.cli.parse import call
 from ssl_lightning.report import RunReport, bar_chart, engine_chart, has_engines, print_report
 from ssl_lightning.report.html import EXTRA, PACKAGES, write_run_page
-from ssl_lightning.suggest import require
+from ssl_lightning.suggest import require, there_are
 
 
 def run(name: str, arguments: list[str]) -> None:
     """Carry out the command."""
     call(report, name, arguments)
+
+
+def where_reports_are(path: Path) -> str:
+    """Say which reports there are, or how one is made."""
+    folder = path if path.is_dir() else path.parent
+    checkpoints = sorted(
+        folder.glob("checkpoints/*.ckpt"), key=lambda file: file.name != "last.ckpt"
+    )
+    if not checkpoints and (there := there_are(path, "report.json")):
+        return there
+    checkpoint = checkpoints[0] if checkpoints else "CHECKPOINT"
+    elsewhere = "" if checkpoints else there_are(path, ".ckpt")
+    return f"`{program()} benchmark {checkpoint}` writes one. {elsewhere}".rstrip()
 
 
 def report(path: str, figure: bool = True, html: bool = False) -> None:
@@ -29,8 +43,11 @@ def report(path: str, figure: bool = True, html: bool = False) -> None:
     """
     file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"No report at {file}. `ssl-lightning benchmark CHECKPOINT` writes one."
+        raise FileNotFoundError(f"No report at {file}. {where_reports_are(Path(path))}")
+    if file.suffix == ".ckpt":
+        raise ValueError(
+            f"Expected a report, got the checkpoint {file}. `{program()} benchmark {file}` "
+            "measures it first."
         )
     content = RunReport.load(file)
     if html:

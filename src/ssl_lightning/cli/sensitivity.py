@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ssl_lightning.cli.data import describe, make_data, needed_section, validation_images
+from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.prune import group_settings
 from ssl_lightning.cli.sources import named_network, warn_of_fresh
 from ssl_lightning.measure.sensitivity_record import Sensitivity
 from ssl_lightning.measure.turns import several
+from ssl_lightning.progress import steps
 from ssl_lightning.prune import SHARES, sensitivity
 from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.report import print_sensitivity, sensitivity_chart
@@ -53,8 +53,8 @@ def measure_sensitivity(
     Args:
         network: checkpoint that ``fit`` wrote, folder that ``compact`` wrote, ``zoo:<name>``, or
             name of a backbone, such as ``timm:mobilenetv3_small_100``.
-        data: config whose ``data`` names the images; default: the config.yaml that the network
-            was trained with, if it lies beside it.
+        data: config whose ``data`` names the images, or a data set such as mnist; default: the
+            config.yaml that the network was trained with, if it lies beside it.
         shares: of the groups to remove from each set; one group is always retained.
         importance: which groups go first: those with the smallest l2 or l1 norm, or random ones.
         images: number of validation images to measure the error on, the first ones.
@@ -75,7 +75,7 @@ def measure_sensitivity(
     batches = validation_images("sensitivity", make_data(section), images, named.model)
     example = torch.zeros_like(batches[0][0][:1])
     groups = group_settings(named.model, example, several(kind), several(layers))
-    with progress_bar() as show:
+    with steps("sensitivity", 1) as part:
         found = sensitivity(
             named.model,
             example,
@@ -85,18 +85,11 @@ def measure_sensitivity(
             importance=importance,
             title=named.name,
             conditions=describe(batches, section),
-            progress=show,
+            progress=part.reach,
         )
-    write(found, Path(output) if output else named.beside(FILE, f"-{FILE}"))
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show on the terminal how many evaluations are done, of how many."""
-    columns = TextColumn("evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    folder = Path(output) if output else named.beside(FILE, f"-{FILE}")
+    write(found, folder)
+    suggest(f"prune {network} --macs 0.5 --importance {folder / FILE}.json")
 
 
 def write(found: Sensitivity, folder: Path) -> None:

@@ -1,76 +1,72 @@
-"""The parser's help of more than a thousand lines, as one or two lines for each option."""
+"""The help of a command, short enough to read: options in one list, without Python's types."""
 
 from __future__ import annotations
 
+import argparse
 import re
-import textwrap
+import shutil
+from typing import Any
 
-FULL_HELP = "--help-all"
-WIDTH = 100
-COLUMN = 38
-HINT = (
-    f"{FULL_HELP} shows every option whole; --trainer.callbacks.help CLASS, --data.help CLASS and "
-    "--model.optimizer.help CLASS the options of a class."
-)
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+WIDEST, COLUMN = 100, 26
+"""Characters of a line, at most; where what is said of an option begins, at most."""
+UNSAID: tuple[Any, ...] = (None, False, argparse.SUPPRESS, [])
+"""Defaults that go without saying."""
 
 
-def shortened(text: str) -> str:
-    r"""Return the parser's help with the first sentence of each option only.
+def text_width() -> int:
+    """Return how long lines may be."""
+    return min(shutil.get_terminal_size().columns, WIDEST)
 
-    Options that show the help of a class are omitted: one line at the end names them.
+
+class PlainHelp(argparse.HelpFormatter):
+    """Lays help out like that of all commands."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"max_help_position": COLUMN, "width": text_width(), **settings})
+
+
+class ShortHelp(PlainHelp, DefaultHelpFormatter):
+    """Says what an option does and its default, as people write it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Return the text; ``%(default)s`` in it is replaced later."""
+        if isinstance(action, argparse._HelpAction):
+            return "show this"
+        text = (action.help or "").replace("``", "`")
+        positional = not action.option_strings
+        if positional or action.required or action.default in UNSAID or "default" in text:
+            return text
+        text = text if text.endswith("..") else text.removesuffix(".")
+        return f"{text} (default: %(default)s)"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Leave out that a list may be added to, and the values of what is switched on."""
+        text: str = super()._format_action_invocation(action)
+        text = re.sub(r", --[\w.]+\+ .*", "", text)
+        if action.default is True:
+            return text.replace("[{true,false}]", "{true,false}")
+        return text.removesuffix(" [{true,false}]")
+
+
+def usage_of(parser: ArgumentParser) -> str:
+    """Return the line of usage: what has to be given, and that there are options.
 
     Example:
-        >>> print(shortened("options:\n  --x X   How much. More. (type: int, default: 3)\n"))
-        options:
-          --x X                               How much. (default: 3)
-        <BLANKLINE>
-        --help-all shows every option whole; --trainer.callbacks.help CLASS, ...
+        >>> parser = ArgumentParser(prog="ssl-lightning prune")
+        >>> for name in ("network", "--macs"):
+        ...     _ = parser.add_argument(name)
+        >>> _ = parser.add_argument("--to", required=True)
+        >>> usage_of(parser)
+        'ssl-lightning prune NETWORK --to TO [options]'
     """
-    lines: list[str] = []
-    for block in blocks(text):
-        if not block[0].startswith("  -"):
-            lines += block
-            continue
-        option, _, rest = block[0].strip().partition("  ")
-        if ".help" not in option:
-            lines += one_option(option, " ".join([rest, *block[1:]]))
-    return "\n".join([*lines, "", *textwrap.wrap(HINT, WIDTH), ""])
-
-
-def blocks(text: str) -> list[list[str]]:
-    """Split the help into options with their descriptions, and single lines between them.
-
-    Of what stands between, the first line of each paragraph that ends in a colon is a title; the
-    paragraphs below titles are docstrings, which the reference shows better.
-    """
-    found: list[list[str]] = []
-    in_option = docstring = False
-    for line in text.splitlines():
-        if line.startswith("  -"):
-            found.append([line])
-            in_option, docstring = True, False
-        elif in_option and line.startswith(" " * 8):
-            found[-1].append(line)
-        elif not line.strip():
-            in_option = False
-            docstring = docstring and bool(found)
-        elif not docstring:
-            found += [[""], [line]] if found else [[line]]
-            in_option, docstring = False, True
-    return found
-
-
-def one_option(option: str, description: str) -> list[str]:
-    """Return the lines of one option."""
-    option = option.partition(", --")[0] if "+ " in option else option
-    words = " ".join(description.split())
-    default = re.search(r".*default: ([^,()]{1,40})[,)]", words)
-    sentence = re.split(r"(?<=[^.][.:]) | \(type:|\(required", words)[0].rstrip(":")
-    value = f" (default: {default.group(1)})" if default else ""
-    indent = " " * COLUMN
-    head = f"  {option}"
-    sentence = textwrap.shorten(sentence, 160, placeholder=" ...")
-    body = textwrap.wrap(sentence + value, WIDTH - COLUMN) or [""]
-    if len(head) < COLUMN - 1:
-        return [f"{head:<{COLUMN}}{body[0]}", *(indent + line for line in body[1:])]
-    return [head, *(indent + line for line in body)]
+    words = [parser.prog]
+    for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):
+        name = str(action.metavar or action.dest.upper())
+        if not action.option_strings:
+            several = {"+": "{0} [{0} ...]", "*": "[{0} ...]", "?": "[{0}]"}
+            words.append(several.get(str(action.nargs), "{0}").format(name))
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join([*words, "[options]"])

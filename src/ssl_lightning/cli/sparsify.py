@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_lightning.callbacks import Budget
+from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.one_run import (
     COMPACT,
     CONFIG,
@@ -21,6 +22,8 @@ from ssl_lightning.cli.one_run import (
     begun,
     trained,
 )
+from ssl_lightning.cli.parser_errors import refuse_misspelt
+from ssl_lightning.cli.short_help import PlainHelp
 from ssl_lightning.cli.sources import NamedNetwork, named_network
 from ssl_lightning.cli.tables import Rows, say, show_table
 from ssl_lightning.cli.training import quieten, resolved
@@ -29,6 +32,7 @@ from ssl_lightning.export import export_model
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.engines import file_formats, find_engine, format_of
+from ssl_lightning.progress import track
 from ssl_lightning.report.ways import Way, is_error, ways_chart
 
 if TYPE_CHECKING:
@@ -37,13 +41,10 @@ if TYPE_CHECKING:
 
 SETTINGS, LOCK = "sparsify.json", ".lock"
 RESULT_FILE, PICTURE = "result.json", "result.png"
-USAGE = "sparsify --budget.TARGET NUMBER --epochs N [options] [options of fit]"
-EXAMPLE = """example:
-  ssl-lightning sparsify --model.backbone zoo:resnet20_cifar10_dense --data CIFAR10DataModule \\
-      --data.batch_size 128 --budget.macs 0.5 --epochs 20 --controls
-
-Every option of `fit` may be given too: `ssl-lightning fit --help`. The targets are --budget.macs,
-parameters, size, depth, latency and latency_ms; --budget.method says how they are reached.
+USAGE = "%(prog)s --budget.TARGET NUMBER --epochs N [options of fit]"
+MORE = """Every option of `fit` may be given too: `fit --help`. The targets are
+--budget.macs, parameters, size, depth, latency and latency_ms; --budget.method
+says how they are reached.
 """
 
 
@@ -52,8 +53,9 @@ def run(name: str, arguments: list[str]) -> int | None:
     parser = make_parser()
     own, others = parser.parse_known_args(arguments)
     if own.help:
-        sys.stdout.write(f"{parser.format_help()}\n{EXAMPLE}")
+        sys.stdout.write(f"{parser.format_help()}\n{MORE}{shown(name)}")
         sys.exit(0)
+    refuse_misspelt(others, vars(own))
     quieten()
     try:
         sparsify(own, [*others, *fit_options(own)])  # after the configs, so that they count
@@ -68,10 +70,11 @@ def run(name: str, arguments: list[str]) -> int | None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the options that `fit` does not have."""
     parser = argparse.ArgumentParser(
-        prog="ssl-lightning sparsify",
+        prog=f"{program()} sparsify",
         usage=USAGE,
         add_help=False,
         allow_abbrev=False,
+        formatter_class=PlainHelp,
         description="Train a network down to a budget, compact, measure and export it.",
     )
     add = parser.add_argument
@@ -100,6 +103,8 @@ def sparsify(own: argparse.Namespace, options: list[str]) -> None:
     """
     config, _ = resolved("fit", options)
     kind = checked_engine(config)
+    if config["trainer"]["max_epochs"] is None:
+        raise ValueError("sparsify: expected a number of epochs, got none. Give --epochs 20, say.")
     folder = Path(own.output)
     traces = Traces([folder], [folder / SETTINGS, folder / LOCK])
     lock = FolderLock(folder, LOCK, "--output")
@@ -159,7 +164,8 @@ def train_all(config: dict[str, Any], folder: Path, own: argparse.Namespace) -> 
         if own.controls or name in done | {GIVEN, RESULT}
     }
     found = {}
-    for name in sorted(runs, key=lambda name: name != RESULT):  # first what may be refused
+    first = sorted(runs, key=lambda name: name != RESULT)  # what may be refused
+    for name in track(first, "runs"):
         say(f"{LABELS[name]} ({folder / name})")
         found[name] = trained(name, runs[name], folder / name, own.split, "sparsify")
     return [found[name] for name in runs]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType
@@ -30,15 +28,18 @@ from torch import optim
 from ssl_lightning.callbacks import CALLBACKS, Budget
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
+from ssl_lightning.cli.data import check_channels
+from ssl_lightning.cli.epoch_lines import EpochLines
+from ssl_lightning.cli.examples import suggest
 from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
 from ssl_lightning.cli.run_folder import RunFolderConfig
-from ssl_lightning.cli.short_help import FULL_HELP, shortened
+from ssl_lightning.cli.tables import say
 from ssl_lightning.compaction.store import is_own_class
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import Traces
-from ssl_lightning.module import SSLLightningModule
+from ssl_lightning.module import SSLLightningModule, is_trained
 from ssl_lightning.module.parts import refuse_spawning
 from ssl_lightning.module.saving import KINDS, check_settings
 from ssl_lightning.penalties import PenaltyFunction
@@ -50,6 +51,8 @@ from ssl_lightning.sweep.paths import set_at
 from ssl_lightning.zoo.loading import PREFIX
 
 DEFAULT_FOLDER = "runs/default"
+LAST = "last"
+"""Name of the checkpoint that runs store unless told otherwise: of the last epoch."""
 DUMP = inspect.signature(ArgumentParser.dump).parameters
 KEEP_NONE = "skip_unset" if "skip_unset" in DUMP else "skip_none"
 """Name of the parser's argument, which was another once."""
@@ -81,6 +84,7 @@ class SSLCLI(LightningCLI):
     given: Sequence[str] = ()
     items: Mapping[str, Any] = MappingProxyType({})
     traces: Mapping[str, Traces] = MappingProxyType({})
+    suggests: bool = True
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -110,6 +114,7 @@ class SSLCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse, before processes are started, what each of them would refuse."""
         refuse_spawning(self.trainer.strategy)
+        check_channels(self.model.backbone, self.datamodule)
         root = Path(self.trainer.default_root_dir).absolute()
         logs = [logger.log_dir for logger in self.trainer.loggers if logger.log_dir]
         self.traces = {
@@ -125,6 +130,26 @@ class SSLCLI(LightningCLI):
             self._take_back()
             raise
 
+    def warn_of_fresh(self) -> None:
+        """Say that nothing but fresh weights is measured, if so."""
+        given = self.config[self.asked]
+        model = yaml.safe_load(self._parser(self.asked).dump(given))["model"]
+        if given.ckpt_path is None and not is_trained(model):
+            say("note: the network has fresh weights. Give a checkpoint: --ckpt_path FILE.")
+
+    before_validate = before_test = before_predict = warn_of_fresh
+
+    def after_fit(self) -> None:
+        """Say what may be done next with the checkpoint."""
+        stored = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            self.trainer.checkpoint_callback, "best_model_path", ""
+        )
+        if stored and self.suggests and self.trainer.is_global_zero:
+            path = Path(os.path.relpath(stored))
+            given = self.config[self.asked]
+            sparse = given.model.penalties or given.budget
+            suggest(f"compact {path}" if sparse else f"prune {path} --macs 0.5")
+
     def _take_back(self) -> None:
         """Remove what the run wrote, unless it has begun, or another works in its folder."""
         trainer: Any = self.trainer
@@ -136,12 +161,24 @@ class SSLCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Make the trainer, with the budget as the first of its callbacks."""
+        given = settings.get("callbacks", self._get(self.config_init, "trainer.callbacks"))
+        others = given if isinstance(given, list) else [given] if given else []
         budget = self._get(self.config_init, "budget")
-        if budget is not None:
-            given = settings.get("callbacks", self._get(self.config_init, "trainer.callbacks"))
-            others = given if isinstance(given, list) else [given] if given else []
-            settings["callbacks"] = [budget, *others]
+        first = [] if budget is None else [budget]
+        settings["callbacks"] = [*first, *others, *self.own_callbacks(others)]
         return super().instantiate_trainer(**settings)
+
+    def own_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
+        """Return what a run has without being asked: lines in a log, and where checkpoints go."""
+        trainer = self._get(self.config_init, "trainer")
+        stored = any(isinstance(each, callbacks.Checkpoint) for each in given)
+        if stored or trainer.enable_checkpointing is False:
+            return [EpochLines()]
+        folder = Path(trainer.default_root_dir).absolute() / "checkpoints"
+        return [
+            EpochLines(),
+            callbacks.ModelCheckpoint(folder, LAST, enable_version_counter=False),
+        ]
 
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""
@@ -238,18 +275,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Run one of LightningCLI's subcommands."""
     quieten()
     keep_wandb_offline_without_key()
-    if {"-h", "--help", FULL_HELP} & set(arguments):
-        sys.stdout.write(help_of(name, full=FULL_HELP in arguments))
-        sys.exit(0)
     carry_out(name, arguments)
-
-
-def help_of(name: str, full: bool) -> str:
-    """Return the help of a subcommand; unless ``full``, a line or two for each option."""
-    text = io.StringIO()
-    with redirect_stdout(text), suppress(SystemExit):
-        carry_out(name, ["--help"])
-    return text.getvalue() if full else shortened(text.getvalue())
 
 
 def carry_out(
@@ -294,6 +320,7 @@ class ContinuedCLI(SSLCLI):
     """Stores checkpoints, and continues from one if there is any."""
 
     checkpoint: Path | None = None
+    suggests = False
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Make the trainer, which may store checkpoints whatever the config says."""

@@ -20,9 +20,9 @@ from ssl_lightning.cli.compared import (
     images_of,
     pixel_statistics,
 )
-from ssl_lightning.cli.data import data_section, make_data
+from ssl_lightning.cli.data import data_section, known_data, make_data, named_section
 from ssl_lightning.cli.records import check_output, continued, finish
-from ssl_lightning.data import DATA_MODULES, ArrayDataModule
+from ssl_lightning.data import ArrayDataModule
 from ssl_lightning.evaluation.estimates import digits
 from ssl_lightning.evaluation.predictions import predict
 from ssl_lightning.evaluation.transfer import (
@@ -37,9 +37,10 @@ from ssl_lightning.evaluation.transfer import (
     linear_probe,
 )
 from ssl_lightning.evaluation.transfer_record import TransferRecord, TransferRow
+from ssl_lightning.progress import steps, track
 from ssl_lightning.report.generalisation import TABLE_WIDTH
 from ssl_lightning.report.transfer import METHODS, transfer_chart, transfer_table
-from ssl_lightning.suggest import nearest, pick
+from ssl_lightning.suggest import pick
 
 WHERE = "evaluate transfer"
 MOST_SEEDS = 9
@@ -103,8 +104,8 @@ def transfer(
         batch_size: images per forward pass.
         epochs: of fine-tuning.
         lr: learning rate of fine-tuning.
-        data: config whose ``data`` tells how the networks' images were normalised; default: that
-            which each was trained with.
+        data: config whose ``data`` tells how the networks' images were normalised, or a data set
+            such as mnist; default: that which each was trained with.
         title: heading.
         output: JSON file to write; the picture is drawn beside it as a PNG.
         model: import path of the class of networks that are your own.
@@ -131,7 +132,7 @@ def transfer(
         rows=(),
     )
     record = continued(record, output)
-    for network in found:
+    for network in track(found, WHERE):
         if all(row.network != network.name for row in record.rows):
             Console().print(f"{words}: {network.name}", highlight=False)
             row = transferred(network, tasks.of(network), record, tuning, batch_size)
@@ -215,21 +216,16 @@ def other_section(to: str) -> dict[str, Any]:
 
     Example:
         >>> other_section("cifar10")
-        {'class_path': 'CIFAR10DataModule', 'init_args': {}}
+        {'class_path': 'ssl_lightning.data.CIFAR10DataModule', 'init_args': {}}
     """
     if Path(to).suffix in (".yaml", ".yml"):
         section = data_section(to, None, "")
         assert section is not None
         return section
-    names = {kind.__name__: kind for kind in DATA_MODULES.values()}
-    name = DATA_MODULES[to].__name__ if to in DATA_MODULES else to
-    if name not in names:
-        known = [*DATA_MODULES, *names]
-        raise ValueError(
-            f"--to: unknown data {to!r}. {nearest(to, known)} A config with a `data` section may "
-            "be given too."
-        )
-    return {"class_path": name, "init_args": {}}
+    named = named_section(to)
+    if named is None:
+        raise ValueError(f"--to: unknown data {to!r}. {known_data(to)}")
+    return named
 
 
 def read_task(
@@ -297,15 +293,20 @@ def transferred(
     wrong = []
     if record.method == "probe":
         used = torch.cat(list(draws.values())).unique()  # in order
-        train = features(network.model, layer, in_batches(task.train.at(used), prepare, batch_size))
-        held_out = features(network.model, layer, in_batches(task.held_out, prepare, batch_size))
-        for draw in draws.values():
-            here = Labelled(train[torch.searchsorted(used, draw)], task.train.labels[draw])
-            probe = linear_probe(here, Labelled(held_out, task.held_out.labels), task.num_classes)
-            decays.append(probe.weight_decay)
-            wrong.append(probe.wrong)
+        with steps(network.name, 3) as part:
+            chosen = in_batches(task.train.at(used), prepare, batch_size)
+            train = features(network.model, layer, chosen)
+            part.advance()
+            rest = in_batches(task.held_out, prepare, batch_size)
+            held_out = Labelled(features(network.model, layer, rest), task.held_out.labels)
+            part.advance()
+            for draw in track(draws.values()):
+                here = Labelled(train[torch.searchsorted(used, draw)], task.train.labels[draw])
+                probe = linear_probe(here, held_out, task.num_classes)
+                decays.append(probe.weight_decay)
+                wrong.append(probe.wrong)
     else:
-        for seed, draw in draws.items():
+        for seed, draw in track(draws.items(), network.name):
             here = task.train.at(draw)
             net = fine_tuned(network.model, layer, here, task.num_classes, tuning, seed, prepare)
             images = in_batches(task.held_out, prepare, batch_size)
@@ -351,4 +352,4 @@ def in_batches(
     data: Labelled, prepare: Callable[[Tensor], Tensor], batch_size: int
 ) -> Iterator[Tensor]:
     """Yield a network's inputs, so many at a time."""
-    return (prepare(images) for images in data.inputs.split(batch_size))
+    return (prepare(images) for images in track(data.inputs.split(batch_size)))

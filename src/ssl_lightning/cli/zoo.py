@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
 from ssl_lightning import zoo
+from ssl_lightning.cli.examples import program, shown, suggest
 from ssl_lightning.cli.parse import call
+from ssl_lightning.cli.short_help import text_width
 from ssl_lightning.cli.tables import Rows, console, show_table
+from ssl_lightning.progress import track
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.listing import latency_cell
@@ -103,7 +107,7 @@ def verify_entries(
     if all == (name is not None):
         raise ValueError("zoo verify: expected the name of an entry or `--all`. Give one of them.")
     names = zoo.list_models(root) if name is None else [name]
-    verdicts = {verify_entry(each, root, latency) for each in names}
+    verdicts = {verify_entry(each, root, latency) for each in track(names, "zoo verify")}
     return next((STATUS[verdict] for verdict in STATUS if verdict in verdicts), 0)
 
 
@@ -165,6 +169,7 @@ def publish_runs(
     folder = publishing.publish(runs, name, root, paper, compared, remark, threads, dtype, weights)
     show_entry(name, root)
     console().print(f"Wrote {folder}")
+    suggest(f"zoo verify {name} --root {root}")
 
 
 def add_controls(
@@ -217,7 +222,7 @@ def write_pages(
     """
     from ssl_lightning.publishing import write_page
 
-    for name in names or zoo.list_models(root):
+    for name in track(names or zoo.list_models(root), "zoo pages"):
         console().print(f"Wrote {write_page(name, root, step_cost, threads)}")
 
 
@@ -256,7 +261,9 @@ def pull_entry(repository: str, root: str, revision: str | None = None) -> None:
         root: folder of entries to write to.
         revision: branch, tag or commit; default: the main branch.
     """
-    console().print(f"Wrote {zoo.pull(repository, root, revision)}")
+    folder = zoo.pull(repository, root, revision)
+    console().print(f"Wrote {folder}")
+    suggest(f"zoo verify {folder.name} --root {root}")
 
 
 ACTIONS: dict[str, Callable[..., int | None]] = {
@@ -299,12 +306,12 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
 
 def usage() -> str:
     """Return the overview of what the command does."""
-    rows = "\n".join(
-        f"  {name:<8} {(action.__doc__ or '').splitlines()[0]}" for name, action in ACTIONS.items()
-    )
+    first = {name: (action.__doc__ or "").splitlines()[0] for name, action in ACTIONS.items()}
+    lines = (wrap(f"  {name:<8} {text}", text_width()) for name, text in first.items())
+    rows = "\n".join(f"\n{11 * ' '}".join(line) for line in lines)
     return (
-        "usage: ssl-lightning zoo ACTION [ARGUMENTS]\n\nPublished compact networks.\n\n"
-        f"actions:\n{rows}\n\n`ssl-lightning zoo ACTION --help` says more.\n"
+        f"usage: {program()} zoo ACTION [ARGUMENTS]\n\nPublished compact networks.\n\n"
+        f"actions:\n{rows}\n\n`{program()} zoo ACTION --help` says more.\n{shown('zoo')}"
     )
 
 

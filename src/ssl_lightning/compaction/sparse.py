@@ -14,6 +14,7 @@ from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
 from ssl_lightning.graph import Inputs, working_copy
 from ssl_lightning.kernels import ColumnSparseConv2d
+from ssl_lightning.progress import track
 
 WORTH_IT = 0.95  # of the dense time: less is not told from noise, and dense layers export anywhere
 Compare = Callable[[nn.Module, nn.Module, Tensor], float]
@@ -71,7 +72,8 @@ def choose_layers(model: nn.Module, plan: Plan, *, compare: Compare = time_ratio
     device = next((p.device for p in small.parameters()), torch.device("cpu"))
     chosen = []
     with torch.inference_mode():
-        for name, x in layer_inputs(small, plan.inputs(device)).items():
+        inputs = layer_inputs(small, plan.inputs(device))
+        for name, x in track(inputs.items(), "timing convolutions"):
             dense = small.get_submodule(name)
             sparse = column_sparse(dense)
             if sparse is not None and compare(dense, sparse, x) <= WORTH_IT:

@@ -24,6 +24,7 @@ from ssl_lightning.measure.latency import DTYPES
 from ssl_lightning.measure.machine import machine
 from ssl_lightning.measure.serial import Record
 from ssl_lightning.measure.turns import Turns, num_threads, take_turns
+from ssl_lightning.progress import track
 from ssl_lightning.suggest import first_line, pick
 
 TimeCalls: TypeAlias = Callable[[Mapping[Any, Call]], Turns[Any]]
@@ -152,7 +153,7 @@ class LayerTimes:
         """Time the shapes that are not in the table, and keep the table."""
         missing = {str(s): s for s in shapes if str(s) not in self.stored.layers}
         batch: list[LayerShape] = []
-        for shape in missing.values():
+        for shape in track(missing.values(), "timing layers"):
             weights = sum(s.num_weights for s in (*batch, shape))
             if batch and (len(batch) == AT_ONCE or weights > WEIGHTS_AT_ONCE):
                 self.time_layers(batch)

@@ -57,6 +57,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     pad: int
     flip: bool
+    otherwise: str = ""
 
     def read(self, root: Path, train: bool) -> LabelledImages:
         """Decode one split found under ``root``.
@@ -75,7 +76,8 @@ class ImageSet:
             raise DataNotFoundError(
                 f"Cannot load {self.title}: looked for `{packed}` and for the folder `{folder}` "
                 "(torchvision's layout), found neither. Set `root` or the environment variable "
-                "SSL_DATA_DIR to the folder that holds one of them, or use source='download'."
+                "SSL_DATA_DIR to the folder that holds one of them, or use source='download' "
+                f"(`--data.source download`).{self.otherwise}"
             )
         self._check(data, packed if packed.is_file() else folder)
         return data
@@ -184,6 +186,8 @@ MNIST = ImageSet(
     class_names=DIGITS,
     pad=2,
     flip=False,
+    otherwise=" source='bundled' takes 12,000 training images and the test split, which ship with "
+    "the package (`--data mnist` of commands that measure).",
 )
 FASHION_MNIST = ImageSet(
     title="FashionMNIST",

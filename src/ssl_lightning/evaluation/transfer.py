@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssl_lightning.progress import track
+
 WEIGHT_DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 5
 """One of so many training images is held out to choose the weight decay."""
@@ -349,7 +351,7 @@ def train_(
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     net.train()
-    for _ in range(settings.epochs):
+    for _ in track(range(settings.epochs)):
         order = torch.randperm(number)
         for index in order[: max(number // size, 1) * size].split(size):
             inputs, labels = train.at(index)

@@ -19,6 +19,7 @@ from ssl_lightning.measure.capturing import Batch, capture
 from ssl_lightning.measure.engine import Bind, Engine
 from ssl_lightning.measure.engines import file_formats
 from ssl_lightning.measure.macs import evaluating
+from ssl_lightning.progress import steps
 from ssl_lightning.suggest import pick
 
 TOLERANCE = LOWER[torch.float32]
@@ -153,12 +154,14 @@ def written(model: nn.Module, inputs: Inputs, goal: Goal, sizes: Sizes) -> Expor
     assert engine.export is not None
     assert engine.load is not None
     advice = " with a dynamic batch dimension; give one batch size (`batch`)"
-    with replacing_together(goal.path) as temporary:
+    with replacing_together(goal.path) as temporary, steps("export", 3) as part:
         with naming(f"{kind} cannot be captured{advice if batch == 'dynamic' else ''}"):
             captured = capture(model, inputs, batch, sizes.axes, flat=engine.by_position)
+        part.advance()
         with naming(f"{goal.format} cannot hold this {kind}"):
             engine.export(captured, temporary)
             bind = engine.load(temporary)
+        part.advance()
         cases = trials(inputs, batch, CHECKED_BATCHES, sizes)
         found, refused = largest_difference(model, bind, cases)
         if not found <= goal.tolerance:

@@ -19,6 +19,7 @@ from ssl_lightning.measure.engine import Engine
 from ssl_lightning.measure.engines import file_formats
 from ssl_lightning.measure.int8 import EXTRA, PACKAGES
 from ssl_lightning.measure.macs import evaluating
+from ssl_lightning.progress import steps
 from ssl_lightning.suggest import pick, require
 
 MAX_RISE = 1.0
@@ -129,6 +130,7 @@ def export_int8(
         TemporaryDirectory() as folder,
         replacing_together(target) as temporary,
         torch.no_grad(),
+        steps("int8", 3) as part,
     ):
         files = write_files(
             model,
@@ -141,7 +143,10 @@ def export_int8(
             size=size,
             tolerance=tolerance,
         )
-        before, after = float(evaluate(model)), float(evaluate(files.network(INT8)))
+        part.advance()
+        before = float(evaluate(model))
+        part.advance()
+        after = float(evaluate(files.network(INT8)))
         if not after - before <= max_rise:
             raise ValueError(refusal(target, title, (before, after), max_rise, files.examples))
         sizes = files.num_bytes(INT8), files.num_bytes(FLOAT32)

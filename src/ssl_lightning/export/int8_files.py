@@ -15,6 +15,7 @@ from ssl_lightning.export.exporting import TOLERANCE, Size, export_model, naming
 from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
 from ssl_lightning.measure.capturing import Batch
 from ssl_lightning.measure.engine import Bind, Engine
+from ssl_lightning.progress import steps
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 """Precisions that a network is run in."""
@@ -176,7 +177,10 @@ def write_files(
         )
     path = folder / f"float32{engine.suffix}"
     kind = engine.format or engine.name
-    export_model(model, example_input, path, kind, batch=batch, size=size, tolerance=tolerance)
-    with naming(f"NNCF cannot bring this {type(model).__name__} to int8"):
-        engine.quantize(path, to, whole)
+    settings: dict[str, Any] = {"batch": batch, "size": size, "tolerance": tolerance}
+    with steps("", 2) as part:
+        export_model(model, example_input, path, kind, **settings)
+        part.advance()
+        with naming(f"NNCF cannot bring this {type(model).__name__} to int8"):
+            engine.quantize(path, to, whole)
     return Files(engine, batch, path, to, sum(each.batch for each in items))

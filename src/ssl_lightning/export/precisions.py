@@ -20,6 +20,7 @@ from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.measure.precision_record import PrecisionRecord, PrecisionRow
 from ssl_lightning.measure.record import Timing
 from ssl_lightning.measure.turns import interleave, several
+from ssl_lightning.progress import steps, track
 from ssl_lightning.suggest import first_line, pick, require
 
 Key = tuple[str, str]  # network, precision
@@ -88,13 +89,15 @@ def compare_precisions(
     rows: list[PrecisionRow] = []
     left_out: dict[str, str] = {}
     examples = 0
-    for engine in chosen:
-        with TemporaryDirectory() as folder, torch.no_grad():
+    for engine in track(chosen, "precisions"):
+        with TemporaryDirectory() as folder, torch.no_grad(), steps(engine.name, 3) as part:
             given = inputs.at_batch(batch_size)
             files, refused = all_written(networks, given, engine, calibration, Path(folder))
             left_out |= refused
+            part.advance()
             found = timed(files, given, repeats, min_run_time)
-            for (name, precision), timing in found.items():
+            part.advance()
+            for (name, precision), timing in track(found.items()):
                 error = float(evaluate(files[name].network(precision)))
                 size = files[name].num_bytes(precision)
                 rows.append(PrecisionRow(name, engine.name, precision, error, size, timing))
@@ -126,7 +129,7 @@ def all_written(
 ) -> tuple[dict[str, Files], dict[str, str]]:
     """Return the files of all networks, and why one has none; all have none without the first."""
     files, refused = {}, {}
-    for number, (name, model) in enumerate(networks.items()):
+    for number, (name, model) in enumerate(track(networks.items())):
         place = folder / str(number)
         place.mkdir()
         try:

@@ -15,6 +15,7 @@ from ssl_lightning.graph import Inputs
 from ssl_lightning.measure.engine import quiet
 from ssl_lightning.measure.machine import instructions
 from ssl_lightning.measure.openvino_core import only_this_core, openvino_core
+from ssl_lightning.progress import is_shown
 
 PACKAGES = ("nncf",)
 EXTRA = "int8"
@@ -90,8 +91,8 @@ def sums_are_cut() -> bool:
 
 @contextmanager
 def progress_on_terminals() -> Iterator[None]:
-    """Let NNCF's bars go to the terminal, and nowhere else: standard output is for results."""
-    if sys.stderr.isatty():
+    """Let NNCF's bars go to the terminal, unless others are there; standard output has results."""
+    if sys.stderr.isatty() and not is_shown():
         with redirect_stdout(sys.stderr):
             yield
     else:

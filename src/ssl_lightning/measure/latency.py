@@ -46,6 +46,7 @@ from ssl_lightning.measure.turns import (
     several,
     take_turns,
 )
+from ssl_lightning.progress import steps, track
 from ssl_lightning.suggest import first_line, pick
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -125,7 +126,7 @@ def _measured(
         stack.enter_context(torch.inference_mode())
         _check_outputs(models, image)
         runs = []
-        for (kind, size), group in groupby(settings, key=itemgetter(0, 1)):
+        for (kind, size), group in groupby(track(settings, "benchmark"), key=itemgetter(0, 1)):
             networks, batch = converted(models, inputs.at_batch(size), kind)
             for _, _, count in group:
                 with num_threads(count):
@@ -151,10 +152,14 @@ def _run(
     time: Mapping[str, Any],
 ) -> Run:
     """Time all models in all engines, and their layers, at torch's present number of threads."""
-    calls, left_out = _prepared(models, x, engines)
-    turns = take_turns(calls, **time)
-    running = {name: model for name, model in models.items() if ("eager", name) in calls}
-    layers = layer_calls(running, x) if per_layer else {}
+    with steps("", 3) as part:
+        calls, left_out = _prepared(models, x, engines)
+        part.advance()
+        turns = take_turns(calls, **time)
+        part.advance()
+        running = {name: model for name, model in models.items() if ("eager", name) in calls}
+        found = layer_calls(running, x) if per_layer else {}
+        layers = {name: interleave(given, **time) for name, given in track(found.items(), "layers")}
     base = next(iter(calls))
     return Run(
         dtype=setting[0],
@@ -166,7 +171,7 @@ def _run(
         },
         fastest=_fastest(turns, base[1]),
         left_out=left_out,
-        layers={name: interleave(found, **time) for name, found in layers.items()},
+        layers=layers,
     )
 
 
@@ -187,7 +192,7 @@ def _prepared(
             left_out[f"{name}, eager"] = _reason(error)
             continue
         calls["eager", name] = partial(model, *x.args, **x.kwargs)
-    for engine, name in product(engines[1:], expected):
+    for engine, name in track(list(product(engines[1:], expected)), "preparing"):
         try:
             calls[engine, name] = prepare_checked(engine, models[name], x, expected[name])
         except Exception as error:  # exporters and compilers raise all kinds

@@ -33,6 +33,7 @@ from ssl_lightning.measure.macs import count_macs
 from ssl_lightning.measure.sparse_record import CONV_PART, SparseRecord, SparseRow
 from ssl_lightning.measure.table4 import LAYERS, TABLE4
 from ssl_lightning.measure.turns import interleave, num_threads
+from ssl_lightning.progress import steps, track
 from ssl_lightning.suggest import pick
 
 ORDER = (
@@ -156,11 +157,11 @@ def measure_sparse(
     if kind != torch.float32:
         cases = [c for c in cases if c.form != "csr" and c.layer != CONV_PART]
     settings = product(threads, batch_sizes, dict.fromkeys(case.layer for case in cases))
+    measured = (row for each in settings for row in _rows(cases, each, kind, chosen, repeats))
     rows = []
-    for setting in settings:
-        for row in _rows(cases, setting, kind, chosen, repeats):
-            rows.append(row)
-            progress(row)
+    for row in track(measured, "benchmark", len(cases) * len(threads) * len(batch_sizes)):
+        rows.append(row)
+        progress(row)
     place, versions = machine(torch.device("cpu")), engine_versions()
     return SparseRecord(title, dtype, place, instruction_set(kind), versions, tuple(rows))
 
@@ -194,11 +195,13 @@ def _measure(case: Case, x: Tensor, dense: Mapping[str, Call], repeats: int) -> 
     check_equal(sparse, masked, x)
     calls: dict[str, Call] = {"sparse": lambda: sparse(x), **dense}
     shortest = MIN_RUN_TIME * (PART_FACTOR if case.layer == CONV_PART else 1)
-    heats = interleave(calls, repeats=max(repeats // 4, 1), warmup=2, min_run_time=shortest)
-    heats.pop("sparse")
-    ranking = sorted(heats, key=lambda engine: heats[engine].ratio)
-    final = {name: calls[name] for name in ("sparse", *ranking[:FINALISTS])}
-    timings = interleave(final, repeats=repeats, warmup=1, min_run_time=shortest)
+    with steps(f"{case.layer} {case.form}", 2) as part:
+        heats = interleave(calls, repeats=max(repeats // 4, 1), warmup=2, min_run_time=shortest)
+        heats.pop("sparse")
+        part.advance()
+        ranking = sorted(heats, key=lambda engine: heats[engine].ratio)
+        final = {name: calls[name] for name in ("sparse", *ranking[:FINALISTS])}
+        timings = interleave(final, repeats=repeats, warmup=1, min_run_time=shortest)
     mine = timings.pop("sparse")
     fastest = min(timings, key=lambda engine: timings[engine].ratio)
     inputs = layer_inputs(masked, Inputs(x))

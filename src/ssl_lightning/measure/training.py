@@ -25,6 +25,7 @@ from ssl_lightning.measure.training_record import ALL, NONE, TrainingRecord, Tra
 from ssl_lightning.measure.turns import Turns, num_threads, quartiles, take_steps
 from ssl_lightning.penalties import MCP, GroupLasso, Penalty, PenaltyFunction
 from ssl_lightning.penalties.specs import MODES
+from ssl_lightning.progress import steps, track
 from ssl_lightning.suggest import first_line, pick
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
@@ -138,7 +139,7 @@ def measure_training(
     rows: list[TrainingRow] = []
     left_out: dict[str, str] = {}
     with quiet(), num_threads(setting.threads):
-        for name in list(networks):
+        for name in track(list(networks), "training steps"):
             progress(f"{name}: looking for groups")
             loops, missing = training_loops(name, networks.pop(name), setting)
             progress(f"{name}: {len(loops)} forms, {WARMUP + setting.steps} steps each")
@@ -291,11 +292,15 @@ def penalties_on(
     )
 
 
-def measured(backbone: str, loops: Mapping[Key, TrainingLoop], steps: int) -> Iterator[TrainingRow]:
+def measured(
+    backbone: str, loops: Mapping[Key, TrainingLoop], rounds: int
+) -> Iterator[TrainingRow]:
     """Let the loops take turns, and then measure the memory of each."""
-    turns = take_steps(loops, repeats=steps, warmup=WARMUP)
-    for key, loop in loops.items():
-        yield row(backbone, key, loop, turns)
+    with steps(backbone, 2) as part:
+        turns = take_steps(loops, repeats=rounds, warmup=WARMUP)
+        part.advance()
+        for key, loop in track(loops.items(), "memory"):
+            yield row(backbone, key, loop, turns)
 
 
 def row(backbone: str, key: Key, loop: TrainingLoop, turns: Turns[Key]) -> TrainingRow:

@@ -12,6 +12,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.timer import timer as default_clock
 
 from ssl_lightning.measure.record import Timing
+from ssl_lightning.progress import track
 
 Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
@@ -96,7 +97,7 @@ def take_steps(
 ) -> Turns[Name]:
     """Time single calls in turns: of what is long and changes with every call, as training does.
 
-    Unlike :func:`take_turns`, nothing runs between one timed call and the next one's.
+    Unlike :func:`take_turns`, nothing runs between one timed call and the next one's in a round.
 
     Args:
         calls: name -> function without arguments.
@@ -129,7 +130,7 @@ def in_turns(names: Sequence[Name], rounds: int) -> Iterator[Name]:
         >>> "".join(in_turns("abc", 2))
         'abccba'
     """
-    for i in range(rounds):
+    for i in track(range(rounds)):
         yield from reversed(names) if i % 2 else names
 
 

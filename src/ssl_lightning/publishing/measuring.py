@@ -13,6 +13,7 @@ from ssl_lightning.data import DATA_MODULES, InMemoryDataModule
 from ssl_lightning.groups import kept_groups
 from ssl_lightning.measure import count_macs, num_parameters
 from ssl_lightning.measure.layers import layer_macs
+from ssl_lightning.progress import track
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.records import DataSet, SeedResult, Size
 
@@ -73,13 +74,9 @@ def measure_layers(dense: nn.Module, compact: nn.Module) -> dict[str, list[int]]
 def measure_seed(seed: int, compact: nn.Module, data: Any) -> SeedResult:
     """Measure the compact network of one run on both held-out splits."""
     size = measure_size(compact)
-    return SeedResult(
-        seed,
-        measure_error(compact, data.val_dataloader()),
-        measure_error(compact, data.test_dataloader()),
-        size.macs,
-        size.num_parameters,
-    )
+    loaders = [data.val_dataloader(), data.test_dataloader()]
+    validation, test = [measure_error(compact, loader) for loader in track(loaders)]
+    return SeedResult(seed, validation, test, size.macs, size.num_parameters)
 
 
 @torch.inference_mode()
@@ -93,7 +90,7 @@ def measure_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
     """
     model.eval()
     wrong, total = 0, 0
-    for x, target in batches:
+    for x, target in track(batches):
         wrong += int((model(x).argmax(1) != target).sum())
         total += len(target)
     return 100.0 * wrong / total

@@ -15,6 +15,7 @@ from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.expanding import expand
 from ssl_lightning.compaction.store import check_state
 from ssl_lightning.files import parse_yaml
+from ssl_lightning.progress import steps, track
 from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_error,
@@ -110,13 +111,17 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
             such files are not parsed, so nothing else is measured.
     """
     card, files = checked_entry(name, root)
-    model = build(files, card, pretrained=card.weights.unstored is None)
-    return [
-        *check_settings(card, files),
-        *check_size(card, model, files),
-        *(check_outputs(card, model, files) if card.weights.unstored is None else unknown(card)),
-        *([*check_latency(card, model, files), *check_speedups(card)] if latency else []),
-    ]
+    stored = card.weights.unstored is None
+    model = build(files, card, pretrained=stored)
+    with steps(f"verifying {name}", 3 if latency else 1) as part:
+        checks = [*check_settings(card, files), *check_size(card, model, files)]
+        checks += check_outputs(card, model, files) if stored else unknown(card)
+        if latency:
+            part.advance()
+            checks += check_latency(card, model, files)
+            part.advance()
+            checks += check_speedups(card)
+    return checks
 
 
 def check_outputs(card: Card, model: nn.Module, files: dict[str, bytes]) -> list[Check]:
@@ -185,7 +190,8 @@ def check_latency(card: Card, model: nn.Module, files: dict[str, bytes]) -> list
     dense = recipe.create_dense().eval()
     masked = expand(model, dense, recipe.plans)
     models = {"dense": dense, "masked": masked, "compact": model}
-    return [check for record in card.latency for check in compare_ratios(record, models)]
+    records = track(card.latency, "latency")
+    return [check for record in records for check in compare_ratios(record, models)]
 
 
 def compare_ratios(record: Latency, models: dict[str, nn.Module]) -> list[Check]:

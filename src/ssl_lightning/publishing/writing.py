@@ -18,6 +18,7 @@ from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import appearing, in_turn, parse_yaml
 from ssl_lightning.measure.sparse_record import SparseRecord
+from ssl_lightning.progress import steps, track
 from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_layers,
@@ -116,16 +117,19 @@ def publish(
             the message says how.
     """
     target, number = vacant(Path(root), name), table4_row(paper)
-    run, seeds = median_run([runs] if isinstance(runs, (str, Path)) else runs, dtype, number)
-    rows = [
-        measure_control(kind, given, run.config["data"], str(run.folder))
-        for kind, given in (controls or {}).items()
-    ]
-    given = {"paper": dict(paper) if paper else None, "remark": remark, "controls": tuple(rows)}
-    with appearing(target) as folder:
-        stored = write_files(run, name, folder, Weights(dtype), weights)
-        fields = {**described(run, name), **measured(run, threads, number), "seeds": seeds, **given}
-        write_card(new_card({**fields, "weights": stored}, folder), folder)
+    with steps(f"publishing {name}", 2 + len(controls or {})) as part:
+        run, seeds = median_run([runs] if isinstance(runs, (str, Path)) else runs, dtype, number)
+        rows = []
+        for kind, others in (controls or {}).items():
+            part.advance()
+            rows.append(measure_control(kind, others, run.config["data"], str(run.folder)))
+        part.advance()
+        given: dict[str, Any] = {"paper": dict(paper) if paper else None, "remark": remark}
+        given |= {"controls": tuple(rows), "seeds": seeds}
+        with appearing(target) as folder:
+            stored = write_files(run, name, folder, Weights(dtype), weights)
+            fields = {**described(run, name), **measured(run, threads, number), **given}
+            write_card(new_card({**fields, "weights": stored}, folder), folder)
     write_table(root)
     return target
 
@@ -171,7 +175,8 @@ def median_run(
     check_same_config(finished)
     if number is not None:
         check_layers(finished[0].backbone())
-    seeds = tuple(sorted(map(measure_run, finished), key=lambda result: result.seed))
+    results = map(measure_run, track(finished, "runs"))
+    seeds = tuple(sorted(results, key=lambda result: result.seed))
     return next(run for run in finished if run.seed == median_result(seeds).seed), seeds
 
 
@@ -199,7 +204,7 @@ def measure_control(
                 f"Cannot compare {control.folder} with {of}: their configs differ in {found}. "
                 "Train the control on the same images."
             )
-    return Control(kind, tuple(measure_run(control) for control in finished))
+    return Control(kind, tuple(measure_run(control) for control in track(finished, kind)))
 
 
 def write_files(run: FinishedRun, name: str, folder: Path, weights: Weights, keep: bool) -> Weights:
@@ -268,14 +273,17 @@ def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, An
     """Measure the compact network of a run beside the dense and the masked one."""
     dense, masked = run.backbone(), run.masked()
     groups = groups_left(dense, run.compact, masked)
+    timed: dict[str, Callable[[], Any]] = {
+        "latency": lambda: latency_of(dense, masked, run.compact, threads),
+        "step_cost": lambda: step_cost_of(run.config, run.stepped, run.data, threads),
+        "layer_speedups": lambda: speedups_of(groups, masked, number),
+    }
     return {
         "groups": groups,
         "layer_macs": measure_layers(dense, run.compact),
         "dense": measure_size(dense),
         "compact": measure_size(run.compact),
-        "latency": latency_of(dense, masked, run.compact, threads),
-        "step_cost": step_cost_of(run.config, run.stepped, run.data, threads),
-        "layer_speedups": speedups_of(groups, masked, number),
+        **{field: measure() for field, measure in track(timed.items(), "timings")},
     }
 
 
@@ -284,7 +292,8 @@ def latency_of(
 ) -> tuple[Latency, ...]:
     """Time the three networks at each batch size of the zoo."""
     models = {"dense": dense, "masked": masked, "compact": compact}
-    return tuple(measure_latency(models, size, threads, rounds) for size, rounds in ROUNDS.items())
+    sizes = track(ROUNDS.items())
+    return tuple(measure_latency(models, size, threads, rounds) for size, rounds in sizes)
 
 
 def step_cost_of(

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from ssl_lightning.callbacks.latest import RESUME
 from ssl_lightning.files import FolderLock, replacing
+from ssl_lightning.progress import steps
 from ssl_lightning.suggest import first_line
 from ssl_lightning.sweep.places import places
 from ssl_lightning.sweep.processes import (
@@ -99,15 +100,19 @@ class Sweep:
             ValueError: if the first trials all fail.
         """
         failures = 0
-        while (claimed := self.study.next(total, self.seed)) is not None:
-            start = time.monotonic()
-            try:
-                state, line = self.carry_out(claimed)
-            finally:
-                claimed.lock.release()
-            say(f"trial {claimed.trial.number}: {line}, {time.monotonic() - start:.0f} s")
-            failures = failures + 1 if state == TrialState.FAIL else -total
-            if failures == MOST_FAILURES:
+        with steps("sweep", total) as part:
+            while (claimed := self.study.next(total, self.seed)) is not None:
+                start = time.monotonic()
+                part.total = total - claimed.trial.number + part.done  # others work at it too
+                try:
+                    state, line = self.carry_out(claimed)
+                finally:
+                    claimed.lock.release()
+                say(f"trial {claimed.trial.number}: {line}, {time.monotonic() - start:.0f} s")
+                part.advance()
+                failures = failures + 1 if state == TrialState.FAIL else -total
+                if failures < MOST_FAILURES:
+                    continue
                 raise ValueError(
                     f"The first {failures} trials {line}. {claimed.folder}/{OUTPUT} says more. "
                     "Mend the cause, and give the command again; failed trials count in --trials."
