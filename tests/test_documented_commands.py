@@ -22,8 +22,9 @@ PLACES = {  # what a page leaves to the reader -> something of that sort
 
 def commands_of(text: str) -> list[str]:
     """The commands in the code blocks of a page, continued lines joined, without remarks."""
-    blocks = re.findall(r"^```(?:console|sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shell = [block for language, block in blocks if language in ("", "console", "sh")]
+    lines = "\n".join(shell).replace("\\\n", " ").splitlines()
     return [found[1] for line in lines if (found := COMMAND.match(line))]
 
 
@@ -39,7 +40,7 @@ def words_of(command: str) -> list[str]:
 
 
 def test_there_are_commands():
-    assert len(SHOWN) > 30
+    assert len(SHOWN) > 40
 
 
 @pytest.mark.parametrize("command", [c for c in SHOWN if " ... " not in c])
