@@ -27,7 +27,7 @@ demo: environment
 	$(CLI) benchmark $(QUICK)/checkpoints/last.ckpt --dense $(QUICK)/checkpoints/epoch-7.ckpt \
 	    --compacted $(QUICK)/compact --title "LeNet, 10,000 MNIST images"
 	$(CLI) report $(QUICK) --html
-	@echo "Look at $(QUICK)/report.html, $(QUICK)/report.png and $(QUICK)/filters.png"
+	@echo "Look at $(QUICK)/report.html, and at report.png, filters.png and norms.png beside it"
 
 # One thread per worker: two busy processes with two OpenMP threads each would crawl.
 test: environment lint types

@@ -58,6 +58,7 @@ ARGUMENTS = {
     "LowRank": {"ranks": {"conv2": [3, 3]}, "at": 1},
     "SparsityMonitor": {"table": False},
     "FilterPictures": {},
+    "NormPictures": {},
     "SaveCompact": {},
     "Sparsify": {"network": "backbone"},
     "Budget": {"macs": 0.5, "end": 1},

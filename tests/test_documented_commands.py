@@ -6,9 +6,9 @@ import re
 import shlex
 
 import pytest
-from test_command_help import checkout, is_accepted  # noqa: F401 - a fixture
 
 from conftest import ROOT
+from test_command_help import checkout, is_accepted  # noqa: F401 - a fixture
 from test_site import PAGES
 
 COMMAND = re.compile(r"^(?:\$ )?(?:ssl-lightning|python cli\.py) (.+)$")

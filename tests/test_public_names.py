@@ -23,7 +23,7 @@ kept_groups list_backbones load_backbone load_compact make_plan prox_group_lasso
 prune_like_ register_kind register_penalty_function register_schedule resolve_groups save_compact
 zoo Engine Rule Sensitivity publishing register_backbone register_engine register_rule
 register_shrinker LatencyMeter LowRank LowRankReport factorise preferred_multiple sensitivity
-Int8Result compare_precisions export_int8
+Int8Result compare_precisions export_int8 NormPictures
 """.split()
 
 NO_EXAMPLE = {

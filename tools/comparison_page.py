@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ssl_lightning.measure.training_record import NONE, TrainingRecord
+from ssl_lightning.measure.training_record import TrainingRecord
 from ssl_lightning.report.compared import Comparison, comparison_table
 from ssl_lightning.report.table import percent
 from ssl_lightning.zoo import card
@@ -57,7 +57,6 @@ def cost_table(record: TrainingRecord) -> str:
             f"{row.penalty_bytes / 1e6:.2f}",
         )
         for row in record.rows
-        if row.form != NONE or row.mode == ""
     ]
     head = ("network", "penalty", "step, ms", "ratio (quartiles)", "penalty, ms", "penalty, MB")
     return table(head, rows) + "\n"

@@ -65,7 +65,8 @@ REFERENCE: dict[str, tuple[str, str, str]] = {
         "Training with Lightning",
         "The task module, the mixin for modules of your own, and the callbacks.",
         "SSLLightningModule StructuredSparsity Sparsify Budget ThresholdPruning DepthCollapse "
-        "CompactDuringFit Distill LowRank PruneLike SaveCompact SparsityMonitor FilterPictures",
+        "CompactDuringFit Distill LowRank PruneLike SaveCompact SparsityMonitor FilterPictures "
+        "NormPictures",
     ),
     "data": (
         "Data modules",
@@ -219,6 +220,7 @@ GALLERY: dict[str, tuple[str, str]] = {
         "../install.md",
     ),
     "demo/filters.png": ("The demo: first filters, dense and sparse", "../install.md"),
+    "demo/norms.png": ("The demo: norms of all groups over the epochs", "../guides/runs.md"),
     "sparsify/lenet.png": (
         "Error over cost of one run of `sparsify`, beside its controls",
         "../sparsify.md",

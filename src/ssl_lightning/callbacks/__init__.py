@@ -10,6 +10,7 @@ from ssl_lightning.callbacks.distill import Distill
 from ssl_lightning.callbacks.during_fit import CompactDuringFit
 from ssl_lightning.callbacks.low_rank import LowRank
 from ssl_lightning.callbacks.monitor import FilterPictures, SparsityMonitor
+from ssl_lightning.callbacks.norms import NormPictures
 from ssl_lightning.callbacks.pruning import ThresholdPruning
 from ssl_lightning.callbacks.sparsify import Sparsify
 
@@ -24,6 +25,7 @@ CALLBACKS: dict[str, type[Callback]] = {
         PruneLike,
         SparsityMonitor,
         FilterPictures,
+        NormPictures,
         SaveCompact,
         Sparsify,
         Distill,
@@ -38,6 +40,7 @@ __all__ = [
     "Distill",
     "FilterPictures",
     "LowRank",
+    "NormPictures",
     "PruneLike",
     "SaveCompact",
     "Sparsify",

@@ -214,10 +214,12 @@ class FilterPictures(EpochStartCallback):
             filter_pictures(panels, folder / "filters.png")
 
 
-def log_picture(logger: Logger, pixels: npt.NDArray[np.uint8], step: int) -> None:
+def log_picture(
+    logger: Logger, pixels: npt.NDArray[np.uint8], step: int, name: str = "filters"
+) -> None:
     """Send a picture to a logger that takes pictures; others are passed over."""
     if isinstance(logger, WandbLogger):
-        logger.log_image("filters", [pixels])
+        logger.log_image(name, [pixels])
     elif isinstance(logger, TensorBoardLogger):
         layout = "HWC" if pixels.ndim == 3 else "HW"
-        logger.experiment.add_image("filters", pixels, step, dataformats=layout)
+        logger.experiment.add_image(name, pixels, step, dataformats=layout)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.checkpoints import read_plans
-from ssl_lightning.compaction import Plan, apply_plan, slice_tensors
+from ssl_lightning.compaction import Plan, apply_plan, expand, slice_tensors
 from ssl_lightning.compaction.store import Recipe, plans_to_data
 from ssl_lightning.graph import ExampleInput, as_inputs
 from ssl_lightning.groups import GroupSet, nonzero_groups, zero_groups_
@@ -304,6 +304,11 @@ class Sparsity:
         """
         sizes = None if self.origin is None else self.origin.group_sizes
         return Regularizer(network, self.penalties, self.example_input(), sizes).group_sets
+
+    def masked(self) -> nn.Module:
+        """Return the network with all that compaction has removed, as zeros."""
+        dense = self._make_dense
+        return expand(self.network, dense(), self.plans) if dense and self.plans else self.network
 
     def follow_(self, plan: Plan) -> None:
         """Shrink the network as a plan says, whatever its weights."""
