@@ -9,8 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL import Image
 from torch import nn
 

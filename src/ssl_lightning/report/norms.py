@@ -59,12 +59,11 @@ def norm_chart(norms: Mapping[str, Norms], epochs: Sequence[int], path: str | Pa
     panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for panel in panels[len(norms) :]:
         panel.set_visible(False)
-    image = None
     for panel, (name, found) in zip(panels, norms.items(), strict=False):
         ordered = found[by_end(found)]
         shares = np.ma.masked_equal(ordered, 0.0) / max(float(found.max()), 1e-30)
         span = (-0.5, len(epochs) - 0.5, len(found), 0)
-        image = panel.imshow(
+        panel.imshow(
             shares, scale, aspect="auto", interpolation="nearest", vmin=0, vmax=1, extent=span
         )
         left = int((found[:, -1] > 0).sum())
@@ -75,7 +74,9 @@ def norm_chart(norms: Mapping[str, Norms], epochs: Sequence[int], path: str | Pa
         for spine in panel.spines.values():
             spine.set_color(PALE)
     figure.suptitle("Norms of groups over the epochs", fontsize=13, fontweight="bold", color=INK)
-    bar = figure.colorbar(image, ax=list(panels), location="bottom", shrink=0.4, aspect=40)
+    bar = figure.colorbar(
+        panels[0].images[0], ax=list(panels), location="bottom", shrink=0.4, aspect=40
+    )
     bar.set_label(
         "norm, share of the largest in its set; sand: zero, or removed", fontsize=8.5, color=INK
     )
