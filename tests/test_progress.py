@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ssl_lightning import progress
+from ssl_lightning import cli, progress
 from ssl_lightning.progress import Display, shown, steps, track
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
@@ -136,3 +136,43 @@ def test_items_without_a_length_are_passed_through():
         assert list(track(iter([]), "none")) == []
         assert list(track((x for x in "ab"), "unknown")) == ["a", "b"]
         assert list(track((x for x in "ab"), "known", total=2)) == ["a", "b"]
+
+
+ENTRIES = "zoo:lenet_mnist_filter_channel --dense zoo:lenet_mnist_dense --data mnist"
+COMMANDS = {
+    "sensitivity zoo:lenet_mnist_dense --data mnist --images 50 --shares [0.5]": "sensitivity",
+    f"evaluate calibration {ENTRIES} --limit 500 --split test": "evaluate calibration",
+    "evaluate transfer zoo:resnet20_cifar10_channel --to mnist --num_train 40 --limit 40 "
+    "--seeds [0,1]": "evaluate transfer",
+    "zoo verify lenet_mnist_filter_channel": "verifying lenet_mnist_filter_channel",
+    "export zoo:lenet_mnist_filter_channel --format torch_export": "export",
+    "benchmark break-even --repeats 2 --engines eager --sparsities [0.5]": "benchmark",
+    "benchmark training --backbone lenet --steps 3 --batch_size 2 --kinds filter": "training steps",
+    "benchmark int8 zoo:lenet_mnist_filter_channel --data mnist --repeats 2 --images 20 "
+    "--engines openvino": "precisions",
+}
+"""Command -> how the lines begin that it writes into a log."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_say_how_far_they_are_and_never_less_than_before(
+    command, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("nncf" if "int8" in command else "torch")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSL_DATA_DIR", str(tmp_path))
+    stream, now = io.StringIO(), [0.0]
+
+    def clock():
+        now[0] += 16
+        return now[0]
+
+    monkeypatch.setattr(cli, "shown", lambda bars: shown(Display(stream, bars, clock)))
+    assert cli.main(command.split()) in (0, 1)  # 1: a latency that differs
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith(COMMANDS[command]) for line in lines)
+    shares = [int(line.split(": ")[1].split(" %")[0]) for line in lines]
+    assert shares == sorted(shares)
+    assert shares[-1] > 60
+    assert not CONTROL.search(stream.getvalue())

@@ -18,6 +18,8 @@ from operator import length_hint
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
+UNKNOWN = float("inf")
+"""Number of pieces that is to become known."""
 SILENT = 5.0
 """Seconds before anything is shown: what is done by then needs no progress."""
 LINES_APART = 15.0
@@ -98,13 +100,13 @@ class Display:
         return min(found, 1.0)
 
     def update(self) -> None:
-        """Write how far the work has come, unless that is too early."""
-        now = self.clock()
+        """Write how far the work has come, unless it has no name or that is too early."""
+        now, what = self.clock(), self.label()
         apart = DRAWN_APART if self.bars else LINES_APART
-        if now - self.started < SILENT or now - self.written < apart:
+        if not what or now - self.started < SILENT or now - self.written < apart:
             return
         self.written = now
-        what, share = self.label(), self.share()
+        share = self.share()
         times = times_text(now - self.started, share)
         if self.bars:
             self.draw(what, share, times)

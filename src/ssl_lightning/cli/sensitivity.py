@@ -17,7 +17,7 @@ from ssl_lightning.cli.prune import group_settings
 from ssl_lightning.cli.sources import named_network, warn_of_fresh
 from ssl_lightning.measure.sensitivity_record import Sensitivity
 from ssl_lightning.measure.turns import several
-from ssl_lightning.progress import steps
+from ssl_lightning.progress import UNKNOWN, steps
 from ssl_lightning.prune import SHARES, sensitivity
 from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.report import print_sensitivity, sensitivity_chart
@@ -75,7 +75,7 @@ def measure_sensitivity(
     batches = validation_images("sensitivity", make_data(section), images, named.model)
     example = torch.zeros_like(batches[0][0][:1])
     groups = group_settings(named.model, example, several(kind), several(layers))
-    with steps("sensitivity", 1) as part:
+    with steps("sensitivity", UNKNOWN) as part:
         found = sensitivity(
             named.model,
             example,

@@ -107,7 +107,10 @@ def verify_entries(
     if all == (name is not None):
         raise ValueError("zoo verify: expected the name of an entry or `--all`. Give one of them.")
     names = zoo.list_models(root) if name is None else [name]
-    verdicts = {verify_entry(each, root, latency) for each in track(names, "zoo verify")}
+    verdicts = {
+        verify_entry(each, root, latency)
+        for each in track(names, "zoo verify" if len(names) > 1 else "")
+    }
     return next((STATUS[verdict] for verdict in STATUS if verdict in verdicts), 0)
 
 

@@ -166,6 +166,7 @@ def written(model: nn.Module, inputs: Inputs, goal: Goal, sizes: Sizes) -> Expor
         found, refused = largest_difference(model, bind, cases)
         if not found <= goal.tolerance:
             raise ValueError(refusal(goal, kind, found))
+        part.advance()
     return ExportResult(
         goal.path,
         goal.format,

@@ -121,6 +121,7 @@ def verify(name: str, root: str | Path | None = None, latency: bool = True) -> l
             checks += check_latency(card, model, files)
             part.advance()
             checks += check_speedups(card)
+        part.advance()
     return checks
 
 
