@@ -67,18 +67,19 @@ def norm_chart(norms: Mapping[str, Norms], epochs: Sequence[int], path: str | Pa
             shares, scale, aspect="auto", interpolation="nearest", vmin=0, vmax=1, extent=span
         )
         left = int((found[:, -1] > 0).sum())
-        panel.set_title(f"{name}: {left} of {len(found)}", fontsize=8.5, color=INK)
+        panel.set_title(f"{name}, {left} of {len(found)} left", fontsize=8.5, color=INK)
         places = sorted({0, len(epochs) // 2, len(epochs) - 1})
         panel.set_xticks(places, ["start" if epochs[p] < 0 else str(epochs[p]) for p in places])
+        panel.set_yticks([0, len(found)], ["1", str(len(found))])
         panel.tick_params(length=0, labelsize=7.5, labelcolor=INK)
+        panel.set_xlabel("epoch", fontsize=7.5, color=INK)
         for spine in panel.spines.values():
             spine.set_color(PALE)
     figure.suptitle("Norms of groups over the epochs", fontsize=13, fontweight="bold", color=INK)
     bar = figure.colorbar(
         panels[0].images[0], ax=list(panels), location="bottom", shrink=0.4, aspect=40
     )
-    bar.set_label(
-        "norm, share of the largest in its set; sand: zero, or removed", fontsize=8.5, color=INK
-    )
+    meaning = "a row is a group; norm, share of the largest in its set; sand: zero, or removed"
+    bar.set_label(meaning, fontsize=8.5, color=INK)
     bar.ax.tick_params(labelsize=7.5, labelcolor=INK)
     save_figure(figure, path)
