@@ -52,6 +52,7 @@ EXAMPLES: dict[str, str] = {
     "zoo publish": "zoo publish runs/seed0 runs/seed1 runs/seed2 --name mine",
     "zoo control": "zoo control mine magnitude=runs/m0,runs/m1 random=runs/r0,runs/r1",
     "zoo pages": "zoo pages mine",
+    "zoo site": "zoo site --output zoo.html",
     "zoo push": "zoo push mine USER/REPOSITORY",
     "zoo pull": "zoo pull USER/REPOSITORY my_zoo",
 }
