@@ -1,6 +1,16 @@
-"""Run the command line of ssl_lightning from a checkout: ``python cli.py --help``."""
+"""Run the command line of ssl_lightning from a checkout: ``.venv/bin/python cli.py --help``."""
 
-from ssl_lightning.cli import main
+import sys
+
+try:
+    from ssl_lightning.cli import main
+except ModuleNotFoundError as error:
+    if error.name != "ssl_lightning":
+        raise
+    sys.exit(
+        "cli.py: this Python has no ssl_lightning. `make environment` makes one that has: then "
+        "`.venv/bin/python cli.py`, or `source .venv/bin/activate`."
+    )
 
 if __name__ == "__main__":
     raise SystemExit(main())

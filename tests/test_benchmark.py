@@ -881,3 +881,8 @@ def test_a_process_that_used_openvino_survives_signals():
     pytest.importorskip("openvino")
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "signalled\n"), done.stderr[-500:]
+
+
+def test_networks_have_names():
+    with pytest.raises(ValueError, match=r"expected name -> network, got Linear\. Give them names"):
+        benchmark(torch.nn.Linear(2, 2), torch.zeros(1, 2))

@@ -8,11 +8,12 @@ import logging
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 import yaml
 from torch import nn
 
-from ssl_lightning import compact, count_macs, load_compact, make_plan, zoo
+from ssl_lightning import compact, count_macs, create_backbone, load_compact, make_plan, zoo
 from ssl_lightning.callbacks import SaveCompact
 from ssl_lightning.checkpoints import load_backbone
 from ssl_lightning.cli import main
@@ -160,6 +161,28 @@ def test_weights_of_another_run_are_measured_too(folder):
     (path,) = (folder / "first").rglob("*.ckpt")
     assert main(arguments(f"--model.init_from={path}", "--budget.macs=0.5")) == 0
     expected = wrong_share(load_backbone(str(path)).model)
+    assert rows(folder / "out")["given"]["value"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_dense_network_is_measured_as_it_is(folder):
+    """timm's ResNets begin with whole branches behind batch norms of scale zero."""
+    network = {"backbone": "timm:resnet10t", "backbone_args": {"num_classes": 10, "in_chans": 1}}
+    config = {**CONFIG, "model": {**CONFIG["model"], **network, "input_shape": [1, 28, 28]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(arguments("--budget.macs=0.5", "--budget.end=1")) == 0
+    dense = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    found = rows(folder / "out")
+    assert found["given"]["macs"] == count_macs(dense, torch.zeros(1, 1, 28, 28))
+    assert found["given"]["parameters"] == num_parameters(dense)
+    assert found["result"]["macs_left"] <= 50
+
+
+def test_a_file_of_weights_is_where_a_run_begins(folder):
+    torch.manual_seed(5)
+    net = create_backbone("lenet")
+    torch.save(net.state_dict(), "mine.pt")
+    assert main(arguments("--model.init_from=mine.pt", "--budget.macs=0.5")) == 0
+    expected = wrong_share(net)
     assert rows(folder / "out")["given"]["value"] == pytest.approx(expected, abs=1e-3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,11 +51,22 @@ def test_help_fits_two_screens_and_shows_the_example(command, columns, capsys, m
     )
 
 
-def test_what_is_shown_can_be_copied_from_a_checkout(capsys, monkeypatch):
+def test_what_is_shown_can_be_copied_from_a_checkout(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cli.py", "compact", "--help"])
     assert "  python cli.py compact runs/default" in help_of("compact", capsys)
     assert main(["--help"]) == 0
     assert "  python cli.py fit --data MNISTDataModule" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))  # its own, not activated
+    assert "  .venv/bin/python cli.py compact runs/default" in help_of("compact", capsys)
+
+
+def test_a_python_without_the_library_is_told_of_the_one_that_has_it(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", str(ROOT / "cli.py"), "--help"], capture_output=True, text=True
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("cli.py: this Python has no ssl_lightning. `make environment`")
 
 
 class ParsedError(BaseException):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
-from ssl_lightning import SSLLightningModule, zoo
+from ssl_lightning import Budget, SSLLightningModule, create_backbone, zoo
 from ssl_lightning.groups import group_norms
 from toy import make_toy, toy_loader
 
@@ -487,6 +490,31 @@ def test_a_run_starts_from_an_entry_of_the_zoo(trainer, tmp_path):
     assert_same(weights(module.backbone), weights(zoo.load(name)), rtol=0, atol=1e-9)
     expected = zoo.card(name).files["model.safetensors"].sha256
     assert module.initialised_from == {"source": f"zoo:{name}", "sha256": expected}
+
+
+@pytest.mark.parametrize("file", ["net.pt", "timm.pth", "net.safetensors"])
+def test_weights_of_a_plain_file_are_where_a_run_begins(trainer, tmp_path, file):
+    torch.manual_seed(3)
+    state, path = create_backbone("lenet").state_dict(), tmp_path / file
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save({"state_dict": state} if file == "timm.pth" else state, path)
+    module = SSLLightningModule("lenet", init_from=str(path), optimizer=STILL)
+    trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
+    for name, tensor in module.backbone.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    state["fc2.bias"][0] = math.nan
+    torch.save(state, tmp_path / "nan.pt")
+    module = SSLLightningModule("lenet", init_from=str(tmp_path / "nan.pt"))
+    with pytest.raises(ValueError, match=r"nan.pt: expected finite weights, got fc2.bias"):
+        trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
+
+
+def test_a_budget_of_weights_that_are_trained_is_reached_at_once():
+    for start, end in ((None, 3), ("runs/dense/last.ckpt", 0), ("net.pt", 0)):
+        module = SSLLightningModule("lenet", init_from=start)
+        assert Budget(macs=0.5).end_of(SimpleNamespace(max_epochs=9), module) == end
 
 
 def test_what_cannot_be_started_from_is_named(trainer, dense, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src")] if str(ROOT / "src") not in sys.path else []
 
+from ssl_lightning.measure.record import Timing  # noqa: E402
 from ssl_lightning.report.run_report import RunReport  # noqa: E402
 from ssl_lightning.report.table import percent  # noqa: E402
 from ssl_lightning.zoo import Card, card  # noqa: E402
@@ -27,7 +28,7 @@ ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared
     "alexnet_imagenette_full": "alexnet_imagenette_dense",
     "mobilenetv3_small_imagenette_half": "mobilenetv3_small_imagenette_dense",
 }
-FIGURES = ("compact", "best control", "multiply-adds", "parameters", "time of an image")
+FIGURES = ("compact", "best control", "multiply-adds", "parameters", "latency")
 
 
 def demo_table() -> str:
@@ -38,23 +39,28 @@ def demo_table() -> str:
     dense = record.models[record.baseline]
     rows = [
         (
-            name,
+            "masked (zeros, nothing removed)" if name == "masked" else name,
             f"{report.errors[name]:.2f} %",
             f"{size.macs:,} ({percent(size.macs, dense.macs)} %)",
             f"{size.num_parameters:,}",
-            f"{run.network[name].median_ms:.3f} ms ({run.network[name].ratio:.2f})",
+            latency_cell(run.network[name]),
         )
         for name, size in record.models.items()
     ]
     head = (
-        "LeNet, 10,000 images",
+        "LeNet, 10,000 test images",
         "test error",
         "multiply-adds",
         "parameters",
-        "one image, one thread",
+        "latency, one image, one thread",
     )
     processor = f"Measured in {next(iter(run.engines))} on {record.machine.processor}."
     return f"{table(head, rows)}\n\n{processor}\n"
+
+
+def latency_cell(timing: Timing) -> str:
+    """Return milliseconds, and the ratio to the dense network with half its quartile range."""
+    return f"{timing.median_ms:.3f} ms ({timing.ratio:.2f} ± {timing.ratio_iqr / 2:.2f})"
 
 
 def zoo_table() -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from ssl_lightning.backbones import storable
 from ssl_lightning.compaction import Plan, expand
@@ -115,6 +116,34 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     except Exception as error:  # damaged archives raise whatever the unpickler stumbles over
         raise unreadable(path) from error
     return checked(content, str(path))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a file of weights, or None if it is none.
+
+    Files of weights are ``.safetensors``, and what ``torch.save(network.state_dict(), path)``
+    writes, also as ``{"state_dict": ...}``.
+
+    Raises:
+        ValueError: if it cannot be read without unpickling objects, or weights are not finite.
+    """
+    if not Path(path).is_file():
+        return None
+    try:
+        if Path(path).suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives raise whatever the unpickler stumbles over
+        raise unreadable(path) from error
+    if isinstance(content, Mapping) and set(content) == {"state_dict"}:
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
+        return None
+    for name, tensor in content.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: expected finite weights, got {name} with others.")
+    return dict(content)
 
 
 def unreadable(path: Any) -> ValueError:

@@ -188,7 +188,8 @@ class Budget(EpochStartCallback):
         end = self.end
         if end is None:
             third = self.start if last is None or last < 0 else last // 3
-            end = self.start if is_trained(pl_module.hparams) else max(self.start, third)
+            settings = {**pl_module.hparams, "init_from": getattr(pl_module, "init_from", None)}
+            end = self.start if is_trained(settings) else max(self.start, third)
         smoke_test = getattr(trainer, "fast_dev_run", False)
         if not smoke_test and last is not None and 0 <= last <= end:
             raise ValueError(

@@ -8,9 +8,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import nn
 
 from ssl_lightning.callbacks.when import example_of
-from ssl_lightning.compaction import plan_and_compact, save_compact
+from ssl_lightning.compaction import Plan, plan_and_compact, save_compact
+from ssl_lightning.graph import ExampleInput
 from ssl_lightning.module import sparsity_of
 
 
@@ -38,13 +40,17 @@ class SaveCompact(Callback):
         """Reject a run whose compact network could not be stored."""
         example_of(sparsity_of(pl_module, "SaveCompact"), "SaveCompact")
 
+    def smaller(self, network: nn.Module, example: ExampleInput) -> tuple[Plan, nn.Module]:
+        """Return what to write: the compact network, and the plan that leads to it."""
+        return plan_and_compact(network, example)
+
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compact and write."""
         sparsity = sparsity_of(pl_module, "SaveCompact")
         example = example_of(sparsity, "SaveCompact")
         folder = Path(self.folder or Path(trainer.default_root_dir) / "compact")
-        plan, small = plan_and_compact(sparsity.network, example)
+        plan, small = self.smaller(sparsity.network, example)
         recipe = sparsity.recipe(plan)
         save_compact(folder, small, recipe.plans, recipe.backbone, recipe.arguments)
         rank_zero_info(f"SaveCompact: wrote {folder}.")

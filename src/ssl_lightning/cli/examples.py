@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 PROGRAM = "ssl-lightning"
 CHECKPOINT = "runs/default/checkpoints/last.ckpt"
@@ -67,8 +68,11 @@ NOTES: dict[str, str] = {
 
 def program() -> str:
     """Return how the command line was called, so that what is suggested can be copied."""
-    name = sys.argv[0].rpartition(os.sep)[2]
-    return f"python {sys.argv[0]}" if name == "cli.py" else PROGRAM
+    if sys.argv[0].rpartition(os.sep)[2] != "cli.py":
+        return PROGRAM
+    here = Path(sys.argv[0]).parent / ".venv"
+    own = Path(sys.prefix).resolve() == here.resolve()  # that of the checkout, not activated
+    return f"{here / 'bin' / 'python' if own else 'python'} {sys.argv[0]}"
 
 
 def suggest(*commands: str) -> None:

@@ -22,7 +22,8 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
          "or the class of your own network (default: lenet)"),
         ("model.backbone_args", "ARGS", "of a backbone by name, such as '{pretrained: true}'"),
         ("model.input_shape", "SHAPE", "[C, H, W], where a network of your own does not tell it"),
-        ("model.init_from", "SOURCE", "weights to begin with: a checkpoint, or zoo:<name>"),
+        ("model.init_from", "SOURCE", "weights to begin with: zoo:<name>, a checkpoint, "
+         "or a file of weights (.pt, .safetensors)"),
         ("model.optimizer", "CLASS", "such as torch.optim.SGD; --model.optimizer.lr 0.1 and "
          "others for its arguments (default: SGD, lr 0.01, momentum 0.9)"),
         ("model.lr_scheduler", "CLASS", "of torch, or StageLR"),

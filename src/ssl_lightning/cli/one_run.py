@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
-from ssl_lightning.callbacks import SaveCompact
+from ssl_lightning.callbacks import LowRank, SaveCompact
 from ssl_lightning.callbacks.cycles import give_cycles
 from ssl_lightning.callbacks.latest import RESUME, LatestCheckpoint
 from ssl_lightning.cli.training import SSLCLI, ContinuedCLI, carry_out
+from ssl_lightning.compaction import Plan
+from ssl_lightning.compaction.planning import empty_plan
 from ssl_lightning.files import replacing
+from ssl_lightning.graph import ExampleInput, as_inputs
 from ssl_lightning.module import is_trained
 from ssl_lightning.publishing.agreeing import unequal
 from ssl_lightning.sweep.paths import set_at
@@ -40,6 +44,26 @@ class Trained:
     name: str
     values: dict[str, float]
     has_weights: bool
+
+
+class SaveDense(SaveCompact):
+    """Writes the network as it is: what others are compared with loses nothing.
+
+    An untrained network may have whole branches that start at zero, behind batch norms; they are
+    no zeros that anything has trained.
+    """
+
+    def smaller(self, network: nn.Module, example: ExampleInput) -> tuple[Plan, nn.Module]:
+        """Return the network, and a plan that removes nothing."""
+        return empty_plan(as_inputs(example)), network
+
+
+def saves(settings: Mapping[str, Any]) -> type[SaveCompact]:
+    """Return what writes the network of a run: compacted, if anything in it makes it smaller."""
+    callbacks = settings["trainer"]["callbacks"] or []
+    factors = any(c["class_path"].endswith(LowRank.__name__) for c in callbacks)
+    shrinks = settings["budget"] is not None or settings["model"].get("penalties") or factors
+    return SaveCompact if shrinks else SaveDense
 
 
 class OneCycle(Callback):
@@ -101,7 +125,7 @@ def trained(
     latest = LatestCheckpoint(folder)
     OneProcessCLI.command = command
     OneProcessCLI.checkpoint = latest.path if latest.path.is_file() else None
-    callbacks: list[Callback] = [SaveCompact((folder / COMPACT).as_posix())]
+    callbacks: list[Callback] = [saves(settings)((folder / COMPACT).as_posix())]
     callbacks += [latest] if trains else []
     callbacks += [OneCycle(command)] if trains and settings["budget"] is None else []
     cli = carry_out("fit", [], OneProcessCLI, settings, callbacks)

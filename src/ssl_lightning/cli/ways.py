@@ -26,8 +26,8 @@ LABELS = {
     GIVEN: "dense, as given",
     RESULT: "result",
     DENSE: "dense, trained as long",
-    ONE_SHOT: "largest norms, retrained",
-    RANDOM: "random groups, retrained",
+    ONE_SHOT: "smallest norms removed",
+    RANDOM: "random groups removed",
     NARROW: "uniformly narrower, from scratch",
 }
 """Name of a run, which its folder has -> what it is."""

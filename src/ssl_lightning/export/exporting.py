@@ -212,7 +212,7 @@ def check_suffix(path: Path, name: str, chosen: Engine) -> None:
     if path.suffix != chosen.suffix:
         raise ValueError(
             f"export_model: expected a path ending in {chosen.suffix} for {name}, got "
-            f"{path.name!r}. Rename it."
+            f"{path.name!r}. Rename it, or give the format of that ending."
         )
 
 

@@ -98,6 +98,11 @@ def benchmark(
         >>> result.models["wide"].macs, result.run(threads=1).network["wide"].ratio
         (640, 1.0)
     """
+    if not isinstance(models, Mapping):
+        raise ValueError(
+            f"benchmark: expected name -> network, got {type(models).__name__}. Give them names: "
+            'benchmark({"dense": net, "compact": small}, x).'
+        )
     inputs = as_inputs(example_input)
     counts = several(torch.get_num_threads() if threads is None else threads)
     batches = several(_batch_of(inputs) if batch_size is None else batch_size)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.backbones import class_path, create_backbone
-from ssl_lightning.checkpoints import load_backbone
+from ssl_lightning.checkpoints import load_backbone, read_weights
 from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.loading import PREFIX, load_with_digest
 
@@ -100,7 +100,8 @@ def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
 
     Args:
         backbone: is filled; all of its tensors must be in the source, and no others.
-        source: a checkpoint that ``fit`` wrote, or ``"zoo:<name>"``.
+        source: a checkpoint that ``fit`` wrote, a file of weights (see
+            :func:`~ssl_lightning.checkpoints.read_weights`), or ``"zoo:<name>"``.
 
     Returns:
         ``source`` and ``sha256``, of the checkpoint's or the entry's file of weights.
@@ -112,11 +113,13 @@ def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
     """
     if source.startswith(PREFIX):
         start, digest = load_with_digest(source.removeprefix(PREFIX))
+        state: Mapping[str, Tensor] = start.state_dict()
     else:
-        start = load_backbone(source, backbone).model
+        found = read_weights(source)
+        state = load_backbone(source, backbone).model.state_dict() if found is None else found
         with Path(source).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    state, wanted = start.state_dict(), backbone.state_dict()
+    wanted = backbone.state_dict()
     if differing := [
         f"`{name}` {shape_of(state, name)} instead of {shape_of(wanted, name)}"
         for name in dict.fromkeys([*wanted, *state])

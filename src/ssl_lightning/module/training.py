@@ -82,9 +82,10 @@ class SSLLightningModule(StructuredSparsity):
         seed_batches: whether torch's random generators are seeded at each training batch, so that
             a resumed run is the same as a whole one (see :class:`StructuredSparsity`).
         init_from: a checkpoint that ``fit`` wrote, such as
-            ``runs/dense/checkpoints/last.ckpt``, or ``zoo:<name>``: its weights, and nothing else
-            of that run, are taken when training starts. Checkpoints hold the file's hash; a run
-            that is resumed does not read it again.
+            ``runs/dense/checkpoints/last.ckpt``, a file of weights (``.safetensors``, or what
+            ``torch.save(net.state_dict(), "net.pt")`` writes), or ``zoo:<name>``: its weights, and
+            nothing else of that run, are taken when training starts. Checkpoints hold the file's
+            hash; a run that is resumed does not read it again.
 
     Raises:
         ValueError: for an unknown backbone, kind or key, or a strength below 0.

@@ -301,7 +301,10 @@ def check_goal(**goals: Any) -> None:
         return
     ranges: dict[str, tuple[str, Callable[[float], bool]]] = {
         "fraction": ("0 <= fraction < 1, the share of groups to zero", lambda v: 0 <= v < 1),
-        "macs": ("0 < macs <= 1, the share of MACs to retain", lambda v: 0 < v <= 1),
+        "macs": (
+            "0 < macs <= 1, the share of MACs to retain (or budget={'macs': 2e6}, a number)",
+            lambda v: 0 < v <= 1,
+        ),
         "threshold": ("a finite threshold >= 0", lambda v: 0 <= v < math.inf),
     }
     expected, holds = ranges[name]
