@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "src")] if str(ROOT / "src") not in sys.path else []
 
 from ssl_lightning.measure.record import Timing  # noqa: E402
 from ssl_lightning.report.run_report import RunReport  # noqa: E402
-from ssl_lightning.report.table import percent  # noqa: E402
+from ssl_lightning.report.table import percent, plural  # noqa: E402
 from ssl_lightning.zoo import Card, card  # noqa: E402
 from ssl_lightning.zoo.wording import table  # noqa: E402
 
@@ -35,7 +35,7 @@ def demo_table() -> str:
     """Return dense, masked and compact of the demo's report."""
     report = RunReport.load(ROOT / "docs/demo/report.json")
     record = report.benchmark
-    run = record.run(threads=1)
+    run = record.run()
     dense = record.models[record.baseline]
     rows = [
         (
@@ -52,7 +52,7 @@ def demo_table() -> str:
         "test error",
         "multiply-adds",
         "parameters",
-        "latency, one image, one thread",
+        f"latency, one image, {plural(run.threads, 'thread')}",
     )
     processor = f"Measured in {next(iter(run.engines))} on {record.machine.processor}."
     return f"{table(head, rows)}\n\n{processor}\n"
