@@ -41,7 +41,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 
 def test_commands_and_configs_exist():
-    for command in re.findall(r"(?:python cli\.py|ssl-lightning) (\w+)", README):
+    for command in re.findall(r"(?:python cli\.py|ssl-lightning) ([a-z]\w*)", README):
         assert command in COMMANDS
     for config in re.findall(r"configs/[\w/]+\.yaml", README):
         assert (ROOT / config).is_file(), config
