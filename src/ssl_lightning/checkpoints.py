@@ -129,6 +129,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor] | None:
     """
     if not Path(path).is_file():
         return None
+    content: Any
     try:
         if Path(path).suffix == ".safetensors":
             content = load_file(path)

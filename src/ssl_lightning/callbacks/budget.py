@@ -16,7 +16,7 @@ from ssl_lightning.callbacks.during_fit import (
     refuse_compiled,
     refuse_strategies,
 )
-from ssl_lightning.callbacks.landing import landing_text, warn_above
+from ssl_lightning.callbacks.landing import landing_text, removal_text, warn_above
 from ssl_lightning.callbacks.measuring import MEASUREMENTS, measurement_for
 from ssl_lightning.callbacks.methods import METHODS, Method, Window, groups_of
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
@@ -355,7 +355,7 @@ class Budget(EpochStartCallback):
         choice = self.choose(trainer, sparsity)
         for group_set, mask in zip(window.group_sets, choice.masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
-        gone = sum(int(zero.sum()) for zero in window.gone())
+        gone = [int(zero.sum()) for zero in window.gone()]
         example = example_of(sparsity, "Budget")
         plan = common_plan(trainer.strategy, make_plan(sparsity.network, example, constants=False))
         if plan.removed():
@@ -365,10 +365,8 @@ class Budget(EpochStartCallback):
         self._window = None
         assert self.dense is not None
         text = landing_text(self.landed, self.dense, window.costs.limits)
-        of = sum(s.num_groups for s in window.group_sets)
-        widths = f", widths in multiples of {self.multiple}" if self.multiple != 1 else ""
-        epoch = trainer.current_epoch
-        rank_zero_info(f"Budget: {text}; {gone} of {of} groups gone in epoch {epoch}{widths}.")
+        said = removal_text(window.group_sets, gone, trainer.current_epoch, self.multiple)
+        rank_zero_info(f"Budget: {text}; {said}")
         warn_of_low_rate(trainer)
         warn_above(self.landed, window.costs.limits)
 
