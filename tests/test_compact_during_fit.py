@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from ssl_lightning import (
+    Budget,
     CompactDuringFit,
     DepthCollapse,
     FilterPictures,
@@ -773,3 +774,33 @@ def test_macs_left_are_those_of_the_plan(name):
                     layer.bias[: count * len(layer.weight) // 4] = 0
         small = compact(net, make_plan(net, x))
         assert left(net) == count_macs(small, x)
+
+
+def residual_net():
+    """A timm ResNet: each of its branches begins behind a batch norm of scale zero."""
+    torch.manual_seed(0)
+    return create_backbone("timm:resnet10t", num_classes=10, in_chans=1)
+
+
+@pytest.mark.parametrize("importance", ["uniform", "random"])
+def test_branches_that_begin_at_zero_are_no_zeros_of_training(trainer, importance):
+    net, x = residual_net(), torch.zeros(1, 1, 28, 28)
+    dense = count_macs(net, x)
+    module = SSLLightningModule(net, optimizer=SGD, input_shape=[1, 28, 28])
+    budget = Budget(macs=0.5, end=0, importance=importance)
+    trainer(max_epochs=1, callbacks=[budget]).fit(module, toy_loader(16, shape=(1, 28, 28)))
+    assert 0.4 < count_macs(module.backbone, x) / dense <= 0.5
+    assert all(norm.weight.any() for norm in module.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_branches_that_begin_at_zero_remain_when_nothing_was_trained(trainer):
+    net, x = residual_net(), torch.zeros(1, 1, 28, 28)
+    dense, first = count_macs(net, x), copy.deepcopy(net.eval())
+    module = SSLLightningModule(net, optimizer=partial(torch.optim.SGD, lr=0.0),
+                                input_shape=[1, 28, 28])  # fmt: skip
+    trainer(max_epochs=1, limit_train_batches=1, callbacks=[CompactDuringFit(at=0)]).fit(
+        module, toy_loader(16, shape=(1, 28, 28))
+    )
+    assert count_macs(module.backbone, x) == dense
+    for name, parameter in module.backbone.named_parameters():
+        assert torch.equal(parameter, first.get_parameter(name)), name

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ssl_lightning.callbacks.cycles import give_cycles, warn_of_low_rate
 from ssl_lightning.callbacks.during_fit import (
-    common_plan,
+    as_if_begun,
     compact_in_place_,
+    plan_in_training,
     refuse_compiled,
     refuse_strategies,
 )
@@ -21,7 +22,7 @@ from ssl_lightning.callbacks.measuring import MEASUREMENTS, measurement_for
 from ssl_lightning.callbacks.methods import METHODS, Method, Window, groups_of
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
 from ssl_lightning.callbacks.when import EpochStartCallback, example_of
-from ssl_lightning.compaction import check_sliceable, make_plan
+from ssl_lightning.compaction import check_sliceable
 from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.graph import working_copy
 from ssl_lightning.groups.surroundings import Surroundings
@@ -246,7 +247,8 @@ class Budget(EpochStartCallback):
             UnreachableError: if the budget cannot be reached.
         """
         try:
-            choice = self.window(trainer, sparsity).choose()
+            with as_if_begun(sparsity.network, sparsity.locks):
+                choice = self.window(trainer, sparsity).choose()
         except UnreachableError as error:
             raise UnreachableError(f"Budget: {error}") from None
         self.multiple = self.window(trainer, sparsity).multiple
@@ -356,8 +358,7 @@ class Budget(EpochStartCallback):
         for group_set, mask in zip(window.group_sets, choice.masks, strict=True):
             sparsity.prune_groups_(group_set, mask, lock=True)
         gone = [int(zero.sum()) for zero in window.gone()]
-        example = example_of(sparsity, "Budget")
-        plan = common_plan(trainer.strategy, make_plan(sparsity.network, example, constants=False))
+        plan = plan_in_training(trainer, sparsity, "Budget")
         if plan.removed():
             compact_in_place_(trainer, sparsity, plan)
         small = working_copy(sparsity.network).eval()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_lightning.callbacks.depth import DepthCollapse
@@ -21,6 +26,7 @@ from ssl_lightning.compaction import (
     slice_optimizer_,
 )
 from ssl_lightning.graph import trace
+from ssl_lightning.locks import GroupLocks
 from ssl_lightning.measure import num_parameters
 from ssl_lightning.module import Sparsity, averaged_copies, sparsity_of
 
@@ -95,8 +101,7 @@ class CompactDuringFit(EpochStartCallback):
         if trainer.current_epoch not in self.epochs:
             return
         sparsity = sparsity_of(pl_module, type(self).__name__)
-        example = example_of(sparsity, "CompactDuringFit")
-        plan = common_plan(trainer.strategy, make_plan(sparsity.network, example, constants=False))
+        plan = plan_in_training(trainer, sparsity, "CompactDuringFit")
         before = num_parameters(sparsity.network)
         if plan.removed():
             compact_in_place_(trainer, sparsity, plan)
@@ -142,9 +147,53 @@ def replace_in_place_(
         wrap_again(trainer.strategy, sparsity.module)
 
 
+def plan_in_training(trainer: pl.Trainer, sparsity: Sparsity, where: str) -> Plan:
+    """Return what can be removed of a network that is trained on, the same on all processes."""
+    with as_if_begun(sparsity.network, sparsity.locks):
+        plan = make_plan(sparsity.network, example_of(sparsity, where), constants=False)
+    return common_plan(trainer.strategy, plan)
+
+
 def common_plan(strategy: Strategy, plan: Plan) -> Plan:
     """Return the plan of the first process: statistics of batch norms differ between processes."""
     return Plan.from_json(strategy.broadcast(plan.to_json()))
+
+
+@contextmanager
+def as_if_begun(network: nn.Module, locks: GroupLocks) -> Iterator[None]:
+    """Let the scales of batch norms that begin at zero be 1, but for those that are locked.
+
+    Residual networks may begin so, each branch at zero (Goyal et al., Accurate, large minibatch
+    SGD, 2017; timm's ResNets). Such zeros are not what training has found, and it will move them.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(2)
+        >>> _ = nn.init.zeros_(norm.weight)
+        >>> with as_if_begun(norm, GroupLocks()):
+        ...     print(norm.weight.tolist())
+        [1.0, 1.0]
+        >>> norm.weight.tolist()
+        [0.0, 0.0]
+    """
+    norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
+    begun = [norm.weight for norm in norms if norm.affine and is_unused(norm)]
+    with torch.no_grad():
+        for weight in begun:
+            weight.fill_(1.0)
+        if begun:
+            locks.enforce_(dict(network.named_parameters()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight in begun:
+                weight.zero_()
+
+
+def is_unused(norm: _BatchNorm) -> bool:
+    """Whether a batch norm has seen no batch, and all of its scales are zero."""
+    seen = norm.num_batches_tracked
+    return seen is not None and int(seen) == 0 and not bool(norm.weight.any())
 
 
 def wrap_again(strategy: DDPStrategy, module: pl.LightningModule) -> None:
