@@ -58,6 +58,7 @@ def test_the_run_stores_the_factors(folder, checkpoint):
     assert difference(trained.model(x).detach(), masked(x).detach()) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_test_compact_and_resume(folder, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the config's logger writes there
     config = f"--config={folder / 'config.yaml'}"

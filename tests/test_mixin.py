@@ -24,6 +24,7 @@ from ssl_lightning import (
     Distill,
     FilterPictures,
     LowRank,
+    NormPictures,
     PruneLike,
     SaveCompact,
     Sparsify,
@@ -141,6 +142,7 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
         CompactDuringFit(at=1),
         SparsityMonitor(table=False),
         FilterPictures(layer="down1.conv", folder=str(tmp_path)),
+        NormPictures(folder=str(tmp_path)),
         SaveCompact(folder),
     )
     run.fit(module, UNetModule.loader())
@@ -148,7 +150,7 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
         run.callback_metrics
     )
     assert run.callback_metrics["macs/left"] < 80
-    assert (tmp_path / "filters.png").is_file()
+    assert {"filters.png", "norms.png"} <= {file.name for file in tmp_path.iterdir()}
     small = load_compact(folder, model=lambda: UNetModule().net)
     x = torch.rand(2, 3, 32, 32)
     assert torch.allclose(small(x), module.net.eval()(x), atol=1e-5)
@@ -176,9 +178,10 @@ def test_all_callbacks_work_on_a_module_of_others(tmp_path):
     taught.net.train()
     trainer(tmp_path, distill, epochs=15).fit(taught, UNetModule.loader())
     assert distance(taught, teacher) < 0.95 * before
-    tested = {ThresholdPruning, CompactDuringFit, SparsityMonitor, FilterPictures, SaveCompact}
+    tested = {ThresholdPruning, CompactDuringFit, SparsityMonitor, SaveCompact, PruneLike}
     assert set(CALLBACKS.values()) == tested | {
-        PruneLike,
+        FilterPictures,
+        NormPictures,
         Budget,
         LowRank,
         DepthCollapse,

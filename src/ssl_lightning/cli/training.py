@@ -275,7 +275,10 @@ def run(name: str, arguments: list[str]) -> None:
     """Run one of LightningCLI's subcommands."""
     quieten()
     keep_wandb_offline_without_key()
-    carry_out(name, arguments)
+    with warnings.catch_warnings():
+        if name != "fit":  # what the callbacks of training remember is of no use to a measurement
+            warnings.filterwarnings("ignore", message=r".*callbacks used to create the checkpoint")
+        carry_out(name, arguments)
 
 
 def carry_out(
