@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from itertools import product
+from operator import itemgetter
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from ssl_lightning.measure import (
 from ssl_lightning.measure import engines as engines_module
 from ssl_lightning.measure.csr import CsrLinear, with_csr_layers
 from ssl_lightning.measure.engine import Engine
-from ssl_lightning.measure.turns import Turns
+from ssl_lightning.measure.turns import SETTLING, Turns, take_turns
 
 QUICK = {"repeats": 3, "warmup": 1, "min_run_time": 0.0, "threads": 1}
 
@@ -243,6 +244,29 @@ def test_models_take_turns():
     assert runs_of(clock.order) == [*before, *turns("ABC", 5)]
     num_calls = 3 * (2 + 1) + 5 * (2 + 4)  # torch's Timer warms up with two calls
     assert [clock.order.count(name) for name in "ABC"] == [num_calls] * 3
+
+
+def test_engines_take_turns_and_settle_before_they_are_timed():
+    """What runs first after another engine is slowed down by that one's waiting threads."""
+    clock = FakeTime()
+    last = ["", 0.0]
+
+    def call(engine, name):
+        def seconds():
+            if last[0] != engine:
+                last[:] = [engine, clock.now]
+            return 0.002 if clock.now - last[1] < SETTLING / 2 else 0.001
+
+        return clock.call((engine, name), seconds)
+
+    calls = {(engine, name): call(engine, name) for engine in "xy" for name in "AB"}
+    settings = {"repeats": 7, "warmup": 1, "min_run_time": 0.0, "clock": clock}
+    found = take_turns(calls, **settings, engine_of=itemgetter(0))
+    assert all(len(samples) == 7 for samples in found.samples.values())
+    for name in calls:
+        assert found.samples[name] == pytest.approx([1.0] * 7)
+    engines = runs_of([engine for engine, _ in clock.order])
+    assert engines == list("xy" * (1 + 1) + "xyx")  # warm-up, estimate; five rounds, two rounds
 
 
 def test_samples_last_the_minimal_time():
@@ -459,9 +483,8 @@ def test_every_setting_is_a_run_of_all_engines_in_turns(engines):
         assert not run.left_out
     assert result.run(2, 3, "bfloat16").threads == 2
     names = [name for name, *_, threads in log if threads == 2]
-    assert runs_of(names)[-4 * QUICK["repeats"] + 2 :] == turns(
-        ["dense", "compact", "dense", "compact"], QUICK["repeats"]
-    )
+    each = turns(["dense", "compact"], QUICK["repeats"])
+    assert runs_of(names)[-2 * len(each) :] == each * 2  # one engine after the other
 
 
 def test_a_batch_is_cut_or_repeated_and_keeps_its_layout():

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones import storable
 from ssl_lightning.compaction import Plan, expand
+from ssl_lightning.compaction.plan import plans_from_data
 from ssl_lightning.compaction.store import (
     OwnNetwork,
     Recipe,
     carry_out_,
     check_state,
     is_own_class,
-    plans_from_data,
 )
 from ssl_lightning.suggest import shortened, there_are
 

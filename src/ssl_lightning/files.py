@@ -93,10 +93,9 @@ def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary name beside ``path``; rename it to ``path`` once the block succeeded.
 
-    What was written is on the disk before the name changes, so that even a crash leaves the old
-    file or the whole new one. If the block raises, the temporary file is removed and what was at
-    ``path`` before is untouched; those of processes that were killed are removed by the next that
-    writes there. Missing parent folders are created.
+    It is on the disk before the name changes, so that even a crash leaves the old file or the whole
+    new one. If the block raises, it is removed and what was at ``path`` before is untouched; those
+    of killed processes are removed by the next that writes there. Missing folders are created.
 
     Raises:
         DiskFullError: if there is no space for the file.
@@ -117,7 +116,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     )
     try:
         with naming_full_disks(target):
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            temporary.unlink()
             yield temporary
+            temporary.chmod(mode)  # safetensors lets nobody else read its files
             flush(temporary)
             temporary.replace(target)
             flush(target.parent)
@@ -157,6 +160,12 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def let_read(folder: Path) -> None:
+    """Let those who may look into a folder read its files: safetensors lets nobody else."""
+    for file in filter(Path.is_file, folder.iterdir()):
+        file.chmod(folder.stat().st_mode & 0o666)
 
 
 @contextmanager
@@ -344,6 +353,7 @@ def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with naming_full_disks(target):
             yield folder / target.name
+            let_read(folder)
             for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
                 flush(file)
                 file.replace(target.with_name(file.name))
@@ -376,6 +386,7 @@ def appearing(target: Path, replace: bool = False) -> Iterator[Path]:
     try:
         with naming_full_disks(target):
             yield temporary
+            let_read(temporary)
             for file in [*temporary.iterdir(), temporary]:
                 flush(file)
             if replace:

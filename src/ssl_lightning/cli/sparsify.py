@@ -32,7 +32,6 @@ from ssl_lightning.export import export_model
 from ssl_lightning.files import FolderLock, Traces, replacing
 from ssl_lightning.measure import benchmark
 from ssl_lightning.measure.engines import file_formats, find_engine, format_of
-from ssl_lightning.progress import track
 from ssl_lightning.report.ways import Way, is_error, ways_chart
 
 if TYPE_CHECKING:
@@ -165,8 +164,8 @@ def train_all(config: dict[str, Any], folder: Path, own: argparse.Namespace) -> 
     }
     found = {}
     first = sorted(runs, key=lambda name: name != RESULT)  # what may be refused
-    for name in track(first, "runs"):
-        say(f"{LABELS[name]} ({folder / name})")
+    for number, name in enumerate(first, 1):
+        say(f"run {number} of {len(first)}: {LABELS[name]} ({folder / name})")
         found[name] = trained(name, runs[name], folder / name, own.split, "sparsify")
     return [found[name] for name in runs]
 

@@ -20,6 +20,7 @@ from ssl_lightning.graph import Inputs, SiteSlices
 from ssl_lightning.suggest import aligned, check_keys, shortened
 
 SCHEMA = 1
+MOST_PLANS = 1000
 HEADER = ("module", "inputs", "outputs", "what remains, and why")
 
 
@@ -247,3 +248,26 @@ def read_type(name: str) -> str:
             f"Plan: expected the name of a torch type such as 'float32', got {shortened(name)}."
         )
     return name
+
+
+def plans_to_data(plans: Sequence[Plan]) -> Any:
+    """Return plans as plain values: one alone as a mapping, several as a list of them."""
+    data = [json.loads(plan.to_json()) for plan in plans]
+    return data[0] if len(data) == 1 else data
+
+
+def plans_from_data(data: Any) -> tuple[Plan, ...]:
+    """Return the plans that :func:`plans_to_data` turned into plain values.
+
+    Raises:
+        ValueError: if one of them is damaged.
+
+    Example:
+        >>> plan = Plan({}, ((1, 3),), ("float32",))
+        >>> plans_from_data(plans_to_data([plan, plan])) == (plan, plan)
+        True
+    """
+    given = data if isinstance(data, list) else [data]
+    if len(given) > MOST_PLANS:
+        raise ValueError(f"expected at most {MOST_PLANS} plans, got {len(given)}.")
+    return tuple(Plan.from_json(json.dumps(each)) for each in given)

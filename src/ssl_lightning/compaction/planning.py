@@ -24,6 +24,7 @@ from ssl_lightning.graph import (
     Trace,
     analyse,
     as_inputs,
+    check_network,
     is_sized,
     own_layer,
     retained_whole,
@@ -235,8 +236,9 @@ def check_finite(model: nn.Module) -> None:
     """Reject weights that are NaN or infinite.
 
     Raises:
-        ValueError: naming the first such parameter.
+        ValueError: naming the first such parameter; or if it is no network.
     """
+    check_network(model)
     statistics = [(n, b) for n, b in model.named_buffers() if ".running_" in f".{n}"]
     for name, tensor in (*model.named_parameters(), *statistics):
         if not bool(torch.isfinite(tensor).all()):
@@ -288,7 +290,8 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         ValueError: if the plan belongs to other layers or other weights, so that the outputs of
-            both networks, which are compared in float64, differ; or if it has low rank factors.
+            both networks, which are compared in float64, differ; if it has low rank factors; or
+            for what is no network or no plan.
 
     Example:
         >>> from ssl_lightning.backbones import create_backbone
@@ -300,6 +303,11 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
         >>> small.fc2
         Linear(in_features=100, out_features=300, bias=True)
     """
+    check_network(model)
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"compact: expected a plan, got {type(plan).__name__}. Make it: make_plan(net, x)."
+        )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     problem = None
     if plan.factors:
@@ -345,3 +353,20 @@ def plan_and_compact(
     """
     plan = make_plan(model, example_input, constants=constants)
     return plan, carried_out(model, plan)
+
+
+def check_carried_out(model: nn.Module, plan: Plan, where: str) -> None:
+    """Make sure that a plan was carried out on a model.
+
+    Raises:
+        ValueError: if all that it cuts is whole.
+    """
+    try:
+        check_modules(model, plan.removed())
+    except ValueError:
+        return
+    if plan.removed():
+        raise ValueError(
+            f"{where}: expected the compact network, got a {type(model).__name__} that the plan "
+            "was not carried out on. Give what `compact(net, plan)` returned."
+        )

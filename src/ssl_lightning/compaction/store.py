@@ -17,15 +17,14 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones import BACKBONES, admit_own, class_path, create_stored, storable
 from ssl_lightning.compaction import pretrained
-from ssl_lightning.compaction.plan import Plan
-from ssl_lightning.compaction.planning import apply_plan
+from ssl_lightning.compaction.plan import Plan, plans_from_data, plans_to_data
+from ssl_lightning.compaction.planning import apply_plan, check_carried_out
 from ssl_lightning.compaction.stored import check_counts
 from ssl_lightning.files import parse_json, replacing
 from ssl_lightning.suggest import shortened
 
 WEIGHTS = "model.safetensors"
 RECIPE = "plan.json"
-MOST_PLANS = 1000
 EXPECTED_MODEL = "expected a network, its class or a function that makes it as the model"
 OwnNetwork = nn.Module | type[nn.Module] | Callable[[], nn.Module]
 """A network, its class, or a function that makes it."""
@@ -107,10 +106,10 @@ class Recipe:
             name = shortened(self.backbone)
             raise OwnNetworkError(
                 self.backbone,
-                f"{self.where} is of the network {name}. Give it: `--model {name[1:-1]}` or "
-                "`--config` with the config of the run; in Python `model=`, the network, its class "
-                "or a function that makes it; or call `register_backbone` with that name. No code "
-                "is imported because a file names it.",
+                f"{self.where} is of the network {name}. Give it: in Python `model=`, the network, "
+                f"its class or a function that makes it; in commands `--model {name[1:-1]}`, or "
+                "`--config` with the config of the run; or call `register_backbone` with that "
+                "name. No code is imported because a file names it.",
             )
         if model is None:
             return self.sized(create_stored(self.backbone, self.arguments, self.where))
@@ -222,7 +221,8 @@ def save_compact(
         The folder.
 
     Raises:
-        ValueError: if :func:`load_compact` could not make the network again; nothing is written.
+        ValueError: if :func:`load_compact` could not make the network again, or the plan was not
+            carried out on it; nothing is written.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -233,6 +233,7 @@ def save_compact(
         >>> sorted(path.name for path in folder.iterdir())
         ['model.safetensors', 'plan.json']
     """
+    check_arguments(folder, model, plan)
     folder = Path(folder)
     plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
     if pretrained.is_pretrained(model) and (backbone is None or is_unknown_class(backbone)):
@@ -248,6 +249,18 @@ def save_compact(
     return folder
 
 
+def check_arguments(folder: object, model: object, plan: object) -> None:
+    """Refuse arguments in another order, or of other types."""
+    plans = [plan] if isinstance(plan, Plan) else plan
+    given = isinstance(plans, Sequence) and all(isinstance(each, Plan) for each in plans)
+    if not (isinstance(folder, (str, Path)) and isinstance(model, nn.Module) and given):
+        types = ", ".join(type(each).__name__ for each in (folder, model, plan))
+        raise ValueError(
+            f"save_compact: expected a folder, a network and its plan, got {types}. Call "
+            "save_compact(folder, small, plan)."
+        )
+
+
 def recipe_of(model: nn.Module, plans: Sequence[Plan]) -> Recipe:
     """Return how a compact model of transformers is made again."""
     return Recipe(f"{pretrained.PREFIX}{type(model).__name__}", {}, tuple(plans))
@@ -257,8 +270,10 @@ def check_loadable(recipe: Recipe, model: nn.Module) -> None:
     """Make sure that a recipe makes the layers of a compact network.
 
     Raises:
-        ValueError: if it does not, or names no backbone.
+        ValueError: if it does not, names no backbone, or its last plan was not carried out.
     """
+    for plan in recipe.plans[-1:]:
+        check_carried_out(model, plan, recipe.where)
     if is_unknown_class(recipe.backbone):
         return  # the reader gives the network
     again = Recipe.from_json(recipe.to_json(), recipe.where).create()
@@ -360,29 +375,6 @@ def check_state(state: Mapping[str, Any], where: str, model: nn.Module | None = 
                 f"`{shortened(name)[1:-1]}` in {where} holds NaN or infinite values: that training "
                 "diverged. Take an earlier checkpoint, or train again with a lower learning rate."
             )
-
-
-def plans_to_data(plans: Sequence[Plan]) -> Any:
-    """Return plans as plain values: one alone as a mapping, several as a list of them."""
-    data = [json.loads(plan.to_json()) for plan in plans]
-    return data[0] if len(data) == 1 else data
-
-
-def plans_from_data(data: Any) -> tuple[Plan, ...]:
-    """Return the plans that :func:`plans_to_data` turned into plain values.
-
-    Raises:
-        ValueError: if one of them is damaged.
-
-    Example:
-        >>> plan = Plan({}, ((1, 3),), ("float32",))
-        >>> plans_from_data(plans_to_data([plan, plan])) == (plan, plan)
-        True
-    """
-    given = data if isinstance(data, list) else [data]
-    if len(given) > MOST_PLANS:
-        raise ValueError(f"expected at most {MOST_PLANS} plans, got {len(given)}.")
-    return tuple(Plan.from_json(json.dumps(each)) for each in given)
 
 
 def read_recipe(folder: Path, where: str) -> Recipe:

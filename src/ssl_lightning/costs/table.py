@@ -152,14 +152,7 @@ class LayerTimes:
     def fill(self, shapes: Iterable[LayerShape]) -> None:
         """Time the shapes that are not in the table, and keep the table."""
         missing = {str(s): s for s in shapes if str(s) not in self.stored.layers}
-        batch: list[LayerShape] = []
-        for shape in track(missing.values(), "timing layers"):
-            weights = sum(s.num_weights for s in (*batch, shape))
-            if batch and (len(batch) == AT_ONCE or weights > WEIGHTS_AT_ONCE):
-                self.time_layers(batch)
-                batch = []
-            batch.append(shape)
-        if batch:
+        for batch in track(batches(missing.values()), "timing layers"):
             self.time_layers(batch)
         if missing and self.path is not None:
             write(self.path, self.stored)
@@ -188,6 +181,19 @@ class LayerTimes:
         if not self.stored.reference_ms:
             self.stored.reference_ms = least
         return min(turns.samples[name]) / least * self.stored.reference_ms
+
+
+def batches(shapes: Iterable[LayerShape]) -> list[list[LayerShape]]:
+    """Split shapes into those that are timed in turns: not too many, nor with too many weights."""
+    found: list[list[LayerShape]] = []
+    weights = 0
+    for shape in shapes:
+        weights += shape.num_weights
+        if not found or len(found[-1]) == AT_ONCE or weights > WEIGHTS_AT_ONCE:
+            found.append([])
+            weights = shape.num_weights
+        found[-1].append(shape)
+    return found
 
 
 def path_of(table: StoredTable, cache: bool | str | Path) -> Path:

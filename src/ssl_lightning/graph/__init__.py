@@ -11,7 +11,7 @@ from ssl_lightning.graph.coupling import (
     weight_places,
     written,
 )
-from ssl_lightning.graph.inputs import ExampleInput, Flat, Inputs, as_inputs
+from ssl_lightning.graph.inputs import ExampleInput, Flat, Inputs, as_inputs, check_network
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.layers import (
     ANY_BATCH_NORM,
@@ -59,6 +59,7 @@ __all__ = [
     "Trace",
     "analyse",
     "as_inputs",
+    "check_network",
     "computed_tensors",
     "computing_modules",
     "coupled_channels",

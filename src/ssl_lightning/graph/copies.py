@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ssl_lightning.graph.inputs import check_network
+
 
 def working_copy(
     model: nn.Module, dtype: torch.dtype | None = None, *, apart: bool = True
@@ -34,7 +36,8 @@ def working_copy(
         apart: False for a copy that the user gets: its hooks collect where the model's do.
 
     Raises:
-        ValueError: if a part of the model is a script, which can be neither changed nor traced.
+        ValueError: if it is no module, or a part of it is a script, which can be neither changed
+            nor traced.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -43,6 +46,7 @@ def working_copy(
         >>> double.cache.requires_grad, double.cache.dtype, double.weight.dtype
         (False, torch.float64, torch.float64)
     """
+    check_network(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, cat, nn
 from torch.utils import _pytree as pytree
 
+ORDER = "The network is the first argument, its example input the second."
+
 
 class Inputs:
     """The inputs of one call of a network: ``net(*inputs.args, **inputs.kwargs)``.
@@ -122,10 +124,46 @@ ExampleInput: TypeAlias = Any
 def as_inputs(given: ExampleInput) -> Inputs:
     """Return inputs given in any of the forms of :data:`ExampleInput`.
 
+    Raises:
+        ValueError: if there is no tensor among them.
+
     Example:
-        >>> as_inputs((1, None)), as_inputs([1, 2]), as_inputs(Inputs(x=1))
-        (Inputs(1, None), Inputs([1, 2]), Inputs(x=1))
+        >>> import torch
+        >>> x = torch.ones(1)
+        >>> as_inputs((x, None)), as_inputs([x, 2]), as_inputs(Inputs(x=x))
+        (Inputs(tensor([1.]), None), Inputs([tensor([1.]), 2]), Inputs(x=tensor([1.])))
     """
     if isinstance(given, Inputs):
-        return given
-    return Inputs(*given) if type(given) is tuple else Inputs(given)
+        inputs = given
+    else:
+        inputs = Inputs(*given) if type(given) is tuple else Inputs(given)
+    if not inputs.tensors():
+        raise ValueError(
+            f"Expected tensors as example input, as the network takes them, got {described(given)}"
+        )
+    return inputs
+
+
+def check_network(model: nn.Module) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ValueError: if it is no ``torch.nn.Module``.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"Expected a network, a torch.nn.Module, got {type(model).__name__}. {ORDER}"
+        )
+
+
+def described(given: Any) -> str:
+    """Say what was given in place of tensors, and what to give."""
+    if isinstance(given, (tuple, list)) and given and all(isinstance(n, int) for n in given):
+        sizes = given if len(given) > 3 else (1, *given)
+        return f"the shape {tuple(given)}. Give torch.zeros{tuple(sizes)}, say."
+    what = type(given).__name__
+    if isinstance(given, nn.Module):
+        return (
+            f"a network, {what}. The network is the first argument, its example input the second."
+        )
+    return f"{what}. Give a batch, such as torch.zeros(1, 3, 32, 32)."

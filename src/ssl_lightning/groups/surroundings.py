@@ -12,6 +12,8 @@ from ssl_lightning.graph import (
     ExampleInput,
     ResidualBranch,
     Trace,
+    as_inputs,
+    check_network,
     computed_tensors,
     coupled_channels,
     how_to_remove,
@@ -28,9 +30,10 @@ class Surroundings:
     """What a model's graph says about a layer; traced on first use, for it takes seconds."""
 
     def __init__(self, model: nn.Module, example_input: ExampleInput, strict: bool) -> None:
+        check_network(model)
         self.model = model
         self.strict = strict
-        self.example_input = example_input
+        self.example_input = None if example_input is None else as_inputs(example_input)
         self.modules = dict(model.named_modules())
         self.plain = with_plain_weights(model)
         self._traced: Trace | None = None

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs, check_network
 from ssl_lightning.measure.engines import (
     engine_versions,
     find_engine,
@@ -103,6 +103,8 @@ def benchmark(
             f"benchmark: expected name -> network, got {type(models).__name__}. Give them names: "
             'benchmark({"dense": net, "compact": small}, x).'
         )
+    for model in models.values():
+        check_network(model)
     inputs = as_inputs(example_input)
     counts = several(torch.get_num_threads() if threads is None else threads)
     batches = several(_batch_of(inputs) if batch_size is None else batch_size)
@@ -160,7 +162,7 @@ def _run(
     with steps("", 3) as part:
         calls, left_out = _prepared(models, x, engines)
         part.advance()
-        turns = take_turns(calls, **time)
+        turns = take_turns(calls, **time, engine_of=itemgetter(0))
         part.advance()
         running = {name: model for name, model in models.items() if ("eager", name) in calls}
         found = layer_calls(running, x) if per_layer else {}

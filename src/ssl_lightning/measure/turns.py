@@ -16,6 +16,12 @@ from ssl_lightning.progress import track
 
 Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
+Item = TypeVar("Item")
+
+ROUNDS_AT_ONCE = 5
+"""Of one engine before another one's turn."""
+SETTLING = 0.1
+"""Seconds that an engine runs untimed when its turn comes: others' threads wait in busy loops."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,16 @@ def take_turns(
     warmup: int,
     min_run_time: float,
     clock: Callable[[], float] = default_clock,
+    engine_of: Callable[[Name], Hashable] = lambda name: None,
 ) -> Turns[Name]:
     """Time the calls in turns (A B, B A, A B, ...), at torch's present number of threads.
 
     Each sample is taken by :meth:`torch.utils.benchmark.Timer.timeit`, which runs the call at
     least twice before it starts its clock, and never reports less than a nanosecond.
+
+    Calls of several engines take turns engine by engine, a few rounds each time, and whenever
+    another engine's turn comes, it runs untimed for a moment: threads of the one before wait for
+    work in busy loops, and would slow down what comes first.
 
     Args:
         calls: name -> function without arguments.
@@ -72,6 +83,7 @@ def take_turns(
         warmup: untimed rounds before.
         min_run_time: seconds that one sample lasts at least.
         clock: seconds; torch's own waits for the GPU.
+        engine_of: of a call's name.
     """
     threads = torch.get_num_threads()
     timers = {
@@ -83,9 +95,38 @@ def take_turns(
             timer.timeit(1)
     loops = {name: _loops(timer.timeit(1).mean, min_run_time) for name, timer in timers.items()}
     samples: dict[Name, list[float]] = {name: [] for name in timers}
-    for name in in_turns(list(timers), repeats):
-        samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
+    engines: dict[Hashable, list[Name]] = {}
+    for name in calls:
+        engines.setdefault(engine_of(name), []).append(name)
+    for names, rounds in engines_in_turns(list(engines.values()), repeats):
+        if len(engines) > 1:
+            settle(calls[names[0]], clock)
+        for name in in_turns(names, rounds):
+            samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
     return Turns(samples, loops)
+
+
+def engines_in_turns(
+    engines: Sequence[list[Name]], rounds: int
+) -> Iterator[tuple[list[Name], range]]:
+    """Yield the names of one engine after the other, and for which rounds.
+
+    Example:
+        >>> list(engines_in_turns([["a", "b"], ["c"]], 6))[:3]
+        [(['a', 'b'], range(0, 5)), (['c'], range(0, 5)), (['c'], range(5, 6))]
+    """
+    most = rounds if len(engines) == 1 else ROUNDS_AT_ONCE
+    blocks = [range(start, min(start + most, rounds)) for start in range(0, rounds, most)]
+    for i, block in enumerate(track(blocks)):
+        for names in in_order(engines, i):
+            yield names, block
+
+
+def settle(call: Call, clock: Callable[[], float]) -> None:
+    """Run a call until threads of other engines no longer wait for work."""
+    end = clock() + SETTLING
+    while clock() < end:
+        call()
 
 
 def take_steps(
@@ -113,7 +154,7 @@ def take_steps(
         ('abbaab', 2)
     """
     samples: dict[Name, list[float]] = {name: [] for name in calls}
-    for name in in_turns(list(calls), warmup + repeats):
+    for name in in_turns(list(calls), range(warmup + repeats)):
         start = clock()
         calls[name]()
         samples[name].append(1e3 * (clock() - start))
@@ -121,17 +162,22 @@ def take_steps(
     return Turns(timed, dict.fromkeys(calls, 1))
 
 
-def in_turns(names: Sequence[Name], rounds: int) -> Iterator[Name]:
+def in_turns(names: Sequence[Name], rounds: range) -> Iterator[Name]:
     """Yield each name once per round, in an order that is reversed after every round.
 
     So none is always faster or slower by what ran before it.
 
     Example:
-        >>> "".join(in_turns("abc", 2))
+        >>> "".join(in_turns("abc", range(2)))
         'abccba'
     """
-    for i in track(range(rounds)):
-        yield from reversed(names) if i % 2 else names
+    for i in track(rounds):
+        yield from in_order(names, i)
+
+
+def in_order(names: Sequence[Item], turn: int) -> Iterator[Item]:
+    """Return the names, in every other turn from the last to the first."""
+    return reversed(names) if turn % 2 else iter(names)
 
 
 def interleave(

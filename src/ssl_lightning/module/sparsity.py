@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from ssl_lightning.checkpoints import read_plans
 from ssl_lightning.compaction import Plan, apply_plan, expand, slice_tensors
-from ssl_lightning.compaction.store import Recipe, plans_to_data
+from ssl_lightning.compaction.plan import plans_to_data
+from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.graph import ExampleInput, as_inputs
 from ssl_lightning.groups import GroupSet, nonzero_groups, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
@@ -337,8 +338,7 @@ class Sparsity:
 
     def recipe(self, plan: Plan) -> Recipe:
         """Return how the network that ``plan`` leaves of the present one is made again."""
-        start: Recipe = self.module.network_recipe()
-        return start.then(*self.plans, plan)
+        return cast(Recipe, self.module.network_recipe()).then(*self.plans, plan)
 
     # --- checkpoints ------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from ssl_lightning.registry import (
     stored,
 )
 from ssl_lightning.schedules import Constant, Schedule, parse_schedule, schedule_to_dict
-from ssl_lightning.suggest import check_keys, how_known, nearest, pick
+from ssl_lightning.suggest import check_keys, how_known, nearest, pick, shortened
 
 SCALINGS = ("sqrt_size", "none")
 MODES = ("proximal", "subgradient")
@@ -202,7 +202,7 @@ def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
     if not isinstance(given, Mapping):
         raise ValueError(
             "penalties: expected mappings such as {kind: filter, layers: 'conv*', strength: 1e-3}, "
-            f"got {given!r}. Write one per penalty."
+            f"got {shortened(given)}. Write a list of them, one per penalty."
         )
     kind, function = given.get("kind"), given.get("function", "group_lasso")
     if not isinstance(kind, str) or kind not in KINDS:

@@ -15,6 +15,7 @@ from ssl_lightning.groups import GroupSet, zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
+from ssl_lightning.progress import track
 from ssl_lightning.prune.first_within import first_within
 from ssl_lightning.prune.ranking import blocks_of, ranking, units
 
@@ -209,7 +210,7 @@ class Search:
             The best round, and the first.
         """
         rounds: list[Round] = []
-        for _ in range(ROUNDS):
+        for _ in track(range(ROUNDS), "searching"):
             chosen = self.choose()
             if any(torch.equal(chosen, other.chosen) for other in rounds):
                 break

@@ -152,7 +152,9 @@ def scores_by(found: Rises, group_set: GroupSet, tensors: Mapping[str, Tensor]) 
         slopes = np.concatenate([[0.0], slopes])
         last = (slopes[-1] - slopes[-2]) / (places[-1] - places[-2])
         at = np.arange(own.num_groups) + 0.5
-        values += np.interp(at, places, slopes) + last * np.maximum(at - places[-1], 0)
+        found_at = np.interp(at, places, slopes) + last * np.maximum(at - places[-1], 0)
+        left = own.num_groups - at
+        values += found_at * np.maximum((own.num_groups - places[-1]) / left, 1.0)
     order = IMPORTANCES[found.importance](group_set, tensors).cpu().argsort(stable=True)
     scores = torch.empty(group_set.num_groups)
     scores[order] = torch.from_numpy(values).float()
