@@ -101,6 +101,7 @@ def test_the_main_job(folder, capsys):
     assert report["errors"].keys() == {"masked", "compact"}
     assert report["errors"]["masked"] == pytest.approx(report["errors"]["compact"], abs=0.02)
     assert [run["threads"] for run in report["benchmark"]["runs"]] == [1]
+    assert report["sources"] == {"masked": checkpoint, "compact": str(folder / "small")}
     sizes = report["benchmark"]["models"]
     assert sizes["compact"]["macs"] < sizes["masked"]["macs"] == sizes["dense"]["macs"]
     assert main(["report", str(run)]) == 0

@@ -266,6 +266,7 @@ MISTAKEN = {
     "torchvision:resnt18": "Did you mean torchvision:resnet18",
     "empty": "a compact network is a folder with",
     "run": "run is the folder of a run. Give run/compact",
+    "sparsified": "sparsified is the folder of a run. Give sparsified/result/compact",
 }
 
 
@@ -274,9 +275,10 @@ MISTAKEN = {
 def test_what_names_no_network(source, command, folder, capsys):
     (folder / "empty").mkdir()
     small_folder(folder / "run" / "compact")
+    small_folder(folder / "sparsified" / "result" / "compact")
     goal = ["--fraction=0.1"] if command == "prune" else []
     assert MISTAKEN[source] in failing([command, source, *goal], capsys)
-    assert sorted(p.name for p in folder.iterdir()) == ["empty", "run"]
+    assert sorted(p.name for p in folder.iterdir()) == ["empty", "run", "sparsified"]
 
 
 def test_arguments_that_a_source_does_not_need(folder, capsys):

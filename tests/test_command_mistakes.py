@@ -192,6 +192,10 @@ def test_a_result_suggests_the_next_command_which_works(run, line, commands, cap
     [
         ("--model.penalties '[{kind: filter, strength: 1e-3}]'", f"compact {CHECKPOINT}"),
         ("", f"prune {CHECKPOINT} --macs 0.5"),
+        (
+            "--budget.macs 0.5 --trainer.callbacks '[{class_path: SaveCompact}]'",
+            f"benchmark {CHECKPOINT}",
+        ),
     ],
 )
 def test_fit_suggests_what_to_do_with_its_checkpoint(run, more, command, capsys):
@@ -199,7 +203,8 @@ def test_fit_suggests_what_to_do_with_its_checkpoint(run, more, command, capsys)
     line = f"fit --data MNISTDataModule --trainer.logger=false {short} {more}"
     assert main(shlex.split(line)) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"Next: ssl-lightning {command}"
-    assert main(command.split()) == 0
+    short = ["--repeats=2", "--per_layer=false"] if command.startswith("benchmark") else []
+    assert main([*command.split(), *short]) == 0
 
 
 def test_configs_of_the_repository_are_named(capsys, monkeypatch):

@@ -38,7 +38,7 @@ def loaders():
 
 
 FORM = re.compile(
-    r"epoch (\d)/(\d), train/loss \d+\.?\d*, val/error \d+\.?\d* %, (\d+\.\d) s"
+    r"after (\d) of (\d) epochs, train/loss \d+\.?\d*, val/error \d+\.?\d* %, (\d+\.\d) s"
     r"(?:, about (.*) left)?"
 )
 
@@ -92,8 +92,8 @@ def test_fit_writes_no_control_characters_into_a_log(tmp_path, monkeypatch, caps
     short = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=2", "--trainer.logger=false"]
     assert main(["fit", "--data=MNISTDataModule", "--trainer.limit_val_batches=1", *short]) == 0
     out = capsys.readouterr().out
-    assert [line[:9] for line in out.splitlines() if line.startswith("epoch")] == [
-        "epoch 1/2",
-        "epoch 2/2",
+    assert [line.partition(",")[0] for line in out.splitlines() if line.startswith("after")] == [
+        "after 1 of 2 epochs",
+        "after 2 of 2 epochs",
     ]
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import nullcontext
@@ -86,6 +87,7 @@ def carry_out(name: str, arguments: list[str]) -> int:
 
     A command may return an exit status of its own; None stands for 0.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # of nvcc without GPU
     try:
         with nullcontext() if name in TRAINED else shown(bars=name not in SEVERAL_RUNS):
             status = import_module(f"{__name__}.{COMMANDS[name][0]}").run(name, arguments)

@@ -103,7 +103,9 @@ def benchmark_checkpoint(
         result = benchmark(models, example_of(trained), **settings)
     groups = groups_left(trained.original(), trained.model, trained.masked())
     path = Path(output) if output else folder / "report.json"
-    RunReport(title or trained.name, errors, groups, result).save(path)
+    given = {"dense": dense, "masked": checkpoint, "compact": compacted or checkpoint}
+    sources = {form: str(source) for form, source in given.items() if source and form in models}
+    RunReport(title or trained.name, errors, groups, result, sources).save(path)
     print_report(path)
     Console().print(f"Wrote {path}")
     suggest(f"report {path}")

@@ -58,7 +58,8 @@ class EpochLines(Callback):
         if not self.writes:
             return
         now, done = self.clock(), trainer.current_epoch + 1
-        line = [f"epoch {done}{f'/{trainer.max_epochs}' if limited(trainer) else ''}"]
+        number = f"{done} of {trainer.max_epochs}" if limited(trainer) else f"{done}"
+        line = [f"after {number} epochs"]
         line += metrics_text(trainer.callback_metrics)
         line += [f"{now - self.epoch_started:.1f} s"]
         left = (trainer.max_epochs or 0) - done

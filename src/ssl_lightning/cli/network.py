@@ -39,7 +39,7 @@ def load_trained(
         FileNotFoundError, ValueError: as :func:`load_backbone`, and if a network is given for a
             checkpoint that has a backbone by name.
     """
-    refuse_folder(Path(checkpoint), LAST)
+    refuse_folder(Path(checkpoint), LAST, f"result/{LAST}")
     refuse_compact(str(checkpoint))
     own = own_network(model, config)
     trained = with_own_network(lambda given: load_backbone(checkpoint, given), checkpoint, own)

@@ -141,7 +141,7 @@ def named_network(
             "for backbones and entries given by name."
         )
     refuse_unknown(source)
-    refuse_folder(path, LAST, "compact")
+    refuse_folder(path, LAST, "compact", "result/compact")
     if path.is_dir():
         own = own_network(model, config)
         small = with_own_network(lambda given: load_compact(path, given), path, own)

@@ -4,10 +4,12 @@ from collections.abc import Collection
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 WIDTH = 120  # characters, where the output is no terminal
+WIDEST = 1000
 
 Rows = list[tuple[str, ...]]
 
@@ -28,7 +30,11 @@ def show_table(
         table.add_column(column, overflow="fold", no_wrap=column in whole)
     for row in rows:
         table.add_row(*map(Text, row))
-    console().print(table)
+    screen = console()
+    least = Measurement.get(screen, screen.options.update(width=WIDEST), table).minimum
+    if least > screen.width:  # lines that the terminal wraps are better than cells that are cut
+        screen.width = least
+    screen.print(table)
 
 
 def console() -> Console:

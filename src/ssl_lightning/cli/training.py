@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch import (
@@ -25,7 +26,7 @@ from lightning.pytorch import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import optim
 
-from ssl_lightning.callbacks import CALLBACKS, Budget
+from ssl_lightning.callbacks import CALLBACKS, Budget, SaveCompact
 from ssl_lightning.checkpoints import read_checkpoint
 from ssl_lightning.cli.config_files import files_given, mistake_in
 from ssl_lightning.cli.data import check_channels
@@ -115,6 +116,9 @@ class SSLCLI(LightningCLI):
         """Refuse, before processes are started, what each of them would refuse."""
         refuse_spawning(self.trainer.strategy)
         check_channels(self.model.backbone, self.datamodule)
+        shape = self.model.input_shape or getattr(self.datamodule, "input_shape", None)
+        if shape is not None:  # for the summary, which counts no operations without
+            self.model.example_input_array = torch.zeros(1, *shape)
         root = Path(self.trainer.default_root_dir).absolute()
         logs = [logger.log_dir for logger in self.trainer.loggers if logger.log_dir]
         self.traces = {
@@ -148,7 +152,9 @@ class SSLCLI(LightningCLI):
             path = Path(os.path.relpath(stored))
             given = self.config[self.asked]
             sparse = given.model.penalties or given.budget
-            suggest(f"compact {path}" if sparse else f"prune {path} --macs 0.5")
+            compacted = any(isinstance(each, SaveCompact) for each in self.trainer.callbacks)
+            after = f"benchmark {path}" if compacted else f"compact {path}"
+            suggest(after if sparse else f"prune {path} --macs 0.5")
 
     def _take_back(self) -> None:
         """Remove what the run wrote, unless it has begun, or another works in its folder."""

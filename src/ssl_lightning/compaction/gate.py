@@ -255,7 +255,7 @@ def try_one(gate: Gate, inputs: Inputs, refused: dict[str, str]) -> bool:
     try:
         gate.trials.append(run(gate.network, inputs))
     except Exception as error:
-        refused[shapes_of(inputs)] = f"{type(error).__name__}: {str(error)[:80]}"
+        refused[shapes_of(inputs)] = f"{type(error).__name__}: {first_line(error, 240)}"
         return False
     return True
 
@@ -270,7 +270,7 @@ def try_training(gate: Gate) -> None:
     except Exception as error:
         gate.notes.append(
             "train mode was not tried, since the network itself fails there "
-            f"({type(error).__name__}: {str(error)[:80]})"
+            f"({type(error).__name__}: {first_line(error, 240)})"
         )
 
 

@@ -1,6 +1,6 @@
 """One JSON file that holds everything known about a compacted network. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ssl_lightning.measure.record import BenchmarkResult
 from ssl_lightning.measure.serial import VersionedRecord
@@ -18,6 +18,7 @@ class RunReport(VersionedRecord):
         errors: model -> error in percent, for the models whose error is known.
         layers: layer -> ``"filters"``, ``"channels"``, ``"columns"`` -> [retained, of].
         benchmark: what was measured; its first model is the dense one.
+        sources: model -> the checkpoint or folder that it is from, as it was given.
         schema: version of this format.
 
     Raises:
@@ -29,6 +30,7 @@ class RunReport(VersionedRecord):
     errors: dict[str, float]
     layers: dict[str, dict[str, list[int]]]
     benchmark: BenchmarkResult
+    sources: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     what = "report"
     known_schema = SCHEMA
