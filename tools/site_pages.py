@@ -172,12 +172,12 @@ def commands_page() -> str:
 
 
 def help_of(command: str) -> str:
-    """Return what ``ssl-lightning COMMAND --help`` prints, at 100 columns."""
+    """Return what ``ssl-lightning COMMAND --help`` prints, at 80 columns."""
     from ssl_lightning.cli import main
 
     text = io.StringIO()
     before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "80"
     arguments, sys.argv = sys.argv, ["ssl-lightning", command]
     try:
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "compare": (
         "compare",
-        "one network and budget by every way, beside each other",
+        "one network and budget with every method, side by side",
     ),
     "sweep": ("sweep", "search hyperparameters: the front of validation error over cost"),
     "zoo": ("zoo", "list, show, verify, publish, push and pull compact networks"),

@@ -1,4 +1,4 @@
-"""compare: one network, data, budget and number of epochs, by every way; each becomes a card."""
+"""compare: one network, data, budget and number of epochs, with every method, each a card."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
         formatter_class=PlainHelp,
-        description="Bring a network to a budget by every way, and set the results beside each "
-        "other: error, multiply-adds, parameters, latency, training time.",
+        description="Bring a network to a budget with every method, and set the results side by "
+        "side: error, multiply-adds, parameters, latency, training time.",
     )
     add = parser.add_argument
     add("-h", "--help", action="store_true", help="show this")

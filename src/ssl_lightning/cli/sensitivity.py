@@ -1,4 +1,4 @@
-"""sensitivity: which layers of a network can be thinned, and what that saves."""
+"""sensitivity: which layers of a network can be pruned, and what that saves."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def sweep(
         search = Sweep(shared, base, searched, reporting, checked, fit, seed, START_METHOD)
         search.run(trials, say)
     except KeyboardInterrupt:
-        say("Stopped. The same command goes on where this one was.")
+        say("Stopped. The same command continues where this one was.")
         return INTERRUPTED
     show(shared, folder)
     return None

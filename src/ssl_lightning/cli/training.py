@@ -145,14 +145,15 @@ class SSLCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say what may be done next with the checkpoint."""
-        stored = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
-            self.trainer.checkpoint_callback, "best_model_path", ""
+        trainer: Any = self.trainer
+        stored = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            trainer.checkpoint_callback, "best_model_path", ""
         )
-        if stored and self.suggests and self.trainer.is_global_zero:
+        if stored and self.suggests and trainer.is_global_zero:
             path = Path(os.path.relpath(stored))
             given = self.config[self.asked]
             sparse = given.model.penalties or given.budget
-            compacted = any(isinstance(each, SaveCompact) for each in self.trainer.callbacks)
+            compacted = any(isinstance(each, SaveCompact) for each in trainer.callbacks)
             after = f"benchmark {path}" if compacted else f"compact {path}"
             suggest(after if sparse else f"prune {path} --macs 0.5")
 

@@ -1,4 +1,4 @@
-"""Which layers can be thinned: the error after removing shares of each group set."""
+"""Which layers can be pruned: the error after removing shares of each group set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers can be thinned: the table, and the picture of errors and savings."""
+"""Which layers can be pruned: the table, and the picture of errors and savings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def cell(found: Sensitivity, row: SensitivityRow | None) -> str:
 
 def title(found: Sensitivity) -> str:
     """Return the heading of table and picture."""
-    return f"{found.title}: which layers can be thinned"
+    return f"{found.title}: which layers can be pruned"
 
 
 def caption(found: Sensitivity) -> str:
