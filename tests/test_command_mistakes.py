@@ -187,6 +187,23 @@ def test_a_result_suggests_the_next_command_which_works(run, line, commands, cap
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_second_run_says_that_it_replaces_the_first_one_s_checkpoint(run, capsys):
+    line = "fit --data MNISTDataModule --trainer.logger=false --trainer.max_epochs=1"
+    line += " --trainer.limit_train_batches=1 --trainer.limit_val_batches=1"
+    said = f"note: {CHECKPOINT} is of an earlier run and will be replaced."
+    Path(CHECKPOINT).unlink(missing_ok=True)
+    for more, expected in (
+        ("", False),
+        ("", True),
+        (f"--trainer.max_epochs=2 --ckpt_path={CHECKPOINT}", False),
+        ("--trainer.enable_checkpointing=false", False),
+    ):
+        assert main(shlex.split(f"{line} {more}")) == 0
+        assert (said in capsys.readouterr().out) == expected
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize(
     ("more", "command"),
     [

@@ -58,8 +58,9 @@ class EpochLines(Callback):
         if not self.writes:
             return
         now, done = self.clock(), trainer.current_epoch + 1
-        number = f"{done} of {trainer.max_epochs}" if limited(trainer) else f"{done}"
-        line = [f"after {number} epochs"]
+        total = trainer.max_epochs if limited(trainer) else None
+        number = f"{done} of {total}" if total else f"{done}"
+        line = [f"after {number} epoch{'' if (total or done) == 1 else 's'}"]
         line += metrics_text(trainer.callback_metrics)
         line += [f"{now - self.epoch_started:.1f} s"]
         left = (trainer.max_epochs or 0) - done

@@ -120,6 +120,10 @@ class SSLCLI(LightningCLI):
         if shape is not None:  # for the summary, which counts no operations without
             self.model.example_input_array = torch.zeros(1, *shape)
         root = Path(self.trainer.default_root_dir).absolute()
+        last = root / "checkpoints" / f"{LAST}.ckpt"
+        if last.exists() and self.trainer.checkpoint_callback and not self.config.fit.ckpt_path:
+            say(f"note: {os.path.relpath(last)} is of an earlier run and will be replaced. To keep "
+                "it, give another --trainer.default_root_dir.")  # fmt: skip
         logs = [logger.log_dir for logger in self.trainer.loggers if logger.log_dir]
         self.traces = {
             "run": Traces([root], [root / "config.yaml", root / ".lock"]),

@@ -163,7 +163,5 @@ def described(given: Any) -> str:
         return f"the shape {tuple(given)}. Give torch.zeros{tuple(sizes)}, say."
     what = type(given).__name__
     if isinstance(given, nn.Module):
-        return (
-            f"a network, {what}. The network is the first argument, its example input the second."
-        )
+        return f"a network, {what}. {ORDER}"
     return f"{what}. Give a batch, such as torch.zeros(1, 3, 32, 32)."

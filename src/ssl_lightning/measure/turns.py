@@ -98,7 +98,7 @@ def take_turns(
     engines: dict[Hashable, list[Name]] = {}
     for name in calls:
         engines.setdefault(engine_of(name), []).append(name)
-    for names, rounds in engines_in_turns(list(engines.values()), repeats):
+    for names, rounds in track(engines_in_turns(list(engines.values()), repeats)):
         if len(engines) > 1:
             settle(calls[names[0]], clock)
         for name in in_turns(names, rounds):
@@ -106,20 +106,16 @@ def take_turns(
     return Turns(samples, loops)
 
 
-def engines_in_turns(
-    engines: Sequence[list[Name]], rounds: int
-) -> Iterator[tuple[list[Name], range]]:
-    """Yield the names of one engine after the other, and for which rounds.
+def engines_in_turns(engines: Sequence[list[Name]], rounds: int) -> list[tuple[list[Name], range]]:
+    """Return the names of one engine after the other, and for which rounds.
 
     Example:
-        >>> list(engines_in_turns([["a", "b"], ["c"]], 6))[:3]
+        >>> engines_in_turns([["a", "b"], ["c"]], 6)[:3]
         [(['a', 'b'], range(0, 5)), (['c'], range(0, 5)), (['c'], range(5, 6))]
     """
     most = rounds if len(engines) == 1 else ROUNDS_AT_ONCE
     blocks = [range(start, min(start + most, rounds)) for start in range(0, rounds, most)]
-    for i, block in enumerate(track(blocks)):
-        for names in in_order(engines, i):
-            yield names, block
+    return [(names, block) for i, block in enumerate(blocks) for names in in_order(engines, i)]
 
 
 def settle(call: Call, clock: Callable[[], float]) -> None:
