@@ -862,7 +862,7 @@ def test_inputs_that_are_not_tensors():
         if run.dtype == "float32":
             assert set(run.engines) == set(engines_module.installed_engines())
             assert run.left_out == {}
-    with pytest.raises(ValueError, match="expected an input that is a tensor"):
+    with pytest.raises(ValueError, match="Expected tensors as example input"):
         benchmark({"dense": net}, (None, 1))
 
 

@@ -195,7 +195,7 @@ WRONG = {
     "no shortcut": (["--depth=2"], "Expected layers with a shortcut around them"),
     "layers": (["--fraction=0.5", "--layers=x*"], "'x*' matches no layer"),
     "importance": (["--fraction=0.5", "--importance=l3"], "Unknown importance 'l3'"),
-    "multiple": (["--fraction=0.5", "--multiple=0"], "expected multiple >= 1, got 0"),
+    "multiple": (["--fraction=0.5", "--multiple=0"], "expected a whole number >= 1 as multiple, got 0"),
     "argument": (["--fraction=0.5", "--backbone_args={width: 3}"], "has no argument `width`"),
     "model": (["--fraction=0.5", "--model=torch.nn.Linear"], "is a backbone's name, which is made"),
 }
@@ -279,6 +279,24 @@ def test_what_names_no_network(source, command, folder, capsys):
     goal = ["--fraction=0.1"] if command == "prune" else []
     assert MISTAKEN[source] in failing([command, source, *goal], capsys)
     assert sorted(p.name for p in folder.iterdir()) == ["empty", "run", "sparsified"]
+
+
+def test_a_network_is_not_written_where_a_run_or_a_file_is(folder, capsys):
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "checkpoints" / "last.ckpt").touch()
+    (folder / "file").touch()
+    for name, what in (("run", "the folder of a run"), ("file", "a file")):
+        said = failing(["prune", "lenet", "--macs=0.5", f"--output={name}"], capsys)
+        assert f"--output: {name} is {what}. Give another folder." in said
+    assert [p.name for p in (folder / "run").iterdir()] == ["checkpoints"]
+
+
+def test_weights_alone_are_no_checkpoint_and_it_says_what_takes_them(folder, capsys):
+    torch.save({"fc.weight": torch.zeros(1)}, folder / "net.pt")
+    said = failing(["prune", "net.pt", "--macs=0.5"], capsys)
+    assert (
+        "It holds weights alone: `fit` and `sparsify` start from them by --model.init_from" in said
+    )
 
 
 def test_arguments_that_a_source_does_not_need(folder, capsys):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, TensorDataset
 
 from ssl_lightning import SSLLightningModule
@@ -64,6 +65,29 @@ def test_lines_of_the_first_seconds_wait(trainer, loaders, seconds, number):
     lines = EpochLines(log, ticking(seconds))
     trainer(max_epochs=3, callbacks=[lines]).fit(SSLLightningModule("lenet"), *loaders)
     assert len(log.getvalue().splitlines()) == number
+
+
+class Noting(Callback):
+    """Notes the loss of every step."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("every", [1, 50])
+def test_the_loss_is_the_epoch_s_mean_however_seldom_it_is_logged(trainer, loaders, every):
+    log, noting = io.StringIO(), Noting()
+    fit = trainer(
+        max_epochs=2, log_every_n_steps=every, callbacks=[EpochLines(log, ticking(10)), noting]
+    )
+    fit.fit(SSLLightningModule("lenet"), *loaders)
+    found = [float(loss) for loss in re.findall(r"train/loss (\S+),", log.getvalue())]
+    first, second = noting.losses[:2], noting.losses[2:]
+    assert found == pytest.approx([sum(first) / 2, sum(second) / 2], rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")

@@ -344,8 +344,8 @@ def test_the_dense_network_costs_what_it_is_measured_to(engine):
         ({"budget": {"latency_ms": 0.5}}, "Expected an engine for the target latency_ms=0.5"),
         ({"macs": 0.5, "engine": "fakee"}, "Unknown engine 'fakee'. Did you mean fake"),
         ({"macs": 0.5, "multiple": "auto"}, "expected an engine for multiple='auto'"),
-        ({"macs": 0.5, "multiple": "most"}, "expected multiple >= 1, got 'most'"),
-        ({"macs": 0.5, "multiple": True}, "expected multiple >= 1, got True"),
+        ({"macs": 0.5, "multiple": "most"}, "expected a whole number >= 1 as multiple, got 'most'"),
+        ({"macs": 0.5, "multiple": True}, "expected a whole number >= 1 as multiple, got True"),
         ({"budget": {"latency_ms": 1e9}, "engine": "fake"}, "below what the dense network costs"),
     ],
 )

@@ -86,7 +86,8 @@ def test_a_network_by_class_path_goes_the_whole_way(own, capsys, named):
         ["sensitivity", str(small)],
     ):
         said = failing(arguments, capsys)
-        assert "is of the network 'my_nets.MyNet'. Give it: `--model my_nets.MyNet` or" in said
+        assert "is of the network 'my_nets.MyNet'. Give it: in Python `model=`" in said
+        assert "in commands `--model my_nets.MyNet`, or `--config`" in said
     with pytest.raises(ValueError, match=r"'my_nets\.MyNet'\. Give it: "):
         load_backbone(path)
     with pytest.raises(ValueError, match=r"'my_nets\.MyNet'\. Give it: "):
@@ -139,7 +140,9 @@ def test_in_the_folder_of_the_run_the_network_is_known(own, capsys):
     again = own / "again"
     (own / "run").rename(again)  # as one that came from elsewhere
     forget()
-    assert "Give it: `--model" in failing(["compact", str(again / "checkpoints/last.ckpt")], capsys)
+    assert "in commands `--model" in failing(
+        ["compact", str(again / "checkpoints/last.ckpt")], capsys
+    )
     assert "my_nets" not in sys.modules
 
 
@@ -159,7 +162,7 @@ def test_what_was_not_trained_there_is_not_imported(own, capsys, monkeypatch, fo
     else:
         (own / "home/ssl_lightning/own_runs.json").write_text('{"/": [')
     monkeypatch.syspath_prepend(str(other))
-    assert "Give it: `--model" in failing(["compact", str(path)], capsys)
+    assert "in commands `--model" in failing(["compact", str(path)], capsys)
 
 
 def test_what_only_a_config_can_say(own, capsys):

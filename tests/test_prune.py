@@ -516,7 +516,7 @@ def test_the_search_finds_the_smallest_number_within(goal: int, power: float) ->
         ({"macs": 0.1, "groups": [Selector("coupled", "fc1")]},
          r"macs=0.1: the budget .*macs: 0\.\d+ of 0\.100.*`conv2`.*none of its groups"),
         ({"fraction": 0.1, "importance": "l22"}, "Unknown importance 'l22'. Did you mean l2"),
-        ({"fraction": 0.1, "multiple": 0}, "expected multiple >= 1, got 0"),
+        ({"fraction": 0.1, "multiple": 0}, "expected a whole number >= 1 as multiple, got 0"),
         ({"fraction": 0.1, "kind": "couple"}, "kind 'couple'. Did you mean coupled"),
         ({"fraction": 0.1, "groups": []}, "to hold group sets or selectors, got none"),
         ({"fraction": 0.1, "groups": [GroupSet("x", "filter", (Member("x.w", (2,), (0,)),))]},

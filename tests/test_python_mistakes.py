@@ -111,3 +111,28 @@ def test_others_may_read_the_files(pruned, tmp_path):
     (folder / "any").touch()
     modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
     assert len(modes) == 1
+
+
+def test_what_is_no_optimizer_is_refused(net):
+    regularizer = Regularizer(net, [{"kind": "filter", "strength": 1e-3}], X)
+    for given in (net, [net], None):
+        with pytest.raises(ValueError, match="attach: expected an optimizer, or several, got"):
+            regularizer.attach(given)
+
+
+@pytest.mark.parametrize("given", [None, 1e-3, "filter", {"kind": "filter"}])
+def test_penalties_are_a_list(net, given):
+    with pytest.raises(ValueError, match="expected a list of mappings"):
+        Regularizer(net, given, X)
+
+
+@pytest.mark.parametrize("importance", ["measured", "taylor"])
+def test_importance_that_needs_data_says_where_it_is_measured(net, importance):
+    with pytest.raises(ValueError, match=r"training inputs, .*Give Budget\(importance"):
+        prune_(net, X, macs=0.5, importance=importance)
+
+
+@pytest.mark.parametrize("multiple", [0, 8.0])
+def test_multiples_are_whole_numbers(net, multiple):
+    with pytest.raises(ValueError, match="expected a whole number >= 1 as multiple"):
+        prune_(net, X, macs=0.5, multiple=multiple)

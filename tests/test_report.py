@@ -103,7 +103,7 @@ def test_round_trip(tmp_path):
     report.save(tmp_path / "report.json")
     assert RunReport.load(tmp_path / "report.json") == report
     data = json.loads((tmp_path / "report.json").read_text())
-    assert list(data) == ["schema", "title", "errors", "layers", "benchmark"]
+    assert list(data) == ["schema", "title", "errors", "layers", "benchmark", "sources"]
     assert data["schema"] == 2
 
 

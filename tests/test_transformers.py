@@ -253,7 +253,7 @@ def test_a_registered_name_and_an_own_subclass_take_the_ordinary_way(tmp_path):
     folder = save_compact(tmp_path / "own", small, plan)
     assert not (folder / "config.json").exists()
     with pytest.raises(
-        ValueError, match=r"is of the network 'test_transformers\..*Give it: `--model"
+        ValueError, match=r"is of the network 'test_transformers\..*in commands `--model"
     ):
         load_compact(folder)
     assert torch.equal(outputs(load_compact(folder, net), inputs), outputs(small, inputs))

@@ -41,7 +41,13 @@ def modern_table(entry: str, dense: str) -> str:
 
     rows = [row("dense", large.seeds), row("the entry", small.seeds)]
     rows += [row(CONTROLS[control.kind], control.seeds) for control in small.controls]
-    head = ("MobileNetV3-small", "validation %", "test %", "multiply-adds", "parameters")
+    head = (
+        "MobileNetV3-small",
+        "validation error %",
+        "test error %",
+        "multiply-adds",
+        "parameters",
+    )
     return table(head, rows) + "\n"
 
 

@@ -162,7 +162,11 @@ def checked(content: Any, path: str) -> dict[str, Any]:
         ValueError: naming the part that is not.
     """
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
-        raise ValueError(f"{path} is no Lightning checkpoint: it holds no `state_dict`.")
+        weights = isinstance(content, dict) and any(isinstance(v, Tensor) for v in content.values())
+        more = " It holds weights alone: `fit` and `sparsify` start from them by --model.init_from."
+        raise ValueError(
+            f"{path} is no Lightning checkpoint: it holds no `state_dict`.{more if weights else ''}"
+        )
     for part, kind in PARTS.items():
         if part in content and not isinstance(content[part], kind):
             raise ValueError(

@@ -160,7 +160,7 @@ def create_backbone(name: str, **kwargs: Any) -> nn.Module:
         return external.create_torchvision(model, **kwargs)
     if colon and source == "zoo":
         raise ValueError(
-            f"`{name}` is an entry of the zoo, a compact network and no backbone. Load it with "
+            f"`{name}` names an entry of the zoo: a compact network, and no backbone. Load it with "
             f"`zoo.load({model!r})`, or give `{name}` to SSLLightningModule."
         )
     if name not in BACKBONES:

@@ -98,7 +98,8 @@ class ThresholdPruning(EpochStartCallback):
             )
         if type(multiple) is not int or multiple < 1:
             raise ValueError(
-                f"ThresholdPruning: expected multiple >= 1, got {multiple!r}. Give 8 or 16, say."
+                "ThresholdPruning: expected a whole number >= 1 as multiple, got "
+                f"{multiple!r}. Give 8 or 16, say."
             )
         self.occasions = Occasions("ThresholdPruning", start, every_n_epochs)
         self.threshold = threshold

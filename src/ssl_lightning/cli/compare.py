@@ -25,7 +25,7 @@ from ssl_lightning.cli.examples import program, shown
 from ssl_lightning.cli.one_run import INTERRUPTED, RUN, agree, trained
 from ssl_lightning.cli.parser_errors import refuse_misspelt
 from ssl_lightning.cli.short_help import PlainHelp
-from ssl_lightning.cli.sparsify import checked_engine
+from ssl_lightning.cli.sparsify import check_epochs, checked_engine
 from ssl_lightning.cli.tables import say, show_table
 from ssl_lightning.cli.training import quieten, resolved
 from ssl_lightning.cli.ways import ALTERNATIVES, LOW_RANK, Config
@@ -182,8 +182,7 @@ def checked(own: argparse.Namespace, config: Config) -> Config:
             "compare: expected a backbone by its name, so that each way becomes a card, got a "
             "class. Call `register_backbone` (`--import`), or use `sparsify --controls`."
         )
-    if (config["trainer"]["max_epochs"] or 0) < 1:
-        raise ValueError("compare: expected a number of epochs, got none. Give --epochs.")
+    check_epochs("compare", config["trainer"]["max_epochs"])
     return config
 
 

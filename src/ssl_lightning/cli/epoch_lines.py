@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from ssl_lightning.progress import SILENT, Display, Part, in_words
 
@@ -16,7 +18,7 @@ SHOWN = ("train/loss", "val/error", "val/loss")
 
 
 class EpochLines(Callback):
-    """Writes epoch, loss, validation error, seconds and about how long the rest takes.
+    """Writes epoch, mean loss, validation error, seconds and about how long the rest takes.
 
     It does so where no bar is drawn: in a log, or where ``enable_progress_bar`` is false. A bar of
     Lightning's that would write into a log is silenced. Of a training of a few seconds nothing is
@@ -35,6 +37,7 @@ class EpochLines(Callback):
         self.first, self.writes = 0, False
         self.waiting: list[str] = []
         self.part: Part | None = None
+        self.losses: list[Tensor] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Decide whether lines are written."""
@@ -51,7 +54,15 @@ class EpochLines(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""
-        self.epoch_started = self.clock()
+        self.epoch_started, self.losses = self.clock(), []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Note the loss: what is logged is that of a single step, and not of every one."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self.writes and isinstance(loss, Tensor):
+            self.losses.append(loss.detach())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the line, together with those of the first seconds once these are over."""
@@ -61,7 +72,8 @@ class EpochLines(Callback):
         total = trainer.max_epochs if limited(trainer) else None
         number = f"{done} of {total}" if total else f"{done}"
         line = [f"after {number} epoch{'' if (total or done) == 1 else 's'}"]
-        line += metrics_text(trainer.callback_metrics)
+        mean = {"train/loss": torch.stack(self.losses).mean()} if self.losses else {}
+        line += metrics_text({**trainer.callback_metrics, **mean})
         line += [f"{now - self.epoch_started:.1f} s"]
         left = (trainer.max_epochs or 0) - done
         if left > 0 and not trainer.should_stop:

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ssl_lightning.cli.examples import program, suggest
+from ssl_lightning.cli.network import LAST
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.sources import (
     NamedNetwork,
@@ -92,6 +93,8 @@ def prune_network(
     named = named_network(network, model, config, backbone_args)
     net, example, console = named.model, named.example(), Console()
     warn_of_fresh(console, named)
+    if output is not None:
+        check_folder(Path(output))
     before = sizes_of(net, example)
     kinds = dict.fromkeys([*several(kind), *(["depth"] if depth is not None else [])])
     groups = group_settings(net, example, list(kinds), several(layers))
@@ -109,6 +112,17 @@ def prune_network(
     console.print(f"The compact network's outputs agree with the pruned one's. Wrote {folder}")
     console.print(how_to_train(folder, named), soft_wrap=True, highlight=False)
     suggest(f"export {folder}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write a network where a file or a run is.
+
+    Raises:
+        ValueError: if so.
+    """
+    what = "a file" if folder.is_file() else "the folder of a run"
+    if folder.is_file() or (folder / LAST).exists():
+        raise ValueError(f"--output: {folder} is {what}. Give another folder.")
 
 
 def pruned(model: nn.Module, example: Tensor, settings: Mapping[str, Any]) -> PruneReport:

@@ -102,8 +102,7 @@ def sparsify(own: argparse.Namespace, options: list[str]) -> None:
     """
     config, _ = resolved("fit", options)
     kind = checked_engine(config)
-    if config["trainer"]["max_epochs"] is None:
-        raise ValueError("sparsify: expected a number of epochs, got none. Give --epochs 20, say.")
+    check_epochs("sparsify", config["trainer"]["max_epochs"])
     folder = Path(own.output)
     traces = Traces([folder], [folder / SETTINGS, folder / LOCK])
     lock = FolderLock(folder, LOCK, "--output")
@@ -133,6 +132,19 @@ def carry_through(
     ways_chart(rows, folder / PICTURE, title=networks[GIVEN].name, engine=engine)
     say(f"Wrote {folder / RESULT_FILE}, {folder / PICTURE} and {folder / RESULT / COMPACT}.")
     export(networks[RESULT], folder, None if kind is None else format_of(kind))
+
+
+def check_epochs(command: str, epochs: int | None) -> None:
+    """Refuse to train without an end, or not at all.
+
+    Raises:
+        ValueError: if there is no number of epochs above zero.
+    """
+    if epochs is None or epochs < 1:
+        got = "none" if epochs is None else epochs
+        raise ValueError(
+            f"{command}: expected a number of epochs, got {got}. Give --epochs 20, say."
+        )
 
 
 def checked_engine(config: Mapping[str, Any]) -> Engine | None:

@@ -253,7 +253,7 @@ def check_arguments(folder: object, model: object, plan: object) -> None:
     """Refuse arguments in another order, or of other types."""
     plans = [plan] if isinstance(plan, Plan) else plan
     given = isinstance(plans, Sequence) and all(isinstance(each, Plan) for each in plans)
-    if not (isinstance(folder, (str, Path)) and isinstance(model, nn.Module) and given):
+    if not (folder and isinstance(folder, (str, Path)) and isinstance(model, nn.Module) and given):
         types = ", ".join(type(each).__name__ for each in (folder, model, plan))
         raise ValueError(
             f"save_compact: expected a folder, a network and its plan, got {types}. Call "

@@ -192,8 +192,6 @@ def naming(what: str) -> Iterator[None]:
 
 def check_arguments(inputs: Inputs, batch: Batch, size: Size, tolerance: float) -> None:
     """Reject inputs, a batch size, a size or a tolerance that make no sense."""
-    if not inputs.tensors():
-        raise ValueError(f"export_model: expected an input that is a tensor, got {inputs}.")
     if size not in ("dynamic", "fixed"):
         raise ValueError(f"export_model: expected size 'dynamic' or 'fixed', got {size!r}.")
     if batch != "dynamic" and (type(batch) is not int or batch < 1):

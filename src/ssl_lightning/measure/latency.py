@@ -249,10 +249,7 @@ def _batch_of(inputs: Inputs) -> int:
     Raises:
         ValueError: if there is none.
     """
-    tensors = inputs.tensors()
-    if not tensors:
-        raise ValueError(f"benchmark: expected an input that is a tensor, got {inputs}.")
-    x = tensors[0]
+    x = inputs.tensors()[0]
     if x.dim() < 2:
         raise ValueError(
             f"benchmark: expected `example_input` with a batch dimension, got the shape "

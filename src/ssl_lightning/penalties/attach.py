@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -286,6 +286,20 @@ def why_no_locks(optimizer: Optimizer) -> str:
             "training, or use another optimizer."
         )
     return ""
+
+
+def check_optimizers(given: Sequence[Any]) -> None:
+    """Refuse what is no optimizer.
+
+    Raises:
+        ValueError: if it has no parameter groups.
+    """
+    for each in given:
+        if not hasattr(each, "param_groups"):
+            raise ValueError(
+                f"attach: expected an optimizer, or several, got {type(each).__name__}. Give the "
+                "one whose steps train the network."
+            )
 
 
 def held_by(optimizer: Optimizer) -> set[int]:

@@ -22,10 +22,10 @@ from ssl_lightning.graph import ExampleInput
 from ssl_lightning.groups import resolve_each
 from ssl_lightning.groups.resolve import repeated_sets
 from ssl_lightning.locks import GroupLocks
-from ssl_lightning.penalties.attach import Attachment, held_by, warn_untrained
+from ssl_lightning.penalties.attach import Attachment, check_optimizers, held_by, warn_untrained
 from ssl_lightning.penalties.functional import any_norms
 from ssl_lightning.penalties.functions import check_function
-from ssl_lightning.penalties.specs import Penalty, parse_penalty
+from ssl_lightning.penalties.specs import Penalty, parse_penalties
 from ssl_lightning.penalties.terms import (
     Active,
     Term,
@@ -84,7 +84,7 @@ class Regularizer:
         full_sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
-        self.penalties = [parse_penalty(given) for given in penalties]
+        self.penalties = parse_penalties(penalties)
         for index, penalty in enumerate(self.penalties):
             if penalty.strength == 0:
                 raise ValueError(
@@ -156,6 +156,7 @@ class Regularizer:
         """
         given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
         optimizers = list(given) if isinstance(given, Iterable) else [given]
+        check_optimizers(optimizers)
         self._check_strengths()
         attachment = Attachment(self, optimizers, epoch, locks)
         self._attachments = [a for a in self._attachments if a is not None]  # as in a copy

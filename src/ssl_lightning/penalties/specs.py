@@ -183,6 +183,20 @@ def parse_function(given: Any, arguments: Mapping[str, Any]) -> PenaltyFunction:
     return function
 
 
+def parse_penalties(given: Sequence[Penalty | Mapping[str, Any]]) -> list[Penalty]:
+    """Return the penalties of a list, as :func:`parse_penalty` does.
+
+    Raises:
+        ValueError: if it is no list, or as :func:`parse_penalty`.
+    """
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+        raise ValueError(
+            "penalties: expected a list of mappings such as [{kind: filter, layers: 'conv*', "
+            f"strength: 1e-3}}], got {shortened(given)}. Write a list of them, one per penalty."
+        )
+    return [parse_penalty(each) for each in given]
+
+
 def parse_penalty(given: Penalty | Mapping[str, Any]) -> Penalty:
     """Return the penalty that a mapping ``{kind: ..., strength: ..., **arguments}`` describes.
 

@@ -87,7 +87,8 @@ def check_multiple(where: str, multiple: Multiple, engine: object) -> None:
         )
     if multiple not in (None, "auto") and (type(multiple) is not int or multiple < 1):
         raise ValueError(
-            f"{where}: expected multiple >= 1, got {shortened(multiple)}. Give 8 or 16, say."
+            f"{where}: expected a whole number >= 1 as multiple, got {shortened(multiple)}. "
+            "Give 8 or 16, say."
         )
 
 

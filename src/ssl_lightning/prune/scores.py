@@ -46,6 +46,8 @@ TIE = 1e-9
 """Of groups whose removal costs nothing, those of smaller norm go first."""
 
 
+NEED_DATA = ("measured", "taylor")
+"""Importances that budgets measure in training."""
 LAST = 1 / 8
 """Share of a set's groups that counts by how few are left: their removal was not measured."""
 
@@ -67,6 +69,11 @@ def find_importance(given: Importance, *others: str) -> Ranking:
         return given.rises()
     if isinstance(given, (Rises, Scores)):
         return given
+    if given in NEED_DATA and given not in others:
+        raise ValueError(
+            f"importance={given!r} is measured on training inputs, of which there are none here. "
+            "Give Budget(importance=...) in training, or a record of `sensitivity`, or 'l2'."
+        )
     pick("importance", given, {**IMPORTANCES, **dict.fromkeys(others)})
     return given
 
