@@ -195,7 +195,7 @@ WRONG = {
     "no shortcut": (["--depth=2"], "Expected layers with a shortcut around them"),
     "layers": (["--fraction=0.5", "--layers=x*"], "'x*' matches no layer"),
     "importance": (["--fraction=0.5", "--importance=l3"], "Unknown importance 'l3'"),
-    "multiple": (["--fraction=0.5", "--multiple=0"], "expected a whole number >= 1 as multiple, got 0"),
+    "multiple": (["--fraction=0.5", "--multiple=0"], "a whole number >= 1 as multiple, got 0"),
     "argument": (["--fraction=0.5", "--backbone_args={width: 3}"], "has no argument `width`"),
     "model": (["--fraction=0.5", "--model=torch.nn.Linear"], "is a backbone's name, which is made"),
 }
