@@ -80,11 +80,12 @@ def benchmark_checkpoint(
         compacted: folder of the compact network; default: it is made from the checkpoint.
         data: config whose ``data`` errors are measured on, a data set such as mnist, or none;
             default: the run's config.yaml.
-        forms: some of dense, masked, compact and csr: zeros as sparse products, as l1 can be run.
+        forms: some of dense, masked, compact and csr (zeros as sparse products, as l1 can be run),
+            such as [dense,compact].
         engines: eager (always measured), compile, onnxruntime, openvino, a list, or all installed.
-        batch_size: images per forward pass, or a list of several.
-        dtype: float32, bfloat16, or a list of both.
-        threads: number of threads to measure with, or a list of several; default: torch's own.
+        batch_size: images per forward pass, or several, such as [1,8].
+        dtype: float32, bfloat16, or [float32,bfloat16].
+        threads: number of threads to measure with, or several, as [1,2]; default: torch's own.
         per_layer: also time every layer, in eager.
         repeats: interleaved samples per network and engine.
         title: heading of the report.

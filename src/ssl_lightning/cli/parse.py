@@ -35,7 +35,10 @@ def call(
         imports: whether modules to import may be named.
     """
     parser = CommandParser(
-        prog=f"{program()} {name}", description=described(function), formatter_class=ShortHelp
+        prog=f"{program()} {name}",
+        description=described(function),
+        formatter_class=ShortHelp,
+        allow_abbrev=False,
     )
     parser.example = shown(name)
     given = by_hand or {}

@@ -63,7 +63,7 @@ def prune_network(
     Args:
         network: checkpoint that ``fit`` wrote, folder that ``compact`` wrote, ``zoo:<name>``, or
             name of a backbone, such as ``timm:mobilenetv3_small_100``.
-        macs: multiply-adds that are left at most: a share of the network's, or a number above 1.
+        macs: multiply-adds that are left at most: a share of the network's, or a number above 100.
         parameters: the same for its parameters.
         size: the same for the bytes of its parameters and buffers.
         depth: the same for its convolutions and linear layers; whole layers go then.
