@@ -347,7 +347,7 @@ def test_the_end_is_0_for_a_trained_network(trainer: Any, backbone: Any, end: in
         ({"macs": 0.5, "start": -1}, "0 <= start"),
         ({"macs": 0.5, "method": "oneshot"}, "Did you mean one_shot"),
         ({"macs": 0.5, "importance": "l3"}, "Unknown importance"),
-        ({"macs": 0.5, "multiple": 0}, "multiple >= 1"),
+        ({"macs": 0.5, "multiple": 0}, ">= 1 as multiple"),
         ({"macs": 0.5, "multiple": "auto"}, "expected an engine for multiple='auto'"),
         ({"latency": 0.5}, "Budget: expected an engine for a latency"),
     ],
