@@ -99,9 +99,9 @@ def benchmark_checkpoint(
     models = networks(trained, forms, dense, compacted)
     section = data_section(data, folder, ", or `--data none`")
     with steps("benchmark", 2) as part:
-        errors = measure_errors(trained_ones(models, dense), section)
+        result = benchmark(models, example_of(trained), **settings)  # first: it checks settings
         part.advance()
-        result = benchmark(models, example_of(trained), **settings)
+        errors = measure_errors(trained_ones(models, dense), section)
     groups = groups_left(trained.original(), trained.model, trained.masked())
     path = Path(output) if output else folder / "report.json"
     given = {"dense": dense, "masked": checkpoint, "compact": compacted or checkpoint}

@@ -109,7 +109,7 @@ def no_option(name: str, options: Iterable[str]) -> str:
         >>> no_option("x", map(str, range(100)))
         'There is no option `x`. `--help` lists all.'
     """
-    options = [option for option in options if not option.endswith(".help")]
+    options = [each for each in options if not each.endswith((".help", "print_shtab"))]
     hint = nearest(name, options)
     if hint.startswith("Known") and len(options) > MOST_NAMES:
         hint = "`--help` lists all."
