@@ -110,7 +110,7 @@ MISTAKES = [
     ("compare --data MNISTDataModule --budget.macs 0.5 --epochs 0", "got 0. Give --epochs 20"),
     ("prune lenet --mac 0.5", "Did you mean macs"),
     ("prune lenet --macs 0.5 --output runs/default", "Give another folder."),
-    ("export lenet --output runs/default/config.yaml/x.onnx", "config.yaml: file exists. Give anot"),
+    ("export lenet --output runs/default/config.yaml/x.onnx", "file exists. Give another path."),
     ("fit --config nothing", "There are: runs/default/config.yaml."),
     (f"{FIT} --model.backbone resnet20", "Give another --model.backbone"),
     ("zoo show lenet_mnist_filter", "Did you mean lenet_mnist_filter_channel"),
