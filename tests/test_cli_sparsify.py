@@ -203,6 +203,7 @@ def test_the_same_command_continues_after_a_stop(folder, monkeypatch, capsys):
     monkeypatch.setattr(SaveCompact, "on_fit_end", original)
     before = (folder / "out/result/compact/model.safetensors").stat().st_mtime_ns
     assert main(arguments(*command)) == 0
+    assert "of an earlier run and will be replaced" not in capsys.readouterr().out
     assert (folder / "out/result/compact/model.safetensors").stat().st_mtime_ns == before
     whole, continued = rows(folder / "whole"), rows(folder / "out")
     figures = ("value", "macs", "parameters")

@@ -192,6 +192,16 @@ def test_a_result_suggests_the_next_command_which_works(run, line, commands, cap
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_fit_with_its_summary_in_other_precisions(run, precision):
+    """The summary would run the network on an example input of float32, if there were one."""
+    line = "fit --data MNISTDataModule --trainer.logger=false --trainer.max_epochs=1"
+    line += f" --trainer.precision={precision} --trainer.default_root_dir={run / 'other'}"
+    short = " --trainer.limit_train_batches=1 --trainer.limit_val_batches=1"
+    assert main(shlex.split(line + short)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_second_run_says_that_it_replaces_the_first_one_s_checkpoint(run, capsys):
     line = "fit --data MNISTDataModule --trainer.logger=false --trainer.max_epochs=1"

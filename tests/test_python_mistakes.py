@@ -22,6 +22,7 @@ from ssl_lightning import (
     save_compact,
     sensitivity,
 )
+from ssl_lightning.callbacks.measuring import MEASUREMENTS
 
 X = torch.zeros(1, 1, 28, 28)
 
@@ -126,7 +127,7 @@ def test_penalties_are_a_list(net, given):
         Regularizer(net, given, X)
 
 
-@pytest.mark.parametrize("importance", ["measured", "taylor"])
+@pytest.mark.parametrize("importance", MEASUREMENTS)
 def test_importance_that_needs_data_says_where_it_is_measured(net, importance):
     with pytest.raises(ValueError, match=r"training inputs, .*Give Budget\(importance"):
         prune_(net, X, macs=0.5, importance=importance)

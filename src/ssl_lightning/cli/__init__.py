@@ -95,12 +95,12 @@ def carry_out(name: str, arguments: list[str]) -> int:
         own = own_error(error)
         if not is_users(own) or os.environ.get("SSL_TRACEBACK"):
             raise
-        sys.stderr.write(f"error: {in_words(own)}\n")
+        sys.stderr.write(f"error: {message_of(own)}\n")
         return 1
     return int(status or 0)
 
 
-def in_words(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return what an error says; where a file or folder is in the way, without a number."""
     in_the_way = (FileExistsError, NotADirectoryError, IsADirectoryError)
     if isinstance(error, in_the_way) and error.filename and error.strerror:

@@ -13,7 +13,6 @@ from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch import (
@@ -116,12 +115,10 @@ class SSLCLI(LightningCLI):
         """Refuse, before processes are started, what each of them would refuse."""
         refuse_spawning(self.trainer.strategy)
         check_channels(self.model.backbone, self.datamodule)
-        shape = self.model.input_shape or getattr(self.datamodule, "input_shape", None)
-        if shape is not None:  # for the summary, which counts no operations without
-            self.model.example_input_array = torch.zeros(1, *shape)
         root = Path(self.trainer.default_root_dir).absolute()
         last = root / "checkpoints" / f"{LAST}.ckpt"
-        if last.exists() and self.trainer.checkpoint_callback and not self.config.fit.ckpt_path:
+        told = self.suggests and self.trainer.is_global_zero and self.trainer.checkpoint_callback
+        if told and last.exists() and not self.config.fit.ckpt_path:
             say(f"note: {os.path.relpath(last)} is of an earlier run and will be replaced. To keep "
                 "it, give another --trainer.default_root_dir.")  # fmt: skip
         logs = [logger.log_dir for logger in self.trainer.loggers if logger.log_dir]
