@@ -251,3 +251,42 @@ def test_fresh_weights_are_not_tested_silently(run, capsys):
     trained = "--model.backbone=zoo:lenet_mnist_dense"
     assert main(["test", "--data=MNISTDataModule", trained, *short.split()]) == 0
     assert "--ckpt_path FILE" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("--ckpt_path none.ckpt", "No checkpoint at none.ckpt"),
+        ("--model.init_from none.ckpt", "No checkpoint at none.ckpt"),
+        ("--model.init_from zoo:lenet", "Unknown zoo entry 'lenet'"),
+    ],
+)
+def test_where_a_run_begins_is_checked_before_its_summary(run, options, what, capfd):
+    assert main(shlex.split(f"{FIT} --trainer.default_root_dir new {options}")) == 1
+    out, err = capfd.readouterr()
+    assert what in err
+    assert "parameters" not in out
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("options", ["--trainer.max_epochs 0", "--trainer.max_steps 0"])
+def test_a_run_without_a_step_says_so(run, options, capsys, monkeypatch):
+    monkeypatch.delenv("SSL_DATA_DIR")
+    assert main(shlex.split(f"fit --data MNISTDataModule {options}")) == 0
+    assert "nothing is trained: trainer.max_epochs or max_steps is 0" in capsys.readouterr().out
+
+
+def test_the_summary_has_no_figures_that_were_not_counted(run, capsys, monkeypatch):
+    monkeypatch.delenv("SSL_DATA_DIR")
+    for options, shown in (("", True), ("--trainer.enable_model_summary false", False)):
+        line = f"fit --data MNISTDataModule --trainer.fast_dev_run true {options}"
+        assert main(shlex.split(line)) == 0
+        text = capsys.readouterr().out
+        assert ("431,080 parameters, 431,080 of them trained, 1.72 MB" in text) == shown
+        assert "FLOPs" not in text
+
+
+def test_foreign_json_is_no_report(run, capsys):
+    Path("foreign.json").write_text('{"a": 1}')
+    assert main(["report", "foreign.json"]) == 1
+    assert "foreign.json: expected a report of ssl_lightning" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import warnings
 
 import pytest
 import torch
@@ -23,6 +25,8 @@ from ssl_lightning import (
     sensitivity,
 )
 from ssl_lightning.callbacks.measuring import MEASUREMENTS
+from ssl_lightning.measure.record import BenchmarkResult
+from ssl_lightning.report.run_report import RunReport
 
 X = torch.zeros(1, 1, 28, 28)
 
@@ -43,6 +47,10 @@ TAKING_INPUTS = {
     "LatencyMeter": LatencyMeter,
     "Regularizer": lambda net, x: Regularizer(net, [{"kind": "filter", "strength": 1e-3}], x),
 }
+
+
+LATER = ("Regularizer", "LatencyMeter")
+"""They do not run the network when they are made."""
 
 
 @pytest.mark.parametrize("call", TAKING_INPUTS)
@@ -137,3 +145,74 @@ def test_importance_that_needs_data_says_where_it_is_measured(net, importance):
 def test_multiples_are_whole_numbers(net, multiple):
     with pytest.raises(ValueError, match="expected a whole number >= 1 as multiple"):
         prune_(net, X, macs=0.5, multiple=multiple)
+
+
+@pytest.mark.parametrize("call", TAKING_INPUTS)
+def test_an_example_input_has_a_row(net, call):
+    with pytest.raises(ValueError, match=r"at least one row, got the shape \(0, 1, 28, 28\)"):
+        TAKING_INPUTS[call](net, torch.zeros(0, 1, 28, 28))
+
+
+@pytest.mark.parametrize("call", [name for name in TAKING_INPUTS if name not in LATER])
+def test_an_example_input_has_the_channels_of_the_network(net, call):
+    with pytest.raises(ValueError, match=r"LeNet .*\(1, 3, 28, 28\).* Check the input shape"):
+        TAKING_INPUTS[call](net, torch.zeros(1, 3, 28, 28))
+
+
+def test_threads_are_no_more_than_cores(net):
+    most = max(os.cpu_count() or 1, torch.get_num_threads())
+    for call in (
+        lambda threads: benchmark({"dense": net}, X, threads=threads),
+        lambda threads: LatencyMeter(net, X, threads=threads),
+    ):
+        with pytest.raises(ValueError, match=rf"cores of this machine, got {most + 1}"):
+            call(most + 1)
+
+
+def test_two_regularizers_of_the_same_groups_on_one_optimizer(net):
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    penalties = [{"kind": "filter", "layers": "conv1", "strength": 1e-3}]
+    first = Regularizer(net, penalties).attach(sgd)
+    with pytest.warns(UserWarning, match=r"Another Regularizer .* this SGD .*conv1:filter"):
+        second = Regularizer(net, penalties).attach(sgd)
+    second.detach()
+    first.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Regularizer(net, penalties)
+        again.attach(sgd)
+        again.attach(sgd)
+        Regularizer(net, [{**penalties[0], "layers": "conv2"}]).attach(sgd)
+        Regularizer(net, penalties).attach(torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+def test_a_plan_that_is_older_than_the_zeros_is_saved_with_a_warning(tmp_path):
+    torch.manual_seed(0)
+    model = Own()
+    early = make_plan(model, X)
+    prune_(model, X, macs=0.5)
+    with pytest.warns(UserWarning, match="removes nothing, but filters of first are zero. Make"):
+        save_compact(tmp_path / "masked", compact(model, early), early)
+    plan = make_plan(model, X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_compact(tmp_path / "compact", compact(model, plan), plan)
+        fresh = Own()
+        save_compact(tmp_path / "dense", fresh, make_plan(fresh, X))
+
+
+def test_a_compact_network_in_place_of_the_dense_one(pruned, tmp_path):
+    model, plan = pruned
+    folder = save_compact(tmp_path / "small", compact(model, plan), plan)
+    with pytest.raises(ValueError, match="Give the dense network that it was made for") as error:
+        load_compact(folder, model=compact(model, plan))
+    assert "ValueError" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", '"schema"'])
+def test_a_foreign_record_is_named(tmp_path, content):
+    path = tmp_path / "foreign.json"
+    path.write_text(content)
+    for record in (RunReport, BenchmarkResult):
+        with pytest.raises(ValueError, match=r"foreign.json: (report|benchmark)?.*expected"):
+            record.load(path)

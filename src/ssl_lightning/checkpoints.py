@@ -101,14 +101,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     """
     opened = hasattr(path, "seek")
     if not opened and not Path(path).is_file():
-        raise FileNotFoundError(
-            f"No checkpoint at {path}. "
-            + (
-                there_are(Path(path), ".ckpt")
-                or "`fit` writes them where its ModelCheckpoint callback says, or in the folder "
-                "`checkpoints` of the run."
-            )
-        )
+        raise missing_checkpoint(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
         if opened:
@@ -116,6 +109,15 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     except Exception as error:  # damaged archives raise whatever the unpickler stumbles over
         raise unreadable(path) from error
     return checked(content, str(path))
+
+
+def missing_checkpoint(path: str | Path) -> FileNotFoundError:
+    """Return the error that says where checkpoints are."""
+    where = there_are(Path(path), ".ckpt") or (
+        "`fit` writes them where its ModelCheckpoint callback says, or in the folder "
+        "`checkpoints` of the run."
+    )
+    return FileNotFoundError(f"No checkpoint at {path}. {where}")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor] | None:

@@ -156,6 +156,19 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return lines[0][:most].rstrip(".") if lines else type(error).__name__
 
 
+def said_by(error: BaseException, most: int = 200) -> str:
+    """Return the first line of what an error says, with its type unless it is a ValueError's.
+
+    Those are worded for users, most of them by this package; of others the type says more.
+
+    Example:
+        >>> said_by(ValueError("No such file.")), said_by(KeyError("conv1"))
+        ('No such file', "KeyError: 'conv1'")
+    """
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return kind + first_line(error, most)
+
+
 def shortened(value: object, most: int = 60) -> str:
     r"""Write a value that came from a file on one line: escaped, and at most so many characters.
 

@@ -7,9 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +26,7 @@ from torch import optim
 
 from ssl_lightning.callbacks import CALLBACKS, Budget, SaveCompact
 from ssl_lightning.checkpoints import read_checkpoint
+from ssl_lightning.cli.admission import admit_classes, check_parsed
 from ssl_lightning.cli.config_files import files_given, mistake_in
 from ssl_lightning.cli.data import check_channels
 from ssl_lightning.cli.epoch_lines import EpochLines
@@ -35,24 +35,19 @@ from ssl_lightning.cli.items import split_items
 from ssl_lightning.cli.parse import IMPORT, add_import, import_modules
 from ssl_lightning.cli.parser_errors import OneSentenceParser
 from ssl_lightning.cli.run_folder import RunFolderConfig
+from ssl_lightning.cli.summary import Summary
 from ssl_lightning.cli.tables import say
-from ssl_lightning.compaction.store import is_own_class
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import Traces
 from ssl_lightning.module import SSLLightningModule, is_trained
-from ssl_lightning.module.parts import refuse_spawning
-from ssl_lightning.module.saving import KINDS, check_settings
-from ssl_lightning.penalties import PenaltyFunction
-from ssl_lightning.registry import ADMITTED, as_mapping, check_class
-from ssl_lightning.schedules import Schedule
-from ssl_lightning.suggest import first_line
-from ssl_lightning.suggest import shortened as on_one_line
+from ssl_lightning.module.parts import check_source, refuse_spawning
 from ssl_lightning.sweep.paths import set_at
-from ssl_lightning.zoo.loading import PREFIX
 
 DEFAULT_FOLDER = "runs/default"
 LAST = "last"
 """Name of the checkpoint that runs store unless told otherwise: of the last epoch."""
+FOUND_BY_LIGHTNING = ("best", "last", "hpc", "registry")
+"""Values of ``ckpt_path`` that are no paths."""
 DUMP = inspect.signature(ArgumentParser.dump).parameters
 KEEP_NONE = "skip_unset" if "skip_unset" in DUMP else "skip_none"
 """Name of the parser's argument, which was another once."""
@@ -117,6 +112,10 @@ class SSLCLI(LightningCLI):
         check_channels(self.model.backbone, self.datamodule)
         root = Path(self.trainer.default_root_dir).absolute()
         last = root / "checkpoints" / f"{LAST}.ckpt"
+        if self.model.init_from is not None and not self.config.fit.ckpt_path:
+            check_source(self.model.init_from)
+        if 0 in (self.trainer.max_epochs, self.trainer.max_steps):
+            say("note: nothing is trained: trainer.max_epochs or max_steps is 0.")
         told = self.suggests and self.trainer.is_global_zero and self.trainer.checkpoint_callback
         if told and last.exists() and not self.config.fit.ckpt_path:
             say(f"note: {os.path.relpath(last)} is of an earlier run and will be replaced. To keep "
@@ -174,19 +173,19 @@ class SSLCLI(LightningCLI):
         budget = self._get(self.config_init, "budget")
         first = [] if budget is None else [budget]
         settings["callbacks"] = [*first, *others, *self.own_callbacks(others)]
+        settings["enable_model_summary"] = False  # Lightning's own
         return super().instantiate_trainer(**settings)
 
     def own_callbacks(self, given: Sequence[Callback]) -> list[Callback]:
-        """Return what a run has without being asked: lines in a log, and where checkpoints go."""
+        """Return what a run has without being asked: summary, epoch lines and checkpoints."""
         trainer = self._get(self.config_init, "trainer")
-        stored = any(isinstance(each, callbacks.Checkpoint) for each in given)
-        if stored or trainer.enable_checkpointing is False:
-            return [EpochLines()]
-        folder = Path(trainer.default_root_dir).absolute() / "checkpoints"
-        return [
-            EpochLines(),
-            callbacks.ModelCheckpoint(folder, LAST, enable_version_counter=False),
-        ]
+        own: list[Callback] = [EpochLines()]
+        if trainer.enable_model_summary is not False and not any_of(given, callbacks.ModelSummary):
+            own.append(Summary())
+        if trainer.enable_checkpointing is not False and not any_of(given, callbacks.Checkpoint):
+            folder = Path(trainer.default_root_dir).absolute() / "checkpoints"
+            own.append(callbacks.ModelCheckpoint(folder, LAST, enable_version_counter=False))
+        return own
 
     def instantiate_classes(self) -> None:
         """Make everything; let checkpoints hold what a backbone given by class was called with."""
@@ -205,7 +204,7 @@ class SSLCLI(LightningCLI):
         that ``fit --ckpt_path X --model.penalties ...`` would silently train with the old ones.
         """
         path = self.config.get(self.asked, {}).get("ckpt_path")
-        content = read_checkpoint(path) if path and Path(path).is_file() else None
+        content = read_checkpoint(path) if path and is_path_of_file(path) else None
         given = (argument.partition("=")[0] for argument in self.given)
         if any(name in ("-c", "--config") or name.startswith("--model") for name in given):
             return
@@ -214,69 +213,20 @@ class SSLCLI(LightningCLI):
         super()._parse_ckpt_path()
 
 
-def admit_classes(penalties: Sequence[Any]) -> None:
-    """Import the classes that a user's config names for functions and schedules of penalties.
+def any_of(given: Iterable[Callback], kind: type[Callback]) -> bool:
+    """Whether one of the callbacks is of a kind."""
+    return any(isinstance(each, kind) for each in given)
 
-    Nothing else imports them: a checkpoint, or a file of the zoo, must not decide what is run.
 
-    Raises:
-        ValueError: if there is no such class, or it is of another kind.
+def is_path_of_file(path: str | Path) -> bool:
+    """Whether a ``ckpt_path`` names a file, not a folder of shards or what Lightning finds itself.
 
     Example:
-        >>> admit_classes([{"function": {"class_path": "ssl_lightning.MCP"}}])
-        >>> admit_classes([{"function": {"class_path": "os.system"}}])
-        Traceback (most recent call last):
-        ...
-        ValueError: penalties: cannot take os.system as function: function: expected a frozen...
+        >>> [is_path_of_file(p) for p in ("runs/mine/last.ckpt", "best", ".")]
+        [True, False, False]
     """
-    for penalty in (each for each in penalties if isinstance(each, Mapping)):
-        for part, base in (("function", PenaltyFunction), ("schedule", Schedule)):
-            spec = as_mapping(penalty.get(part))
-            if not isinstance(spec, Mapping) or "class_path" not in spec:
-                continue
-            path = str(spec["class_path"])
-            try:
-                cls = resolve_name(path)
-                check_class(part, cls, base)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise ValueError(
-                    f"penalties: cannot take {path} as {part}: {first_line(error)}. Correct its "
-                    "class_path."
-                ) from error
-            ADMITTED[path] = cls
-
-
-def check_parsed(content: Mapping[str, Any], path: str) -> None:
-    """Make sure that the parser may read a checkpoint's settings: it would import what they name.
-
-    Raises:
-        ValueError: if they name anything to import or open, or are not the module's.
-    """
-    settings = content.get("hyper_parameters", {})
-    name = settings.get("backbone_class", settings.get("backbone"))
-    if isinstance(name, str) and is_own_class(name):
-        raise ValueError(
-            f"{path} is of the network {on_one_line(name)}, and no code is imported because a "
-            "file names it. Give the config that it was trained with: `--config`."
-        )
-    if settings.get("loss") is not None or settings.get("metrics"):
-        raise ValueError(
-            f"{path} was trained with a loss or metrics of its own, and no code is imported "
-            "because a checkpoint names it. Give the config that it was trained with: `--config`."
-        )
-    if unknown := [key for key in settings if key not in KINDS]:
-        raise ValueError(
-            f"{path} is damaged: SSLLightningModule has no setting {on_one_line(unknown[0])}. Give "
-            "the config that it was trained with: `--config`."
-        )
-    check_settings(content, {}, path)
-    arguments = settings.get("backbone_args") or {}
-    if str(name).startswith(PREFIX) and (named := [k for k in arguments if k != "pretrained"]):
-        raise ValueError(
-            f"{path}: the argument {on_one_line(named[0])} of {on_one_line(name)} says what to "
-            "open, and no file is opened because a checkpoint names it. Give the config that it "
-            "was trained with: `--config`."
-        )
+    by_name = str(path) in FOUND_BY_LIGHTNING or str(path).startswith("registry:")
+    return not by_name and not Path(path).is_dir()
 
 
 def run(name: str, arguments: list[str]) -> None:

@@ -27,8 +27,8 @@ from ssl_lightning.compaction.equality import (
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
 from ssl_lightning.compaction.thresholds import Comparison, scaled, untried_scales
-from ssl_lightning.graph import Inputs, SiteSlices, same_random_state, working_copy
-from ssl_lightning.suggest import first_line
+from ssl_lightning.graph import Inputs, SiteSlices, cannot_run, same_random_state, working_copy
+from ssl_lightning.suggest import said_by
 
 LARGEST_MAP = 256**2
 """Positions of inputs that are made larger to reach another path, unless the example has more."""
@@ -145,15 +145,12 @@ def open_gate(model: nn.Module, example: Inputs) -> Gate:
             with Precision() as precision:
                 first = run(network, inputs)
         except Exception as error:
-            reasons.append(f"{type(error).__name__}: {first_line(error)}")
+            reasons.append(said_by(error))
             continue
         gate = Gate(model, network, inputs, dtype, trials=[first])
         set_tolerance_(gate, precision, reasons)
         return gate
-    raise ValueError(
-        f"Cannot run {type(model).__name__} on inputs of shapes {shapes_of(example)}: "
-        f"{reasons[-1]}. {example.advice()}"
-    )
+    raise ValueError(cannot_run(model, example, reasons[-1]))
 
 
 def set_tolerance_(gate: Gate, precision: Precision, reasons: list[str]) -> None:
@@ -255,7 +252,7 @@ def try_one(gate: Gate, inputs: Inputs, refused: dict[str, str]) -> bool:
     try:
         gate.trials.append(run(gate.network, inputs))
     except Exception as error:
-        refused[shapes_of(inputs)] = f"{type(error).__name__}: {first_line(error, 240)}"
+        refused[shapes_of(inputs)] = f"{said_by(error, 240)}"
         return False
     return True
 
@@ -270,7 +267,7 @@ def try_training(gate: Gate) -> None:
     except Exception as error:
         gate.notes.append(
             "train mode was not tried, since the network itself fails there "
-            f"({type(error).__name__}: {first_line(error, 240)})"
+            f"({said_by(error, 240)})"
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,7 @@ from ssl_lightning.compaction.sparse import replace_layers
 from ssl_lightning.compaction.structure import structure_of
 from ssl_lightning.graph import (
     REGISTERED,
+    WEIGHTED,
     ExampleInput,
     Inputs,
     Op,
@@ -370,3 +372,17 @@ def check_carried_out(model: nn.Module, plan: Plan, where: str) -> None:
             f"{where}: expected the compact network, got a {type(model).__name__} that the plan "
             "was not carried out on. Give what `compact(net, plan)` returned."
         )
+
+
+def warn_of_masked(model: nn.Module, plans: Iterable[Plan]) -> None:
+    """Warn where plans remove nothing of a network with zero filters: they are older than it."""
+    if any(p.removed() or p.sparse or p.factors or p.notes for p in plans):
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHTED) and bool((module.weight.flatten(1) == 0).all(1).any()):
+            warnings.warn(
+                f"save_compact: the plan removes nothing, but filters of {name} are zero. Make the "
+                "plan after pruning: plan = make_plan(net, x); small = compact(net, plan).",
+                stacklevel=3,
+            )
+            return

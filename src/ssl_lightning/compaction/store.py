@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ssl_lightning.backbones import BACKBONES, admit_own, class_path, create_stored, storable
 from ssl_lightning.compaction import pretrained
 from ssl_lightning.compaction.plan import Plan, plans_from_data, plans_to_data
-from ssl_lightning.compaction.planning import apply_plan, check_carried_out
+from ssl_lightning.compaction.planning import apply_plan, check_carried_out, warn_of_masked
 from ssl_lightning.compaction.stored import check_counts
 from ssl_lightning.files import parse_json, replacing
-from ssl_lightning.suggest import shortened
+from ssl_lightning.suggest import said_by, shortened
 
 WEIGHTS = "model.safetensors"
 RECIPE = "plan.json"
@@ -165,7 +165,7 @@ class Recipe:
             name, arguments = recipe["backbone"], recipe["arguments"]
             plans = plans_from_data(recipe["plan"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{where} is damaged: {said_by(error)}.") from error
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError(
                 f"{where} is damaged: expected the name and the arguments of a backbone, got "
@@ -186,8 +186,8 @@ def carry_out_(model: nn.Module, plans: Sequence[Plan], where: str) -> nn.Module
             apply_plan(model, plan)
         except Exception as error:  # the plan is a file's, so whatever it breaks is its fault
             raise ValueError(
-                f"{where}: a plan does not fit {type(model).__name__}: {type(error).__name__}: "
-                f"{shortened(str(error), 200)}"
+                f"{where}: a plan does not fit {type(model).__name__}: {said_by(error)}. Give the "
+                "dense network that it was made for."
             ) from error
     return model
 
@@ -240,6 +240,7 @@ def save_compact(
         recipe = recipe_of(model, plans)
         pretrained.write_pretrained(folder, model, {RECIPE: recipe.to_json()}, read_compact)
         return folder
+    warn_of_masked(model, plans)
     backbone = class_path(model) if backbone is None else backbone
     recipe = Recipe(backbone, storable(backbone, arguments or {}), plans, "save_compact")
     check_loadable(recipe, model)

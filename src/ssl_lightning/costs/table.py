@@ -23,7 +23,7 @@ from ssl_lightning.measure.engines import engine_versions, find_engine, prepare_
 from ssl_lightning.measure.latency import DTYPES
 from ssl_lightning.measure.machine import machine
 from ssl_lightning.measure.serial import Record
-from ssl_lightning.measure.turns import Turns, num_threads, take_turns
+from ssl_lightning.measure.turns import Turns, check_threads, num_threads, take_turns
 from ssl_lightning.progress import track
 from ssl_lightning.suggest import first_line, pick
 
@@ -113,6 +113,7 @@ class LayerTimes:
         self.device = device or torch.device("cpu")
         self.time_calls = time_calls
         self.threads = torch.get_num_threads() if threads is None else threads
+        check_threads(self.threads)
         versions = engine_versions([find_engine(engine)])
         self.stored = StoredTable(machine(self.device), versions, engine, dtype, self.threads)
         self.path = None if cache is False else path_of(self.stored, cache)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ssl_lightning.costs.resources import RESOURCES, CalibratedMeter, Check, Meter
-from ssl_lightning.graph import ExampleInput, as_inputs
+from ssl_lightning.graph import ExampleInput, as_inputs, cannot_run
 from ssl_lightning.suggest import first_line
 
 
@@ -133,17 +133,14 @@ class Costs:
             if target.resource not in self.meters:
                 if make is None:
                     raise ValueError(
-                        f"Expected an engine for the target {target}: it is measured there. Name "
-                        "one, such as engine='openvino'."
+                        f"Expected an engine for the target {target}: it is measured there. Give "
+                        "`engine`, such as openvino."
                     )
                 self.meters[target.resource] = make(inputs)
         try:
             self.dense = dict(dense) if dense is not None else self.of(model)
         except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"Cannot run {type(model).__name__} on an example of its input: "
-                f"{first_line(error)}. {inputs.advice()}"
-            ) from error
+            raise ValueError(cannot_run(model, inputs, first_line(error))) from error
         self.limits = {t.resource: t.limit(self.dense[t.resource]) for t in targets}
         for target in targets:
             if self.limits[target.resource] > self.dense[target.resource]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_lightning.compaction.equality import LOWER, difference
 from ssl_lightning.export.sizes import Sizes, Trial, accepted_sizes, size_text, trials
 from ssl_lightning.files import replacing_together
-from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs, run_checked, same_random_state
 from ssl_lightning.measure.capturing import Batch, capture
 from ssl_lightning.measure.engine import Bind, Engine
 from ssl_lightning.measure.engines import file_formats
@@ -111,6 +111,8 @@ def export_model(
     check_suffix(Path(path), format, engine)
     engine.require()
     with evaluating(model), torch.no_grad():
+        with same_random_state():
+            run_checked(model, inputs)
         return with_sizes(model, inputs, Goal(Path(path), format, engine, batch, tolerance), size)
 
 

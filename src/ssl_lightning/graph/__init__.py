@@ -11,7 +11,15 @@ from ssl_lightning.graph.coupling import (
     weight_places,
     written,
 )
-from ssl_lightning.graph.inputs import ExampleInput, Flat, Inputs, as_inputs, check_network
+from ssl_lightning.graph.inputs import (
+    ExampleInput,
+    Flat,
+    Inputs,
+    as_inputs,
+    cannot_run,
+    check_network,
+    run_checked,
+)
 from ssl_lightning.graph.kept import SiteSlices
 from ssl_lightning.graph.layers import (
     ANY_BATCH_NORM,
@@ -59,6 +67,7 @@ __all__ = [
     "Trace",
     "analyse",
     "as_inputs",
+    "cannot_run",
     "check_network",
     "computed_tensors",
     "computing_modules",
@@ -77,6 +86,7 @@ __all__ = [
     "register_shrinker",
     "residual_branches",
     "retained_whole",
+    "run_checked",
     "same_random_state",
     "scale_of_outputs",
     "trace",

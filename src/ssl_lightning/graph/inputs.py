@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 from torch import Tensor, cat, nn
 from torch.utils import _pytree as pytree
 
+from ssl_lightning.suggest import said_by
+
 ORDER = "The network is the first argument, its example input the second."
 
 
@@ -125,7 +127,7 @@ def as_inputs(given: ExampleInput) -> Inputs:
     """Return inputs given in any of the forms of :data:`ExampleInput`.
 
     Raises:
-        ValueError: if there is no tensor among them.
+        ValueError: if there is no tensor among them, or the first has no rows.
 
     Example:
         >>> import torch
@@ -141,7 +143,34 @@ def as_inputs(given: ExampleInput) -> Inputs:
         raise ValueError(
             f"Expected tensors as example input, as the network takes them, got {described(given)}"
         )
+    first = inputs.tensors()[0]
+    if first.dim() and not len(first):
+        raise ValueError(
+            f"Expected an example input with at least one row, got the shape {tuple(first.shape)}. "
+            "Give a batch of one."
+        )
     return inputs
+
+
+def cannot_run(model: nn.Module, inputs: Inputs, reason: str) -> str:
+    """Say that a network cannot be run on inputs, why, and what to do."""
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors())
+    return (
+        f"Cannot run {type(model).__name__} on inputs of shapes {shapes}: {reason}. "
+        f"{inputs.advice()}"
+    )
+
+
+def run_checked(network: nn.Module, inputs: Inputs) -> Any:
+    """Return what a network returns for inputs.
+
+    Raises:
+        ValueError: if its code raises, whatever that is.
+    """
+    try:
+        return inputs.run(network)
+    except Exception as error:
+        raise ValueError(cannot_run(network, inputs, said_by(error))) from error
 
 
 def check_network(model: nn.Module) -> None:

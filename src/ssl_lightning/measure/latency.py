@@ -41,13 +41,14 @@ from ssl_lightning.measure.record import BenchmarkResult, Fastest, ModelSize, Ru
 from ssl_lightning.measure.turns import (
     Call,
     Turns,
+    check_threads,
     interleave,
     num_threads,
     several,
     take_turns,
 )
 from ssl_lightning.progress import steps, track
-from ssl_lightning.suggest import first_line, pick
+from ssl_lightning.suggest import pick, said_by
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Key = tuple[str, str]  # engine, model
@@ -196,21 +197,15 @@ def _prepared(
         except Exception as error:  # whatever a model's code raises
             if not calls:  # the first model is what all others are compared with
                 raise
-            left_out[f"{name}, eager"] = _reason(error)
+            left_out[f"{name}, eager"] = textwrap.shorten(said_by(error, 240), 240)
             continue
         calls["eager", name] = partial(model, *x.args, **x.kwargs)
     for engine, name in track(list(product(engines[1:], expected)), "preparing"):
         try:
             calls[engine, name] = prepare_checked(engine, models[name], x, expected[name])
         except Exception as error:  # exporters and compilers raise all kinds
-            left_out[f"{name}, {engine}"] = _reason(error)
+            left_out[f"{name}, {engine}"] = textwrap.shorten(said_by(error, 240), 240)
     return calls, left_out
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error, shortened, with its type unless that is ours."""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return textwrap.shorten(kind + first_line(error, 240), 240, placeholder=" ...")
 
 
 def _fastest(turns: Turns[Key], first: str) -> dict[str, Fastest]:
@@ -303,6 +298,7 @@ def _check(
                 f"benchmark: expected `{argument}` >= {minimum}, got {value}. "
                 f"Use {argument}={minimum} or more."
             )
+    check_threads(max(several["threads"]))
     if min_run_time < 0:
         raise ValueError(
             f"benchmark: expected `min_run_time` >= 0 seconds, got {min_run_time}. Use 0.002."

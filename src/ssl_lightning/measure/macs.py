@@ -10,7 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from ssl_lightning.graph import CONVS, ExampleInput, as_inputs, same_random_state, working_copy
+from ssl_lightning.graph import (
+    CONVS,
+    ExampleInput,
+    as_inputs,
+    run_checked,
+    same_random_state,
+    working_copy,
+)
 
 
 @overload
@@ -43,6 +50,9 @@ def count_macs(
         The total, or a dict from module name (``""`` is the model itself) to the multiply-adds
         done in that module and not in its children. Zeros have no entry; the sum is the total.
 
+    Raises:
+        ValueError: if there is no network or no batch, or the network cannot be run on it.
+
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10))
         >>> count_macs(model, torch.zeros(1, 1, 4, 4))
@@ -50,6 +60,7 @@ def count_macs(
         >>> count_macs(model, torch.zeros(1, 1, 4, 4), per_layer=True)
         {'0': 72, '2': 80}
     """
+    inputs = as_inputs(example_input)
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _product_flops})
     copied = working_copy(model).requires_grad_(False).eval()  # hooks fail on views that need them
     with ExitStack() as stack:
@@ -58,7 +69,7 @@ def count_macs(
         stack.enter_context(torch.no_grad())
         own = stack.enter_context(_own_flops(copied, counter)) if per_layer else {}
         stack.enter_context(counter)
-        as_inputs(example_input).run(copied)
+        run_checked(copied, inputs)
     if per_layer:
         return {name: int(flops // 2) for name, flops in own.items() if flops}
     return int(counter.get_total_flops() // 2)

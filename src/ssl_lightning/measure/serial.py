@@ -133,7 +133,10 @@ class Record:
             raise ValueError(
                 f"{path}: expected JSON, got an error: {error}. Write it again."
             ) from error
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 class VersionedRecord(Record):
@@ -157,7 +160,12 @@ class VersionedRecord(Record):
         Raises:
             ValueError: if the schema is unknown, or a field is missing, unknown or of another type.
         """
-        cls.check_schema(data.get("schema") if isinstance(data, dict) else cls.known_schema)
+        if not isinstance(data, dict) or "schema" not in data:
+            raise ValueError(
+                f"expected a {cls.what} of ssl_lightning, with the version of its format, "
+                f"`schema`, got {shortened(data)}. Give the file that was written as one."
+            )
+        cls.check_schema(data["schema"])
         return super().from_dict(data)
 
     @classmethod

@@ -1,6 +1,7 @@
 """Calls timed in turns, so that a slow moment of the machine hits all of them alike."""
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -226,13 +227,32 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 @contextmanager
 def num_threads(threads: int) -> Iterator[None]:
-    """Set torch's intra-op threads and put the former number back afterwards."""
+    """Set torch's intra-op threads and put the former number back afterwards.
+
+    Raises:
+        ValueError: if they are more than cores.
+    """
+    check_threads(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse threads that would wait for each other's core; torch's present number is taken.
+
+    Raises:
+        ValueError: if they are more than the cores of the machine.
+    """
+    cores = os.cpu_count() or 1
+    if threads > max(cores, torch.get_num_threads()):
+        raise ValueError(
+            f"threads: expected at most {cores}, the cores of this machine, got {threads}. Give "
+            "fewer."
+        )
 
 
 def several(values: Any) -> list[Any]:

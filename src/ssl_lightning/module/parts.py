@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_lightning.backbones import class_path, create_backbone
-from ssl_lightning.checkpoints import load_backbone, read_weights
+from ssl_lightning.checkpoints import load_backbone, missing_checkpoint, read_weights
 from ssl_lightning.suggest import shortened
+from ssl_lightning.zoo.entries import entry_folder
 from ssl_lightning.zoo.loading import PREFIX, load_with_digest
 
 TRAINED = ("pretrained", "weights", "checkpoint_path")
@@ -93,6 +94,19 @@ def refuse_another_network(stored: Mapping[str, Any], own: Mapping[str, Any]) ->
             "it. Give that network: load_from_checkpoint(path, backbone=...), or the config that "
             "it was trained with."
         )
+
+
+def check_source(source: str) -> None:
+    """Make sure that there is what :func:`start_from_` will read.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if there is no such entry of the zoo.
+    """
+    if source.startswith(PREFIX):
+        entry_folder(source.removeprefix(PREFIX))
+    elif not Path(source).is_file():
+        raise missing_checkpoint(source)
 
 
 def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -27,6 +28,10 @@ Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 ENOUGH = 20
 """Steps after which an optimizer with penalties attached must have made one."""
+
+
+AT_WORK: WeakKeyDictionary[Optimizer, WeakSet[Attachment]] = WeakKeyDictionary()
+"""Optimizer -> what is attached to it."""
 
 
 class Acting(Protocol):
@@ -81,7 +86,9 @@ class Attachment:
             locks.refuse(self, next(filter(None, map(why_no_locks, holders)), ""))
         self.untrained = regularizer.untrained(self.optimizers)
         self._handles = []
+        warn_of_others(self, holders)
         for optimizer in holders:
+            AT_WORK.setdefault(optimizer, WeakSet()).add(self)
             if regularizer.has_mode("subgradient"):
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -101,6 +108,8 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for optimizer in self.optimizers:
+            AT_WORK.get(optimizer, WeakSet()).discard(self)
         if self.locks is not None:
             self.locks.refuse(self, "")
 
@@ -170,6 +179,23 @@ class Attachment:
             self.regularizer.proximal_step_(optimizer, self.epoch())
             if self.locks:
                 self.locks.enforce_(self.regularizer.parameters())
+
+
+def warn_of_others(attachment: Attachment, optimizers: Iterable[Optimizer]) -> None:
+    """Warn where another regularizer penalises the same groups in the steps of an optimizer."""
+    own = {term.name for term in attachment.regularizer.terms}
+    for optimizer in optimizers:
+        for other in AT_WORK.get(optimizer, WeakSet()):
+            if other.regularizer is attachment.regularizer:
+                continue
+            theirs = {term.name for term in other.regularizer.terms}
+            if twice := sorted(theirs & own):
+                warnings.warn(
+                    f"Another Regularizer is attached to this {type(optimizer).__name__} and "
+                    f"penalises the same groups, such as {twice[0]}: both act in each step. End "
+                    "the first with `attachment.detach()`, or give one Regularizer all penalties.",
+                    stacklevel=4,
+                )
 
 
 def check_epoch(regularizer: Acting, epoch: float | Callable[[], float] | None) -> None:
