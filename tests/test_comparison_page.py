@@ -28,7 +28,6 @@ def test_tables_are_those_of_the_records_and_each_record_has_one() -> None:
     text = PAGE.read_text()
     marked = set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)) - {"end"}
     assert marked == {"modern"} | {path.stem for path in RECORDS}
-    assert comparison_page.filled(text) == text
     for path in RECORDS:
         if path.stem != "cost":
             found = Comparison.load(path)

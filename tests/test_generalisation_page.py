@@ -164,13 +164,6 @@ def test_the_tables_of_transfer_are_those_of_the_record(name):
         ]
 
 
-def test_the_tool_that_fills_the_page_changes_nothing(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import generalisation_page
-
-    assert generalisation_page.filled(TEXT) == TEXT
-
-
 def test_its_python_runs_and_its_links_lead_to_files(capsys):
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), {"__name__": "__main__"})

@@ -16,7 +16,6 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "tools"))
 
-import readme_tables
 import site_pages
 import tutorials
 
@@ -106,4 +105,3 @@ def test_links_lead_to_files(path):
 def test_readme_is_short_and_shows_what_was_measured():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= README_LINES
-    assert readme_tables.filled(text) == text

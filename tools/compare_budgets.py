@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 
-from comparing import Row, carry_out, measured, parser_of, stored, tables
+from comparing import Row, carry_out, measured, parser_of, print_tables, stored
 from dual_averaging import DualAveraging, DualPenalty
 from ssl_lightning import SSLLightningModule, sensitivity
 from ssl_lightning.callbacks import Budget
@@ -202,7 +202,7 @@ def main() -> None:
     parser.set_defaults(ways=[way for way in WAYS if not way.startswith("constant_")])
     args = parser.parse_args()
     if args.table:
-        return tables(stored(args.results), name_of)
+        return print_tables(stored(args.results), name_of)
     runs = (
         {
             "network": args.network,

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from comparing import Row, carry_out, measured, parser_of, stored, tables
+from comparing import Row, carry_out, measured, parser_of, print_tables, stored
 from ssl_lightning import SSLLightningModule
 from ssl_lightning.callbacks import Budget, Distill
 from ssl_lightning.data import CIFAR10DataModule
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     args = parser.parse_args()
     if args.table:
-        return tables(stored(args.results), LABELS.__getitem__)
+        return print_tables(stored(args.results), LABELS.__getitem__)
     length = f"recipe{args.epochs}"
     runs = (
         {"network": NETWORK, "length": length, "way": way, "macs": args.macs, "seed": seed}

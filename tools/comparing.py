@@ -7,13 +7,14 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
 from ssl_lightning import SSLLightningModule
+from ssl_lightning.zoo.wording import table
 
 Row = dict[str, Any]
 KEYS = ("network", "length", "way", "macs", "seed")
@@ -91,24 +92,35 @@ def measured(
     }
 
 
-def tables(rows: list[Row], name_of: Callable[[str], str]) -> None:
-    """Print means over seeds, with the spread, best first: a table for each network and cost."""
+def tables(rows: list[Row], name_of: Callable[[str], str]) -> dict[str, str]:
+    """Return means over seeds, with the spread, best first: a table for each network and cost."""
     found: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
         place = row["network"], row["length"], row["macs"]
         found.setdefault(place, {}).setdefault(row["way"], []).append(row)
-    for (network, length, macs), ways in sorted(found.items()):
-        print(f"\n<!-- {network} {length} {macs:g} -->")
-        print("| way | seeds | validation % | test % |")
-        print("|---|---|---|---|")
-        lines = [
-            (statistics.mean(r["val"] for r in runs), name_of(way), runs)
-            for way, runs in ways.items()
-        ]
-        for _, name, runs in sorted(lines, key=lambda line: line[0]):
-            cells = [spread([r[split] for r in runs]) for split in ("val", "test")]
-            print(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
-        print("<!-- end -->")
+    return {
+        f"{network} {length} {macs:g}": table_of(ways, name_of)
+        for (network, length, macs), ways in sorted(found.items())
+    }
+
+
+def table_of(ways: Mapping[str, list[Row]], name_of: Callable[[str], str]) -> str:
+    """Return one table."""
+    lines = [
+        (statistics.mean(r["val"] for r in runs), name_of(way), runs) for way, runs in ways.items()
+    ]
+    head = ("way", "seeds", "validation %", "test %")
+    cells = [
+        (name, len(runs), *(spread([r[split] for r in runs]) for split in ("val", "test")))
+        for _, name, runs in sorted(lines, key=lambda line: line[0])
+    ]
+    return f"{table(head, cells)}\n"
+
+
+def print_tables(rows: list[Row], name_of: Callable[[str], str]) -> None:
+    """Print all tables with the marks between which they stand in docs."""
+    for name, text in tables(rows, name_of).items():
+        print(f"\n<!-- {name} -->\n{text}<!-- end -->")
 
 
 def spread(values: list[float]) -> str:

@@ -1,15 +1,11 @@
-"""Fill the tables of docs/comparison.md from the records in docs/comparison and the zoo's cards.
+"""The tables of docs/comparison.md: from the records in docs/comparison and the zoo's cards.
 
-python tools/comparison_page.py
-
-Between ``<!-- name -->`` and ``<!-- end -->`` is a table: of ``docs/comparison/<name>.json`` where
-``ssl-lightning compare`` wrote it, of ``cost.json`` (``ssl-lightning benchmark training``), or of
-the card of an entry with its controls. A test compares them.
+A mark names ``docs/comparison/<name>.json`` where ``ssl-lightning compare`` wrote it, ``cost.json``
+(``ssl-lightning benchmark training``), or the card of an entry with its controls.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from ssl_lightning.measure.training_record import TrainingRecord
@@ -20,8 +16,7 @@ from ssl_lightning.zoo.records import CONTROLS, SeedResult, median_result
 from ssl_lightning.zoo.wording import table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGE, RECORDS = DOCS / "comparison.md", DOCS / "comparison"
-MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+RECORDS = DOCS / "comparison"
 MODERN = ("mobilenetv3_small_imagenette_half", "mobilenetv3_small_imagenette_dense")
 
 
@@ -76,13 +71,3 @@ def made(name: str) -> str:
     if name == "cost":
         return cost_table(TrainingRecord.load(path))
     return comparison_table(Comparison.load(path).rows)
-
-
-def filled(text: str) -> str:
-    """Return the page with its tables made anew."""
-    return MARKED.sub(lambda found: f"{found[1]}{made(found[2])}{found[3]}", text)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"Wrote {PAGE.relative_to(DOCS.parent)}")

@@ -1,25 +1,20 @@
-"""Write the tables of README from what was measured: the demo's report, and the cards of the zoo.
+"""The tables of README: from the demo's report, and the cards of the zoo.
 
-``python tools/readme_tables.py`` replaces what stands between ``<!-- name -->`` and
-``<!-- end -->``.
 ``docs/demo/`` holds the report and the pictures of a run of ``make demo`` on an idle machine:
 ``cp runs/quickstart/report.{json,png} runs/quickstart/filters.png docs/demo/``.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src")] if str(ROOT / "src") not in sys.path else []
+from ssl_lightning.measure.record import Timing
+from ssl_lightning.report.run_report import RunReport
+from ssl_lightning.report.table import percent, plural
+from ssl_lightning.zoo import Card, card
+from ssl_lightning.zoo.wording import table
 
-from ssl_lightning.measure.record import Timing  # noqa: E402
-from ssl_lightning.report.run_report import RunReport  # noqa: E402
-from ssl_lightning.report.table import percent, plural  # noqa: E402
-from ssl_lightning.zoo import Card, card  # noqa: E402
-from ssl_lightning.zoo.wording import table  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared with
     "lenet_mnist_filter_channel": "lenet_mnist_dense",
@@ -92,15 +87,5 @@ def figures(entry: Card) -> tuple[str, ...]:
     )
 
 
-def filled(text: str) -> str:
-    """Return README's text with its tables as they were measured."""
-    for name, made in {"demo": demo_table(), "zoo": zoo_table()}.items():
-        block = re.compile(rf"<!-- {name} -->\n.*?<!-- end -->", re.DOTALL)
-        assert block.search(text), f"README has no place for the table {name}"
-        text = block.sub(lambda _, n=name, m=made: f"<!-- {n} -->\n{m}<!-- end -->", text)
-    return text
-
-
-if __name__ == "__main__":
-    README = ROOT / "README.md"
-    README.write_text(filled(README.read_text()))
+TABLES = {"demo": demo_table, "zoo": zoo_table}
+"""Mark in README -> what makes its table."""
