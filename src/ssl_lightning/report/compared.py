@@ -89,12 +89,15 @@ def cells_of(row: Compared) -> tuple[str, ...]:
 
     Example:
         >>> numbers = 3, 0.934, 0.08, 0.9, 0.03, 9.97, 12.3, 51.2, 1.4, 61.3, 4
-        >>> cells_of(Compared("a", "largest norms", *numbers))[2:]
+        >>> cells = cells_of(Compared("magnitude", "largest norms", *numbers))
+        >>> cells[0]
+        'largest norms (magnitude)'
+        >>> cells[2:]
         ('0.93 ± 0.08', '0.90 ± 0.03', '10.0', '12.3', '51 ± 1', '61', '4')
     """
     several = row.seeds > 1
     return (
-        row.label,
+        f"{row.label} ({row.name})",
         str(row.seeds),
         f"{row.validation:.2f}" + (f" ± {row.validation_spread:.2f}" if several else ""),
         f"{row.test:.2f}" + (f" ± {row.test_spread:.2f}" if several else ""),
