@@ -24,10 +24,13 @@ from ssl_lightning import (
     compact,
     count_macs,
     create_backbone,
+    group_norms,
     make_plan,
     prune_,
     resolve_groups,
 )
+from ssl_lightning.callbacks import methods
+from ssl_lightning.callbacks.methods import limits_at
 from ssl_lightning.compaction import plan_and_compact
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure import count_sparse_macs
@@ -332,3 +335,70 @@ def test_every_importance_keeps_a_budget_and_is_zero_where_groups_are(importance
     dense = count_macs(net, x)
     prune_(net, x, macs=0.5, importance=importance)
     assert 0.49 < count_macs(plan_and_compact(net, x)[1], x) / dense <= 0.5
+
+
+# --- ways through a window ----------------------------------------------------------------------
+
+
+class Watch(pl.Callback):
+    """Notes the budget's limit, or the norm of what it chose, after each step."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget, self.sets, self.seen = budget, [], []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        net, masks = pl_module.backbone, self.budget.method.state.get("masks")
+        if masks is None or pl_module.sparsity.plans:
+            return
+        self.sets = self.sets or resolve_groups(net, [{"kind": "coupled"}], IMAGE)
+        tensors = named_tensors(net)
+        gone = [torch.tensor(mask) for mask in masks]
+        norms = [group_norms(s, tensors)[m] for s, m in zip(self.sets, gone, strict=True)]
+        self.seen.append((sum(int(m.sum()) for m in gone), torch.cat(norms).norm().item()))
+
+
+def test_gradual_follows_the_cubic_of_zhu_and_gupta(trainer: Any, monkeypatch: Any) -> None:
+    """Equation 1 with an initial sparsity of 0 and a final one of 0.875, 8 times within n dt.
+
+    By hand: 0.875 (1 - (1 - t / n dt)^3) is 0.505859375 after a quarter, 0.765625 after half and
+    0.861328125 after three quarters.
+    """
+    shares = []
+
+    def note(costs: Any, done: float) -> Any:
+        found = limits_at(costs, done)
+        shares.append(1 - found.limits["macs"] / costs.dense["macs"] if found else 0.0)
+        return found
+
+    monkeypatch.setattr(methods, "limits_at", note)
+    budget = Budget(macs=0.125, end=2, method="gradual", importance="l2", every_n_steps=2)
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.0))
+    trainer(max_epochs=3, limit_val_batches=0, callbacks=[budget]).fit(
+        module, toy_loader(64), toy_loader(8)
+    )
+    assert len(shares) == 7  # every second of 16 steps, between the first and the last
+    np.testing.assert_allclose(shares[1::2], [0.505859375, 0.765625, 0.861328125])
+    assert module.sparsity.macs_left() <= 12.5
+
+
+def test_fading_is_a_decay_that_grows_by_the_same_amount_in_each_step(trainer: Any) -> None:
+    """Wang et al. 2021, algorithm 1: after k steps of rate lr, a weight without a gradient is
+    prod_i (1 - lr i delta) of what it was. Here lr delta = 2 log(1000) / n^2 of n steps, in the
+    limit of many.
+    """
+    budget = Budget(macs=0.5, end=4, method="fading", importance="l2")
+    module, watch = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.0)), Watch(budget)
+    before = copy.deepcopy(module.backbone)
+    run = trainer(max_epochs=5, limit_val_batches=0, callbacks=[budget, watch])
+    run.fit(module, toy_loader(256), toy_loader(8))
+    masks = [torch.tensor(mask) for mask in budget.method.state["masks"]]
+    sets = resolve_groups(before, [{"kind": "coupled"}], IMAGE)
+    norms = [group_norms(s, named_tensors(before)) for s in sets]
+    first = torch.cat([n[m] for n, m in zip(norms, masks, strict=True)]).norm().item()
+    steps, found = 4 * 32, [norm / first for _, norm in watch.seen]
+    grow = 2 * np.log(1000) / steps**2
+    expected = np.log(1 - grow * np.arange(1, steps)).cumsum()
+    half = steps // 2  # the rest differs by the square of the steps' decay, more where it is larger
+    np.testing.assert_allclose(np.log(found[:half]), expected[:half], atol=0.08)
+    np.testing.assert_allclose(np.log(found[: steps - 1]), expected, atol=0.35)
+    assert expected[-1] < -6
