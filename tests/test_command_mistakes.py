@@ -290,3 +290,19 @@ def test_foreign_json_is_no_report(run, capsys):
     Path("foreign.json").write_text('{"a": 1}')
     assert main(["report", "foreign.json"]) == 1
     assert "foreign.json: expected a report of ssl_lightning" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_continued_says_that_nothing_is_trained(run, capsys, monkeypatch):
+    monkeypatch.delenv("SSL_DATA_DIR")
+    line = (
+        "fit --data MNISTDataModule --trainer.limit_train_batches 2 --trainer.limit_val_batches 1"
+    )
+    line += " --trainer.default_root_dir again --trainer.max_epochs"
+    assert main(shlex.split(f"{line} 2")) == 0
+    assert "nothing is trained" not in capsys.readouterr().out
+    line += " {} --ckpt_path again/checkpoints/last.ckpt"
+    assert main(shlex.split(line.format(2))) == 0
+    said = "the checkpoint has 2 epochs behind it, and trainer.max_epochs is 2"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main(shlex.split(line.format(3))) == 0
+    assert "nothing is trained" not in capsys.readouterr().out

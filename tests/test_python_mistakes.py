@@ -11,13 +11,19 @@ import torch
 from torch import nn
 
 from ssl_lightning import (
+    GroupLocks,
     LatencyMeter,
     Regularizer,
     benchmark,
+    choose_layers,
     compact,
+    compare_precisions,
     count_macs,
     create_backbone,
+    export_int8,
     export_model,
+    factorise,
+    for_inference,
     load_compact,
     make_plan,
     prune_,
@@ -155,7 +161,7 @@ def test_an_example_input_has_a_row(net, call):
 
 @pytest.mark.parametrize("call", [name for name in TAKING_INPUTS if name not in LATER])
 def test_an_example_input_has_the_channels_of_the_network(net, call):
-    with pytest.raises(ValueError, match=r"LeNet .*\(1, 3, 28, 28\).* Check the input shape"):
+    with pytest.raises(ValueError, match=r"LeNet .*\(1, 3, 28, 28\).* Check shapes, types"):
         TAKING_INPUTS[call](net, torch.zeros(1, 3, 28, 28))
 
 
@@ -173,12 +179,21 @@ def test_two_regularizers_of_the_same_groups_on_one_optimizer(net):
     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
     penalties = [{"kind": "filter", "layers": "conv1", "strength": 1e-3}]
     first = Regularizer(net, penalties).attach(sgd)
-    with pytest.warns(UserWarning, match=r"Another Regularizer .* this SGD .*conv1:filter"):
+    with pytest.warns(UserWarning, match=r"Another Regularizer .* this SGD .*such as conv1.bias"):
         second = Regularizer(net, penalties).attach(sgd)
     second.detach()
     first.detach()
+    of_filters, of_columns = penalties, [{**penalties[0], "kind": "shape"}]
+    attached = Regularizer(net, of_filters).attach(sgd)
+    with pytest.warns(UserWarning, match=r"Another Regularizer .* such as conv1.weight: both"):
+        Regularizer(net, of_columns).attach(sgd).detach()
+    attached.detach()
+    other = create_backbone("lenet")  # whose layers have the same names
+    both = torch.optim.SGD([*net.parameters(), *other.parameters()], lr=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        Regularizer(net, penalties).attach(both)
+        Regularizer(other, penalties).attach(both)
         again = Regularizer(net, penalties)
         again.attach(sgd)
         again.attach(sgd)
@@ -186,19 +201,40 @@ def test_two_regularizers_of_the_same_groups_on_one_optimizer(net):
         Regularizer(net, penalties).attach(torch.optim.SGD(net.parameters(), lr=0.1))
 
 
-def test_a_plan_that_is_older_than_the_zeros_is_saved_with_a_warning(tmp_path):
+def test_a_plan_that_is_older_than_the_zeros(tmp_path):
     torch.manual_seed(0)
     model = Own()
     early = make_plan(model, X)
+    prune_(model, X, macs=0.7)
+    plan = make_plan(model, X)
+    with pytest.warns(UserWarning, match="compact: . filters of `first` became zero after"):
+        masked = compact(model, early)
+    with pytest.warns(UserWarning, match="save_compact: . filters of `first` became zero after"):
+        save_compact(tmp_path / "masked", masked, early)
+    small = compact(model, plan)
+    prune_(model, X, macs=0.4)
+    with pytest.warns(UserWarning, match="compact: . filters of `first` became zero after"):
+        compact(model, plan)
+    prune_(small, X, macs=0.7)
+    with pytest.warns(UserWarning, match="save_compact: . filters of `first` became zero after"):
+        save_compact(tmp_path / "late", small, plan)
+
+
+def test_a_plan_of_the_zeros_that_there_are_is_no_mistake(tmp_path):
+    torch.manual_seed(0)
+    model = Own()
     prune_(model, X, macs=0.5)
-    with pytest.warns(UserWarning, match="removes nothing, but filters of first are zero. Make"):
-        save_compact(tmp_path / "masked", compact(model, early), early)
     plan = make_plan(model, X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_compact(tmp_path / "compact", compact(model, plan), plan)
         fresh = Own()
         save_compact(tmp_path / "dense", fresh, make_plan(fresh, X))
+        with torch.no_grad():
+            fresh.second.weight[1] = fresh.second.bias[1] = 0  # the network's output
+        kept = make_plan(fresh, X)
+        assert kept.modules["second"].idle == 1
+        save_compact(tmp_path / "kept", compact(fresh, kept), kept)
 
 
 def test_a_compact_network_in_place_of_the_dense_one(pruned, tmp_path):
@@ -216,3 +252,55 @@ def test_a_foreign_record_is_named(tmp_path, content):
     for record in (RunReport, BenchmarkResult):
         with pytest.raises(ValueError, match=r"foreign.json: (report|benchmark)?.*expected"):
             record.load(path)
+
+
+def test_no_penalties_and_no_locks_are_no_attachment(net):
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="no penalties and no locks, so that nothing would act"):
+        Regularizer(net, []).attach(sgd)
+    Regularizer(net, []).attach(sgd, locks=GroupLocks()).detach()
+
+
+TAKING_NETWORKS = {
+    "export_model": lambda net: export_model(net, X, "never.onnx"),
+    "export_int8": lambda net: export_int8(net, X, "n.xml", calibration=[X], evaluate=len),
+    "compare_precisions": lambda net: compare_precisions({"a": net}, X, [X], len),
+    "for_inference": lambda net: for_inference(net, X),
+    "factorise": lambda net: factorise(net, X, energy=0.9, method="svd"),
+    "choose_layers": lambda net: choose_layers(net, make_plan(create_backbone("lenet"), X)),
+}
+
+
+@pytest.mark.parametrize("call", TAKING_NETWORKS)
+@pytest.mark.parametrize("given", ["resnet20", None])
+def test_a_name_is_no_network(call, given):
+    with pytest.raises(ValueError, match=r"Expected a network, a torch.nn.Module, got"):
+        TAKING_NETWORKS[call](given)
+
+
+@pytest.mark.parametrize("threads", [1.5, "2", True, 0, [1, 1.5]])
+def test_threads_are_whole_numbers(net, threads):
+    with pytest.raises(ValueError, match="threads: expected a whole number >= 1, got"):
+        benchmark({"dense": net}, X, threads=threads)
+
+
+def test_what_cannot_be_stored_of_a_compact_network(pruned, tmp_path):
+    model, plan = pruned
+    small = compact(model, plan)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"expected a folder, got the file .*file. Give another"):
+        save_compact(tmp_path / "file", small, plan)
+    with pytest.raises(ValueError, match=r"got Tensor as 'classes'\. Give plain values"):
+        save_compact(tmp_path / "new", small, plan, arguments={"classes": torch.ones(1)})
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_entry_of_the_zoo_is_no_folder():
+    with pytest.raises(ValueError, match=r"Load it with `zoo.load\('lenet_mnist_shape'\)`"):
+        load_compact("zoo:lenet_mnist_shape")
+
+
+def test_a_network_that_torch_cannot_run_is_not_the_fault_of_its_capture(net):
+    with pytest.raises(ValueError, match=r"Cannot run LeNet .* Check shapes, types") as error:
+        prune_(net, X.double(), macs=0.5)
+    assert "control flow" not in str(error.value)

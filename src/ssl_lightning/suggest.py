@@ -153,7 +153,7 @@ def first_line(error: BaseException, most: int = 200) -> str:
         ('No such file', 'AssertionError')
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:most].rstrip(".") if lines else type(error).__name__
+    return lines[0][:most].rstrip(".: ") if lines else type(error).__name__
 
 
 def said_by(error: BaseException, most: int = 200) -> str:

@@ -24,9 +24,10 @@ def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int, where
     make = partial(StageLR, epochs=stages, lr=[1.0] * len(stages))
     configs = [LRSchedulerConfig(make(optimizer)) for optimizer in trainer.optimizers]
     trainer.strategy.lr_scheduler_configs = configs
+    unit = "epoch" if stages[-1] == 1 else "epochs"
     rank_zero_info(
         f"{where}: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
-        f"a cosine over {' and another over '.join(map(str, stages))} epochs."
+        f"a cosine over {' and another over '.join(map(str, stages))} {unit}."
     )
 
 

@@ -293,7 +293,8 @@ def changes_of_outputs(
         return sum(map(change, outputs, expected)) / len(calls)
 
     number = len(calls)
-    conditions = f"relative squared change of the outputs on {number} training batches"
+    batches = "1 training batch" if number == 1 else f"{number} training batches"
+    conditions = f"relative squared change of the outputs on {batches}"
     return measure_rises(network, group_sets, changed, shares=SHARES, conditions=conditions)
 
 

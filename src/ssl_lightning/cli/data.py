@@ -201,7 +201,8 @@ def check_channels(network: Any, data: Any) -> None:
     if taken and found and len(taken) == len(found) == 3 and taken[0] != found[0]:
         raise ValueError(
             f"{type(network).__name__} takes images {tuple(taken)}, the data has {tuple(found)}. "
-            "Give another --model.backbone, other --data, or for a backbone of timm "
+            f"They differ in channels, {taken[0]} and {found[0]}. Give another --model.backbone or "
+            "other --data (some have --data.channels), or for a backbone of timm "
             f"--model.backbone_args '{{in_chans: {found[0]}}}'."
         )
 

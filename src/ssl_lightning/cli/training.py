@@ -80,6 +80,7 @@ class SSLCLI(LightningCLI):
     items: Mapping[str, Any] = MappingProxyType({})
     traces: Mapping[str, Traces] = MappingProxyType({})
     suggests: bool = True
+    epochs_done: int = 0
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -114,8 +115,12 @@ class SSLCLI(LightningCLI):
         last = root / "checkpoints" / f"{LAST}.ckpt"
         if self.model.init_from is not None and not self.config.fit.ckpt_path:
             check_source(self.model.init_from)
-        if 0 in (self.trainer.max_epochs, self.trainer.max_steps):
+        most = self.trainer.max_epochs
+        if 0 in (most, self.trainer.max_steps):
             say("note: nothing is trained: trainer.max_epochs or max_steps is 0.")
+        elif most is not None and 0 < most <= self.epochs_done:
+            say(f"note: nothing is trained: the checkpoint has {self.epochs_done} epochs behind "
+                f"it, and trainer.max_epochs is {most}.")  # fmt: skip
         told = self.suggests and self.trainer.is_global_zero and self.trainer.checkpoint_callback
         if told and last.exists() and not self.config.fit.ckpt_path:
             say(f"note: {os.path.relpath(last)} is of an earlier run and will be replaced. To keep "
@@ -205,6 +210,7 @@ class SSLCLI(LightningCLI):
         """
         path = self.config.get(self.asked, {}).get("ckpt_path")
         content = read_checkpoint(path) if path and is_path_of_file(path) else None
+        self.epochs_done = epochs_of(content or {})
         given = (argument.partition("=")[0] for argument in self.given)
         if any(name in ("-c", "--config") or name.startswith("--model") for name in given):
             return
@@ -216,6 +222,12 @@ class SSLCLI(LightningCLI):
 def any_of(given: Iterable[Callback], kind: type[Callback]) -> bool:
     """Whether one of the callbacks is of a kind."""
     return any(isinstance(each, kind) for each in given)
+
+
+def epochs_of(content: Mapping[str, Any]) -> int:
+    """Return how many whole epochs a checkpoint has behind it; 0 if it does not say."""
+    progress = content.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
+    return int(progress.get("current", {}).get("completed", 0))
 
 
 def is_path_of_file(path: str | Path) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from ssl_lightning.compaction.checks import warn_of_later_zeros
 from ssl_lightning.compaction.equality import Problem
 from ssl_lightning.compaction.factors import insert_factors_
 from ssl_lightning.compaction.gate import Gate, open_gate, try_further
@@ -18,7 +18,6 @@ from ssl_lightning.compaction.sparse import replace_layers
 from ssl_lightning.compaction.structure import structure_of
 from ssl_lightning.graph import (
     REGISTERED,
-    WEIGHTED,
     ExampleInput,
     Inputs,
     Op,
@@ -329,6 +328,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
             f"compact: the plan does not fit this {type(model).__name__}: {problem.text}. Its "
             "weights changed since the plan was made; make the plan again."
         )
+    warn_of_later_zeros(model, plan, "compact")
     return carried_out(model, plan)
 
 
@@ -355,34 +355,3 @@ def plan_and_compact(
     """
     plan = make_plan(model, example_input, constants=constants)
     return plan, carried_out(model, plan)
-
-
-def check_carried_out(model: nn.Module, plan: Plan, where: str) -> None:
-    """Make sure that a plan was carried out on a model.
-
-    Raises:
-        ValueError: if all that it cuts is whole.
-    """
-    try:
-        check_modules(model, plan.removed())
-    except ValueError:
-        return
-    if plan.removed():
-        raise ValueError(
-            f"{where}: expected the compact network, got a {type(model).__name__} that the plan "
-            "was not carried out on. Give what `compact(net, plan)` returned."
-        )
-
-
-def warn_of_masked(model: nn.Module, plans: Iterable[Plan]) -> None:
-    """Warn where plans remove nothing of a network with zero filters: they are older than it."""
-    if any(p.removed() or p.sparse or p.factors or p.notes for p in plans):
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED) and bool((module.weight.flatten(1) == 0).all(1).any()):
-            warnings.warn(
-                f"save_compact: the plan removes nothing, but filters of {name} are zero. Make the "
-                "plan after pruning: plan = make_plan(net, x); small = compact(net, plan).",
-                stacklevel=3,
-            )
-            return

@@ -12,7 +12,7 @@ from torch.utils.benchmark import Timer
 
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices
-from ssl_lightning.graph import Inputs, working_copy
+from ssl_lightning.graph import Inputs, check_network, working_copy
 from ssl_lightning.kernels import ColumnSparseConv2d
 from ssl_lightning.progress import track
 
@@ -68,6 +68,7 @@ def choose_layers(model: nn.Module, plan: Plan, *, compare: Compare = time_ratio
         >>> compact(net, plan).conv2
         ColumnSparseConv2d(20, 50, kernel_size=(5, 5), stride=(1, 1), rows=50/50, columns=100/500)
     """
+    check_network(model)
     small = apply_slices(working_copy(model), plan.modules).eval()
     device = next((p.device for p in small.parameters()), torch.device("cpu"))
     chosen = []

@@ -17,8 +17,14 @@ from torch import Tensor, nn
 
 from ssl_lightning.backbones import BACKBONES, admit_own, class_path, create_stored, storable
 from ssl_lightning.compaction import pretrained
+from ssl_lightning.compaction.checks import (
+    check_carried_out,
+    check_saved,
+    check_storable,
+    warn_of_later_zeros,
+)
 from ssl_lightning.compaction.plan import Plan, plans_from_data, plans_to_data
-from ssl_lightning.compaction.planning import apply_plan, check_carried_out, warn_of_masked
+from ssl_lightning.compaction.planning import apply_plan
 from ssl_lightning.compaction.stored import check_counts
 from ssl_lightning.files import parse_json, replacing
 from ssl_lightning.suggest import said_by, shortened
@@ -233,14 +239,16 @@ def save_compact(
         >>> sorted(path.name for path in folder.iterdir())
         ['model.safetensors', 'plan.json']
     """
-    check_arguments(folder, model, plan)
+    check_saved(folder, model, plan)
+    check_storable(arguments or {})
     folder = Path(folder)
     plans = (plan,) if isinstance(plan, Plan) else tuple(plan)
     if pretrained.is_pretrained(model) and (backbone is None or is_unknown_class(backbone)):
         recipe = recipe_of(model, plans)
         pretrained.write_pretrained(folder, model, {RECIPE: recipe.to_json()}, read_compact)
         return folder
-    warn_of_masked(model, plans)
+    if plans:
+        warn_of_later_zeros(model, plans[-1], "save_compact")
     backbone = class_path(model) if backbone is None else backbone
     recipe = Recipe(backbone, storable(backbone, arguments or {}), plans, "save_compact")
     check_loadable(recipe, model)
@@ -248,18 +256,6 @@ def save_compact(
         save_model(model, str(weights))
         text.write_text(recipe.to_json())
     return folder
-
-
-def check_arguments(folder: object, model: object, plan: object) -> None:
-    """Refuse arguments in another order, or of other types."""
-    plans = [plan] if isinstance(plan, Plan) else plan
-    given = isinstance(plans, Sequence) and all(isinstance(each, Plan) for each in plans)
-    if not (folder and isinstance(folder, (str, Path)) and isinstance(model, nn.Module) and given):
-        types = ", ".join(type(each).__name__ for each in (folder, model, plan))
-        raise ValueError(
-            f"save_compact: expected a folder, a network and its plan, got {types}. Call "
-            "save_compact(folder, small, plan)."
-        )
 
 
 def recipe_of(model: nn.Module, plans: Sequence[Plan]) -> Recipe:
@@ -384,6 +380,11 @@ def read_recipe(folder: Path, where: str) -> Recipe:
     Raises:
         FileNotFoundError, ValueError: as :func:`load_compact`.
     """
+    if where.startswith("zoo:"):
+        raise ValueError(
+            f"load_compact: expected a folder, got an entry of the zoo, {where}. Load it with "
+            f"`zoo.load({where.removeprefix('zoo:')!r})`."
+        )
     for name in (WEIGHTS, RECIPE):
         if not (folder / name).is_file():
             raise FileNotFoundError(

@@ -221,10 +221,12 @@ class ImageDataModule(LightningDataModule):
             self._require("training_sizes (pixels)", size, 8)
         return table
 
-    def _require(self, name: str, value: int, low: int, high: int | None = None) -> None:
+    def _require(
+        self, name: str, value: int, low: int, high: int | None = None, why: str = ""
+    ) -> None:
         if value < low or (high is not None and value > high):
             expected = f"at least {low}" if high is None else f"{low} .. {high}"
             raise ValueError(
-                f"{type(self).__name__}: expected `{name}` to be {expected}, got {value}. "
-                "Change it in the call or in the config's `data` section."
+                f"{type(self).__name__}: expected `{name}` to be {expected}{why}, got "
+                f"{value}. Change it in the call or in the config's `data` section."
             )

@@ -84,7 +84,8 @@ class SyntheticDataModule(ArrayDataModule):
         self._require("image_size", self.image_size, 8)
         self._require("channels", self.channels, 1)
         self._require("num_test", self.num_test, 1)
-        self._require("num_train", self.num_train, self.num_validation + 1)
+        held_out = f", as {self.num_validation} of them are held out (num_validation)"
+        self._require("num_train", self.num_train, self.num_validation + 1, why=held_out)
         self._require("noise", self.noise, 0, 127 - AMPLITUDE)
         self.mean, self.std = (0.5,) * self.channels, (0.25,) * self.channels
 

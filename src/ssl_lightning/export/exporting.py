@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ssl_lightning.compaction.equality import LOWER, difference
 from ssl_lightning.export.sizes import Sizes, Trial, accepted_sizes, size_text, trials
 from ssl_lightning.files import replacing_together
-from ssl_lightning.graph import ExampleInput, Inputs, as_inputs, run_checked, same_random_state
+from ssl_lightning.graph import (
+    ExampleInput,
+    Inputs,
+    as_inputs,
+    check_network,
+    run_checked,
+    same_random_state,
+)
 from ssl_lightning.measure.capturing import Batch, capture
 from ssl_lightning.measure.engine import Bind, Engine
 from ssl_lightning.measure.engines import file_formats
@@ -106,6 +113,7 @@ def export_model(
         ...     print(result.batch_sizes, result.difference <= result.tolerance, file.is_file())
         (1, 2, 5) True True
     """
+    check_network(model)
     engine, inputs = pick("export format", format, file_formats()), as_inputs(example_input)
     check_arguments(inputs, batch, size, tolerance)
     check_suffix(Path(path), format, engine)

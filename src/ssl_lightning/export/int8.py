@@ -13,7 +13,7 @@ from torch import nn
 from ssl_lightning.export.exporting import TOLERANCE, Size, check_suffix
 from ssl_lightning.export.int8_files import FLOAT32, INT8, write_files
 from ssl_lightning.files import replacing_together
-from ssl_lightning.graph import ExampleInput
+from ssl_lightning.graph import ExampleInput, check_network
 from ssl_lightning.measure.capturing import Batch
 from ssl_lightning.measure.engine import Engine
 from ssl_lightning.measure.engines import file_formats
@@ -114,6 +114,7 @@ def export_int8(
         ...     print(result.examples, result.before, file.is_file())
         64 0.0 True
     """
+    check_network(model)
     engine = pick("format with int8", format, int8_formats())
     if not max_rise >= 0:
         raise ValueError(

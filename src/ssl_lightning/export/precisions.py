@@ -11,7 +11,7 @@ from torch import nn
 
 from ssl_lightning.export.int8 import Evaluate, int8_engines
 from ssl_lightning.export.int8_files import BFLOAT16, FLOAT32, INT8, Files, write_files
-from ssl_lightning.graph import ExampleInput, Inputs, as_inputs
+from ssl_lightning.graph import ExampleInput, Inputs, as_inputs, check_network
 from ssl_lightning.measure.engine import Call, Engine
 from ssl_lightning.measure.engines import engine_versions
 from ssl_lightning.measure.int8 import EXTRA, PACKAGES
@@ -75,6 +75,8 @@ def compare_precisions(
     """
     if not networks:
         raise ValueError("compare_precisions: expected at least one network, got none. Give one.")
+    for network in networks.values():
+        check_network(network)
     for name, value in {"batch_size": batch_size, "repeats": repeats}.items():
         if value < 1:
             raise ValueError(

@@ -64,7 +64,7 @@ class Inputs:
         """Return what to do where a network refuses these inputs."""
         if len(self.args) == 1 and isinstance(self.args[0], Mapping):
             return "A mapping is one input; inputs with names are given as `Inputs(**batch)`."
-        return "Check the input shape."
+        return "Check shapes, types and devices of the inputs."
 
     @property
     def batch(self) -> int:

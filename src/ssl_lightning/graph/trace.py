@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from ssl_lightning.graph.aliases import resolve_in_place
 from ssl_lightning.graph.copies import same_random_state, working_copy
-from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs
+from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs, run_checked
 from ssl_lightning.graph.layers import ANY_CHANNEL_NORM, OWN_LAYERS, class_name
 from ssl_lightning.graph.ops import LEAF_MODULES, LayerCall, Op, Ref, Trace, has_hooks
 from ssl_lightning.graph.owners import by_parameters, call_types
@@ -98,6 +98,8 @@ def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as error:
+        with torch.no_grad(), same_random_state():
+            run_checked(model, inputs)  # what fails in torch too is not the capture's fault
         shapes = [tuple(x.shape) for x in inputs.tensors()]
         raise ValueError(
             f"Cannot capture {type(model).__name__} with torch.export on inputs of shapes "

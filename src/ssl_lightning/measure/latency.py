@@ -290,6 +290,8 @@ def _check(
     for argument, values in several.items():
         if not values:
             raise ValueError(f"benchmark: expected a number as `{argument}`, got none. Give 1.")
+    for threads in several["threads"]:
+        check_threads(threads)
     lowest = {"repeats": (repeats, 1), "warmup": (warmup, 0)}
     lowest |= {argument: (min(values), 1) for argument, values in several.items()}
     for argument, (value, minimum) in lowest.items():
@@ -298,7 +300,6 @@ def _check(
                 f"benchmark: expected `{argument}` >= {minimum}, got {value}. "
                 f"Use {argument}={minimum} or more."
             )
-    check_threads(max(several["threads"]))
     if min_run_time < 0:
         raise ValueError(
             f"benchmark: expected `min_run_time` >= 0 seconds, got {min_run_time}. Use 0.002."

@@ -245,9 +245,11 @@ def check_threads(threads: int) -> None:
     """Refuse threads that would wait for each other's core; torch's present number is taken.
 
     Raises:
-        ValueError: if they are more than the cores of the machine.
+        ValueError: if they are no whole number from 1 to the cores of the machine.
     """
     cores = os.cpu_count() or 1
+    if type(threads) is not int or threads < 1:
+        raise ValueError(f"threads: expected a whole number >= 1, got {threads!r}. Give 1, say.")
     if threads > max(cores, torch.get_num_threads()):
         raise ValueError(
             f"threads: expected at most {cores}, the cores of this machine, got {threads}. Give "
@@ -262,4 +264,4 @@ def several(values: Any) -> list[Any]:
         >>> several("eager"), several((1, 2))
         (['eager'], [1, 2])
     """
-    return [values] if isinstance(values, (str, int)) else list(values)
+    return [values] if isinstance(values, (str, int, float)) else list(values)

@@ -135,14 +135,14 @@ def start_from_(backbone: nn.Module, source: str) -> dict[str, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     wanted = backbone.state_dict()
     if differing := [
-        f"`{name}` {shape_of(state, name)} instead of {shape_of(wanted, name)}"
+        f"{shape_of(state, name)} instead of {shape_of(wanted, name)} as `{name}`"
         for name in dict.fromkeys([*wanted, *state])
         if shape_of(state, name) != shape_of(wanted, name)
     ]:
         raise ValueError(
             f"Cannot start from {source}: expected the weights of {type(backbone).__name__}, got "
             f"{differing[0]} and {len(differing) - 1} more that differ. Give the same backbone "
-            "and backbone_args as there."
+            "and backbone_args as there; a compact network is itself the backbone, such as zoo:..."
         )
     backbone.load_state_dict(state)
     return {"source": source, "sha256": digest}
@@ -182,14 +182,14 @@ def check_tensors(
 
 
 def shape_of(state: Mapping[str, Any], name: str) -> str:
-    """Write a tensor's shape, ``none`` if there is no such tensor, or what is there instead.
+    """Write a tensor's shape, ``nothing`` if there is no such tensor, or what is there instead.
 
     Example:
         >>> shape_of({"w": torch.zeros(2, 3)}, "w"), shape_of({}, "w")
-        ('(2, 3)', 'none')
+        ('(2, 3)', 'nothing')
     """
     if name not in state:
-        return "none"
+        return "nothing"
     value = state[name]
     return str(tuple(value.shape)) if isinstance(value, Tensor) else shortened(value)
 

@@ -182,20 +182,27 @@ class Attachment:
 
 
 def warn_of_others(attachment: Attachment, optimizers: Iterable[Optimizer]) -> None:
-    """Warn where another regularizer penalises the same groups in the steps of an optimizer."""
-    own = {term.name for term in attachment.regularizer.terms}
+    """Warn where another regularizer penalises the same parameters in the steps of an optimizer."""
+    own = penalised(attachment.regularizer)
     for optimizer in optimizers:
-        for other in AT_WORK.get(optimizer, WeakSet()):
-            if other.regularizer is attachment.regularizer:
-                continue
-            theirs = {term.name for term in other.regularizer.terms}
-            if twice := sorted(theirs & own):
+        others = (a.regularizer for a in AT_WORK.get(optimizer, WeakSet()))
+        for other in others:
+            twice = [own[key] for key in own.keys() & penalised(other).keys()]
+            if twice and other is not attachment.regularizer:
                 warnings.warn(
                     f"Another Regularizer is attached to this {type(optimizer).__name__} and "
-                    f"penalises the same groups, such as {twice[0]}: both act in each step. End "
-                    "the first with `attachment.detach()`, or give one Regularizer all penalties.",
+                    f"penalises the same parameters, such as {min(twice)}: both act in each step. "
+                    "End the first with `attachment.detach()`, or give one Regularizer all "
+                    "penalties.",
                     stacklevel=4,
                 )
+
+
+def penalised(regularizer: Acting) -> dict[int, str]:
+    """Return the ids and names of the parameters that penalties act on."""
+    parameters = regularizer.parameters()
+    names = {name for term in regularizer.terms for name in term.parameters()}
+    return {id(parameters[name]): name for name in names}
 
 
 def check_epoch(regularizer: Acting, epoch: float | Callable[[], float] | None) -> None:
@@ -219,17 +226,23 @@ def check_holders(
     Raises:
         ValueError: naming the optimizer, or the parameter that none holds.
     """
+    if not regularizer.penalties and locks is None:
+        raise ValueError(
+            "Regularizer.attach: there are no penalties and no locks, so that nothing would act. "
+            "Give the Regularizer penalties, such as [{'kind': 'coupled', 'strength': 1e-3}]."
+        )
     for optimizer in optimizers:
         check_hooks(optimizer)
         for term in regularizer.terms:
             if holds_any(optimizer, parameters, term.parameters()):
                 check_term(term, optimizer, parameters)
-    penalised = {name for term in regularizer.terms for name in term.parameters()}
-    for what, names in (("penalised", penalised), ("locked", set(parameters) if locks else set())):
+    acted_on = {"penalised": set(penalised(regularizer).values())}
+    acted_on |= {"locked": set(parameters) if locks else set()}
+    for what, names in acted_on.items():
         if names and not any(holds_any(o, parameters, names) for o in optimizers):
             raise ValueError(
-                f"Regularizer.attach: none of the {len(optimizers)} optimizers holds a {what} "
-                f"parameter ({min(names)}, ...), so that nothing would act. Attach to the "
+                f"Regularizer.attach: expected an optimizer that holds a {what} parameter "
+                f"({min(names)}, ...), got {len(optimizers)} of others. Attach to the "
                 "optimizers that train the model (from configure_optimizers, in a LightningModule)."
             )
 

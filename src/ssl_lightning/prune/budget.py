@@ -348,7 +348,8 @@ class Search:
         texts = []
         for name in sorted(macs, key=lambda n: -macs[n])[:3]:
             layer = name.removesuffix(".layer")
-            floor = f"{self.multiple} of its channels are retained" if self.multiple > 1 else ""
+            least = f"{self.multiple} of its channels, or all if it has fewer, are retained"
+            floor = least if self.multiple > 1 else ""
             floor = floor or "one group of it is retained"
             reason = self.retained.get(layer) or (
                 floor if layer in writes else "none of its groups may go"

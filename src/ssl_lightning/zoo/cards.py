@@ -260,6 +260,8 @@ def check_schema(schema: Any, where: str = "") -> None:
     Raises:
         ValueError: naming both versions.
     """
+    if schema is None:
+        raise ValueError(f"{where}card.schema: expected {SCHEMA}, got none: this is no card.")
     if schema != SCHEMA or isinstance(schema, bool):
         raise ValueError(
             f"{where}card.schema: expected {SCHEMA}, got {shortened(schema)}. Read it with the "
