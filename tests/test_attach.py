@@ -233,7 +233,7 @@ def test_what_cannot_act_is_refused() -> None:
     with pytest.raises(ValueError, match="need one optimizer for all their members"):
         regularizer.attach(halves)
     for nothing in ([], MAKE(net.fc.parameters())):
-        with pytest.raises(ValueError, match="optimizers holds a penalised parameter"):
+        with pytest.raises(ValueError, match="an optimizer that holds a penalised parameter"):
             attach(ROWS, nothing)
     with pytest.raises(ValueError, match="whose step calls hooks, got Unhooked"):
         attach(SUBGRADIENT, Unhooked(every))

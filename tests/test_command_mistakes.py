@@ -295,9 +295,9 @@ def test_foreign_json_is_no_report(run, capsys):
 def test_a_finished_run_that_is_continued_says_that_nothing_is_trained(run, capsys, monkeypatch):
     monkeypatch.delenv("SSL_DATA_DIR")
     line = (
-        "fit --data MNISTDataModule --trainer.limit_train_batches 2 --trainer.limit_val_batches 1"
+        "fit --data MNISTDataModule --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 "
+        "--trainer.log_every_n_steps 1 --trainer.default_root_dir again --trainer.max_epochs"
     )
-    line += " --trainer.default_root_dir again --trainer.max_epochs"
     assert main(shlex.split(f"{line} 2")) == 0
     assert "nothing is trained" not in capsys.readouterr().out
     line += " {} --ckpt_path again/checkpoints/last.ckpt"

@@ -208,8 +208,10 @@ class FixedBatch(nn.Module):
 
 def test_a_network_that_fixes_its_batch_size_says_so(tmp_path):
     net, x = FixedBatch(), torch.zeros(1, 3)
-    with pytest.raises(ValueError, match="FixedBatch cannot be captured with a dynamic batch"):
+    with pytest.raises(ValueError, match=r"Cannot run FixedBatch .*one batch size only, give that"):
         export_model(net, x, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="FixedBatch cannot be captured with a dynamic batch"):
+        export_model(net, torch.zeros(4, 3), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
     assert export_model(net, x, tmp_path / "m.onnx", batch=4).batch_sizes == (4,)
 

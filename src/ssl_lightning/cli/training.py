@@ -115,12 +115,8 @@ class SSLCLI(LightningCLI):
         last = root / "checkpoints" / f"{LAST}.ckpt"
         if self.model.init_from is not None and not self.config.fit.ckpt_path:
             check_source(self.model.init_from)
-        most = self.trainer.max_epochs
-        if 0 in (most, self.trainer.max_steps):
-            say("note: nothing is trained: trainer.max_epochs or max_steps is 0.")
-        elif most is not None and 0 < most <= self.epochs_done:
-            say(f"note: nothing is trained: the checkpoint has {self.epochs_done} epochs behind "
-                f"it, and trainer.max_epochs is {most}.")  # fmt: skip
+        if self.suggests:
+            self.warn_of_no_steps()
         told = self.suggests and self.trainer.is_global_zero and self.trainer.checkpoint_callback
         if told and last.exists() and not self.config.fit.ckpt_path:
             say(f"note: {os.path.relpath(last)} is of an earlier run and will be replaced. To keep "
@@ -138,6 +134,15 @@ class SSLCLI(LightningCLI):
         except BaseException:
             self._take_back()
             raise
+
+    def warn_of_no_steps(self) -> None:
+        """Say that nothing is trained, if so."""
+        most, steps, done = self.trainer.max_epochs, self.trainer.max_steps, self.epochs_done
+        if 0 in (most, steps):
+            say("note: nothing is trained: trainer.max_epochs or max_steps is 0.")
+        elif most is not None and 0 < most <= done:
+            say(f"note: nothing is trained: the checkpoint has {done} epochs behind it, and "
+                f"trainer.max_epochs is {most}.")  # fmt: skip
 
     def warn_of_fresh(self) -> None:
         """Say that nothing but fresh weights is measured, if so."""
@@ -227,7 +232,7 @@ def any_of(given: Iterable[Callback], kind: type[Callback]) -> bool:
 def epochs_of(content: Mapping[str, Any]) -> int:
     """Return how many whole epochs a checkpoint has behind it; 0 if it does not say."""
     progress = content.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
-    return int(progress.get("current", {}).get("completed", 0))
+    return int(progress.get("current", {}).get("processed", 0))
 
 
 def is_path_of_file(path: str | Path) -> bool:

@@ -119,9 +119,23 @@ def export_model(
     check_suffix(Path(path), format, engine)
     engine.require()
     with evaluating(model), torch.no_grad():
-        with same_random_state():
-            run_checked(model, inputs)
+        check_runs(model, inputs, batch)
         return with_sizes(model, inputs, Goal(Path(path), format, engine, batch, tolerance), size)
+
+
+def check_runs(model: nn.Module, inputs: Inputs, batch: Batch) -> None:
+    """Run the network once, with the batch size that the file shall have.
+
+    Raises:
+        ValueError: if it cannot be run.
+    """
+    dynamic = batch == "dynamic"
+    try:
+        with same_random_state():
+            run_checked(model, inputs if dynamic else inputs.at_batch(int(batch)))
+    except ValueError as error:
+        other = " If it takes one batch size only, give that (`batch`)." if dynamic else ""
+        raise ValueError(f"export_model: {error}{other}") from error
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def check_holders(
         if names and not any(holds_any(o, parameters, names) for o in optimizers):
             raise ValueError(
                 f"Regularizer.attach: expected an optimizer that holds a {what} parameter "
-                f"({min(names)}, ...), got {len(optimizers)} of others. Attach to the "
+                f"({min(names)}, ...), got {len(optimizers) or 'none'} without. Attach to the "
                 "optimizers that train the model (from configure_optimizers, in a LightningModule)."
             )
 
