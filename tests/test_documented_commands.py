@@ -46,7 +46,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", [c for c in SHOWN if " ... " not in c])
 def test_a_command_of_the_documentation_is_accepted(command, checkout, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("HOSTNAME", "here")
-    for run in ("NAME", "mine", "quickstart"):
+    for run in ("NAME", "mine", "quickstart", "dense", "half/result"):
         (checkout / "runs" / run / "checkpoints").mkdir(parents=True, exist_ok=True)
         (checkout / "runs" / run / "config.yaml").write_text(
             "data: {class_path: MNISTDataModule}\n"

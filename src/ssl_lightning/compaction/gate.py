@@ -252,7 +252,7 @@ def try_one(gate: Gate, inputs: Inputs, refused: dict[str, str]) -> bool:
     try:
         gate.trials.append(run(gate.network, inputs))
     except Exception as error:
-        refused[shapes_of(inputs)] = f"{said_by(error, 240)}"
+        refused[shapes_of(inputs)] = said_by(error, 240)
         return False
     return True
 
