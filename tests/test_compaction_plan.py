@@ -207,7 +207,7 @@ def test_stored_arguments_cannot_load_other_weights(tmp_path, lenet, plan):
 def test_a_failed_save_leaves_what_was_there(tmp_path, lenet, plan):
     folder = store(tmp_path, lenet, plan)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="got object as 'bad'"):
         save_compact(folder, create_backbone("mlp"), plan, "lenet", {"bad": object()})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

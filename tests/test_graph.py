@@ -30,10 +30,10 @@ def test_modes_hooks_and_weights_survive_the_trace():
 
 
 def test_a_wrong_input_shape_is_named():
-    with pytest.raises(ValueError, match=r"Cannot capture LeNet.*\(1, 3, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"Cannot run LeNet.*\(1, 3, 5, 5\)"):
         trace(create_backbone("lenet"), torch.zeros(1, 3, 5, 5))
     net = create_backbone("lenet").train()
-    with pytest.raises(ValueError, match="Cannot capture"):
+    with pytest.raises(ValueError, match="Cannot run"):
         trace(net, torch.zeros(1, 3, 5, 5))
     assert net.training
 

@@ -162,11 +162,11 @@ def said_by(error: BaseException, most: int = 200) -> str:
     Those are worded for users, most of them by this package; of others the type says more.
 
     Example:
-        >>> said_by(ValueError("No such file.")), said_by(KeyError("conv1"))
-        ('No such file', "KeyError: 'conv1'")
+        >>> said_by(ValueError("No such file.")), said_by(KeyError("conv1")), said_by(OSError())
+        ('No such file', "KeyError: 'conv1'", 'OSError')
     """
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return kind + first_line(error, most)
+    said, kind = first_line(error, most), type(error).__name__
+    return said if isinstance(error, ValueError) or said == kind else f"{kind}: {said}"
 
 
 def shortened(value: object, most: int = 60) -> str:
