@@ -134,9 +134,7 @@ def test_malformed_reports_are_refused(change, message):
 
 def test_what_is_no_report_is_refused(tmp_path):
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(
-        ValueError, match=r"list.json: expected a report .* got \[\]"
-    ):
+    with pytest.raises(ValueError, match=r"list.json: expected a report .* got \[\]"):
         RunReport.load(tmp_path / "list.json")
 
 
