@@ -147,7 +147,7 @@ def test_buffers_that_a_forward_writes_are_kept():
 
 def test_mode_is_put_back_after_an_error():
     model = Net().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"Cannot run Net .*\(1, 5, 8, 8\): RuntimeError"):
         count_macs(model, torch.zeros(1, 5, 8, 8), per_layer=True)
     assert model.training
     assert not model.fc._forward_hooks
@@ -799,7 +799,7 @@ def test_records_are_read_without_torch():
         ({"models": {}}, "at least one model"),
         ({"repeats": 0}, "`repeats` >= 1, got 0"),
         ({"warmup": -1}, "`warmup` >= 0, got -1"),
-        ({"threads": 0}, "`threads` >= 1, got 0"),
+        ({"threads": 0}, "threads: expected a whole number >= 1, got 0"),
         ({"threads": []}, "number as `threads`, got none"),
         ({"batch_size": 0}, "`batch_size` >= 1, got 0"),
         ({"batch_size": []}, "number as `batch_size`, got none"),

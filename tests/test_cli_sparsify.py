@@ -299,7 +299,7 @@ def test_a_network_of_ones_own_and_another_metric(folder, capsys):
 MISTAKES = {
     "shape": (
         ["--budget.macs=0.5", f"--model.backbone.class_path={__name__}.Tiny"],
-        "Tiny takes images (3, 28, 28), the data has (1, 28, 28). Give another",
+        "Tiny takes images (3, 28, 28), the data has (1, 28, 28). They differ in",
     ),
     "percent": (["--budget.macs=50"], "as a share of at most 1, or a number of at least 101"),
     "none": ([], "expected a budget, got none. Give one, such as --budget.macs 0.5"),

@@ -532,6 +532,6 @@ def test_what_cannot_be_started_from_is_named(trainer, dense, tmp_path):
             trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
     module = SSLLightningModule("lenet", {"num_classes": 11}, init_from=str(dense[1]))
     with pytest.raises(
-        ValueError, match=r"`fc2.weight` \(10, 500\) instead of \(11, 500\) and 1 m"
+        ValueError, match=r"\(10, 500\) instead of \(11, 500\) as `fc2.weight` and 1 m"
     ):
         trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))

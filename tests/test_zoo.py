@@ -188,7 +188,7 @@ def test_a_card_survives_the_trip():
         ({"latencies": 3}, "unknown: latencies"),
         ({"latency": 3}, "card.latency: expected list or tuple, got 3"),
         ({"schema": SCHEMA + 1}, rf"expected {SCHEMA}, got {SCHEMA + 1}"),
-        ({"schema": None}, rf"expected {SCHEMA}, got None"),
+        ({"schema": None}, rf"expected {SCHEMA}, got none: this is no card"),
         ({"seed": "0"}, "card.seed: expected int"),
         ({"test_error": 101}, "percent from 0 to 100"),
         ({"test_error": 1}, "median validation error"),

@@ -22,8 +22,8 @@ UNKNOWN = float("inf")
 """Number of pieces that is to become known."""
 SILENT = 5.0
 """Seconds before anything is shown: what is done by then needs no progress."""
-TELLING = 0.05
-"""Share of the work from which on it says how long the rest takes: first pieces are the longest."""
+LEAST_SHARE = 0.05
+"""Share of the work before which nothing is said of the time left: first pieces are the longest."""
 LINES_APART = 15.0
 """Seconds between two lines, at least."""
 DRAWN_APART = 0.5
@@ -148,7 +148,7 @@ def times_text(seconds: float, share: float) -> str:
         >>> times_text(20, 0.25), times_text(7, 0.0)
         ('20 s so far, about 1 min left', '7 s so far')
     """
-    if share < TELLING:
+    if share < LEAST_SHARE:
         return f"{in_words(seconds)} so far"
     left = seconds * (1 - share) / share
     return f"{in_words(seconds)} so far, about {in_words(left)} left"

@@ -15,7 +15,6 @@ model. A model in which the layer is missing (or an identity) has no timing for 
 
 import copy
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -197,14 +196,14 @@ def _prepared(
         except Exception as error:  # whatever a model's code raises
             if not calls:  # the first model is what all others are compared with
                 raise
-            left_out[f"{name}, eager"] = textwrap.shorten(said_by(error, 240), 240)
+            left_out[f"{name}, eager"] = said_by(error, 240)
             continue
         calls["eager", name] = partial(model, *x.args, **x.kwargs)
     for engine, name in track(list(product(engines[1:], expected)), "preparing"):
         try:
             calls[engine, name] = prepare_checked(engine, models[name], x, expected[name])
         except Exception as error:  # exporters and compilers raise all kinds
-            left_out[f"{name}, {engine}"] = textwrap.shorten(said_by(error, 240), 240)
+            left_out[f"{name}, {engine}"] = said_by(error, 240)
     return calls, left_out
 
 
