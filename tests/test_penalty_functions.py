@@ -204,13 +204,15 @@ def test_adaptive_optimizers_step_elements_exactly_and_refuse_groups() -> None:
     for name in ("mcp", "scad"):
         net = rows(weight)
         optimizer = Adam(net.parameters(), lr=0.3)
-        Regularizer(net, [penalty(function=name, kind="l1", strength=0.2)]).attach(optimizer)
+        elements = Regularizer(net, [penalty(function=name, kind="l1", strength=0.2)])
+        attachment = elements.attach(optimizer)
         net.weight.grad = gradient = torch.randn(8, 3, dtype=torch.float64)
         optimizer.step()
         plain = weight - 0.3 * gradient / (gradient.abs() + 1e-8)
         step = 0.3 / (gradient.abs() + 1e-8)  # from 0.1 to more than 10: both forms of the map
         expected = plain.sign() * FUNCTIONS[name]().shrink(plain.abs(), step, 0.2)
         torch.testing.assert_close(net.weight.detach(), expected)
+        attachment.detach()
         regularizer = Regularizer(net, [penalty(function=name)])
         message = r"no proximal map of .* for the groups :neuron_out .* Use SGD with one rate"
         with pytest.raises(ValueError, match=message):
