@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pydoc
 import shutil
 import signal
 import statistics
@@ -18,7 +19,6 @@ import torch
 import yaml
 
 from ssl_lightning import count_macs, zoo
-from ssl_lightning.callbacks import Budget
 from ssl_lightning.cli import main
 from ssl_lightning.cli.compare import (
     Job,
@@ -153,9 +153,9 @@ def test_every_way_is_a_config_with_the_same_budget_and_epochs(config: dict, way
         arguments = again["budget"]["init_args"]
         assert (arguments["sparse_macs"], arguments["macs"]) == (0.3, None)
     else:
-        arguments = again["budget"]["init_args"]
+        kind, arguments = again["budget"]["class_path"], again["budget"]["init_args"]
         assert arguments["macs"] == 0.3
-        assert Budget(**arguments).end in (0, 2)
+        assert pydoc.locate(kind)(**arguments).end in (0, 2)
     assert config["model"]["penalties"] is None  # unchanged
 
 
@@ -181,6 +181,13 @@ def test_lines_are_those_that_a_user_writes(config: dict) -> None:
     measured = without_defaults(ALTERNATIVES["measured"][1](config))
     assert differing(measured, dense) == ["budget:", "  macs: 0.3", "  end: 0"]
     assert differing(dense, dense) == []
+    assert differing(without_defaults(ALTERNATIVES["pat"][1](config)), dense) == [
+        "budget:",
+        "  class_path: ssl_lightning.callbacks.peers.PATBudget",
+        "  init_args:",
+        "    macs: 0.3",
+        "    end: 2",
+    ]
 
 
 def test_ways_that_act_in_a_window_need_one(config: dict) -> None:
@@ -189,7 +196,15 @@ def test_ways_that_act_in_a_window_need_one(config: dict) -> None:
     own, _ = make_parser().parse_known_args(["--ways", *ALTERNATIVES])
     refused: dict[str, str] = {}
     jobs = jobs_of(short, own, Path("out"), refused)
-    assert list(refused) == ["gradual", "fading", "group_lasso", "slimming", "gbd"]
+    assert list(refused) == [
+        "gradual",
+        "fading",
+        "group_lasso",
+        "slimming",
+        "gbd",
+        "torch_pruning",
+        "pat",
+    ]
     assert all("expected at least 3 epochs" in reason for reason in refused.values())
     assert {job.way for job in jobs} == set(ALTERNATIVES) - set(refused)
 

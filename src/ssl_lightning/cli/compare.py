@@ -339,8 +339,11 @@ def spread(values: list[float]) -> float:
 def without_defaults(config: Config) -> dict[str, Any]:
     """Return what a user writes of a way: the budget, penalties and callbacks, without defaults."""
     known = {k: p.default for k, p in inspect.signature(Budget).parameters.items()}
-    given = (config["budget"] or {}).get("init_args", {})
+    chosen = config["budget"] or {}
+    given = chosen.get("init_args", {})
     budget = {k: v for k, v in given.items() if k not in known or v != known[k]}
+    if chosen and not chosen["class_path"].endswith(f".{Budget.__name__}"):
+        budget = {"class_path": chosen["class_path"], "init_args": budget}
     model = config["model"]
     scratch = model.get("backbone_args") or {}
     given = config["trainer"]["callbacks"] or []

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ssl_lightning.callbacks import LowRank
+from ssl_lightning.callbacks import Budget, LowRank
+from ssl_lightning.callbacks.peers import PATBudget, TorchPruningBudget
 from ssl_lightning.costs import RESOURCES
 from ssl_lightning.zoo.loading import PREFIX
 
@@ -157,6 +158,20 @@ def low_rank(method: str) -> Callable[[Config], Config]:
     return make
 
 
+def by_peer(budget: type[Budget]) -> Callable[[Config], Config]:
+    """Return what changes a config so that another library acts in a window, to the same budget."""
+
+    def make(config: Config) -> Config:
+        changed = in_window("l2", "one_shot")(config)
+        given = changed["budget"]["init_args"]
+        settings = {k: v for k, v in given.items() if k not in ("method", "importance")}
+        path = f"{budget.__module__}.{budget.__qualname__}"
+        changed["budget"] = {"class_path": path, "init_args": settings}
+        return changed
+
+    return make
+
+
 def settings(config: Config) -> dict[str, Any]:
     """Return the budget's arguments, with the defaults that decide what is chosen."""
     defaults = {"method": "one_shot", "importance": "measured"}
@@ -257,6 +272,8 @@ ALTERNATIVES: dict[str, tuple[str, Callable[[Config], Config]]] = {
     "group_lasso": ("group lasso of a constant strength", in_window("l2", "one_shot", LASSO)),
     "slimming": ("network slimming", in_window("bn_scale", "one_shot", SCALES)),
     "gbd": ("group-wise brain damage", damaged),
+    "torch_pruning": ("torch-pruning: its GroupNorm pruner", by_peer(TorchPruningBudget)),
+    "pat": ("torchao: PAT on filters, then the largest norms", by_peer(PATBudget)),
     "tucker": ("low rank: Tucker-2", low_rank("tucker")),
     "svd": ("low rank: singular values", low_rank("svd")),
     "random": ("random groups, at once", at_once("random")),

@@ -19,7 +19,7 @@ from ssl_lightning.measure.engine import quiet
 from ssl_lightning.measure.machine import machine, package_versions
 from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.measure.memory import PeakMemory
-from ssl_lightning.measure.peers import TORCH_PRUNING, require_peers, torch_pruning_regularizer
+from ssl_lightning.measure.peers import TORCH_PRUNING, require_peer, torch_pruning_regularizer
 from ssl_lightning.measure.training_loop import TrainingLoop
 from ssl_lightning.measure.training_record import ALL, NONE, TrainingRecord, TrainingRow
 from ssl_lightning.measure.turns import Turns, num_threads, quartiles, take_steps
@@ -91,7 +91,7 @@ class TrainingSetting:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"{where}: torch sees no GPU here. Measure on the device 'cpu'.")
         if self.peers:
-            require_peers(where)
+            require_peer(f"{where}: `peers`", "torch_pruning")
 
 
 @dataclass(frozen=True)
