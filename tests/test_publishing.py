@@ -19,7 +19,7 @@ from ssl_lightning.publishing.measuring import measure_error
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.publishing.runs import read_run
 from ssl_lightning.report.training_log import parse_curves, read_log
-from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, FILES, GOLDEN, MODEL, PAGE
+from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, EVALUATIONS, FILES, GOLDEN, MODEL, PAGE
 from ssl_lightning.zoo.records import StoredFile, Weights
 from test_cli import short_run
 from zoo_runs import LOG, NAME, ZOO, edit_config
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_publish_measures_and_verifies(run, tmp_path):
     folder = publishing.publish(run, "short", tmp_path, {"row": "none"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [PAGE, "short"]
-    assert {path.name for path in folder.iterdir()} == {CARD, *FILES}
+    assert {path.name for path in folder.iterdir()} == {CARD, *FILES} - set(EVALUATIONS)
     assert all(check.ok for check in publishing.verify("short", tmp_path, latency=False))
     card = zoo.card("short", tmp_path)
     assert (card.epochs, card.paper, card.data.name) == (2, {"row": "none"}, "mnist")
@@ -190,7 +190,9 @@ def unstored(run, tmp_path_factory):
 
 def test_an_entry_without_weights_keeps_all_but_them(run, unstored):
     card = zoo.card("card", unstored)
-    assert {p.name for p in (unstored / "card").iterdir()} == {CARD, *FILES} - {MODEL, GOLDEN}
+    assert {p.name for p in (unstored / "card").iterdir()} == (
+        {CARD, *FILES} - {MODEL, GOLDEN, *EVALUATIONS}
+    )
     content = (run / "compact" / MODEL).read_bytes()
     assert card.weights.unstored == StoredFile.of(content)
     assert CURVES in card.files

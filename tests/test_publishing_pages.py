@@ -11,7 +11,8 @@ import pytest
 
 from ssl_lightning import publishing, zoo
 from ssl_lightning.cli import main
-from ssl_lightning.publishing import writing
+from ssl_lightning.publishing import rewriting, writing
+from ssl_lightning.publishing.evaluations import evaluation_rows
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.zoo.cards import CARD, GOLDEN, PAGE
 from ssl_lightning.zoo.listing import Family, families, table_page, write_table
@@ -27,7 +28,8 @@ def test_the_table_of_the_zoo_is_that_of_the_cards():
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_page_is_that_of_its_card(name):
     """After a change of the pages: `ssl-lightning zoo pages` writes them anew."""
-    assert (ZOO / name / PAGE).read_text() == entry_page(zoo.card(name))
+    card = zoo.card(name)
+    assert (ZOO / name / PAGE).read_text() == entry_page(card, evaluation_rows(card, ZOO / name))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -213,7 +215,7 @@ def test_pages_are_written_anew_and_nothing_else(copied, monkeypatch, capsys):
     publishing.write_page(NAME, copied)
     assert {name: files(name) for name in (NAME, OTHER)} == before
     (copied / PAGE).unlink()
-    monkeypatch.setattr(writing, "entry_page", lambda card: f"{card.name}, in other words")
+    monkeypatch.setattr(writing, "entry_page", lambda card, _: f"{card.name}, in other words")
     assert main(["zoo", "pages", "--root", str(copied)]) == 0
     assert "Wrote" in capsys.readouterr().out
     for name in (NAME, OTHER):
@@ -238,7 +240,7 @@ def test_the_step_cost_alone_is_measured_again(copied, monkeypatch):
     seen = []
     monkeypatch.setattr(writing, "measure_step_cost", lambda *given: seen.append(given) or cost)
     cost = dataclasses.replace(before.step_cost, ratio=1.5)
-    monkeypatch.setattr(writing, "open_data", lambda section: Data())
+    monkeypatch.setattr(rewriting, "open_data", lambda section: Data())
 
     class Data:
         def train_dataloader(self):

@@ -11,22 +11,24 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from ssl_lightning import zoo
-from ssl_lightning.zoo.cards import CARD, FILES, PAGE, digest, serial
+from ssl_lightning.zoo.cards import CARD, EVALUATIONS, FILES, PAGE, digest, serial
 from ssl_lightning.zoo.entries import checked_entry, checked_file
 
 ZOO = ROOT / "zoo"
 NAME = "mlp_mnist_neuron"  # has all files but a picture of filters
 OTHER = "lenet_mnist_filter_channel"
+EVALUATED = "mobilenetv3_small_imagenette_half"  # has all records of `evaluate`
 FULL = 6000
 """Bytes of a file of which each is flipped; of larger ones every k-th, so many in all."""
 PAIRS = [(name, file) for name in (NAME, OTHER) for file in FILES if (ZOO / name / file).exists()]
+PAIRS += [(EVALUATED, file) for file in EVALUATIONS]
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     """A zoo of its own; every test leaves it as it was."""
     root = tmp_path_factory.mktemp("zoo")
-    for name in (NAME, OTHER):
+    for name in (NAME, OTHER, EVALUATED):
         shutil.copytree(ZOO / name, root / name)
     return root
 

@@ -12,11 +12,11 @@ from ssl_lightning.cli.examples import program, shown, suggest
 from ssl_lightning.cli.parse import call
 from ssl_lightning.cli.short_help import text_width
 from ssl_lightning.cli.tables import Rows, console, show_table
+from ssl_lightning.cli.zoo_cells import cell, counts, errors, patterns, ratios, storage, strength
 from ssl_lightning.progress import track
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.listing import latency_cell
-from ssl_lightning.zoo.wording import function_of, layers_of, schedule_of
 
 
 def run(name: str, arguments: list[str]) -> int | None:
@@ -193,6 +193,19 @@ def add_controls(
     console().print(f"Wrote {folder}")
 
 
+def add_evaluations(name: str, files: list[str], root: str | None = None) -> None:
+    """Add what `evaluate` measured of an entry to its files and its page.
+
+    Args:
+        name: an entry that ``zoo list`` lists.
+        files: written by `evaluate calibration`, `corruption` or `transfer` with --output.
+        root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
+    """
+    from ssl_lightning import publishing
+
+    console().print(f"Wrote {publishing.add_evaluations(name, files, root)}")
+
+
 def parse_controls(given: list[str]) -> dict[str, list[str]]:
     """Return kind of control -> folders of its runs.
 
@@ -275,6 +288,7 @@ ACTIONS: dict[str, Callable[..., int | None]] = {
     "verify": verify_entries,
     "publish": publish_runs,
     "control": add_controls,
+    "evaluation": add_evaluations,
     "pages": write_pages,
     "site": write_site,
     "push": push_entry,
@@ -302,6 +316,10 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
             "help": "finished runs of magnitude, random or small_dense, one per seed",
         },
     },
+    "evaluation": {
+        "name": {"help": "an entry that `zoo list` lists"},
+        "files": {"nargs": "+", "help": "that `evaluate` wrote with --output"},
+    },
     "pages": {"names": {"nargs": "*", "help": "entries; default: all"}},
 }
 """Action -> arguments that its function's signature cannot express."""
@@ -310,80 +328,9 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
 def usage() -> str:
     """Return the overview of what the command does."""
     first = {name: (action.__doc__ or "").splitlines()[0] for name, action in ACTIONS.items()}
-    lines = (wrap(f"  {name:<8} {text}", text_width()) for name, text in first.items())
-    rows = "\n".join(f"\n{11 * ' '}".join(line) for line in lines)
+    lines = (wrap(f"  {name:<10} {text}", text_width()) for name, text in first.items())
+    rows = "\n".join(f"\n{13 * ' '}".join(line) for line in lines)
     return (
         f"usage: {program()} zoo ACTION [ARGUMENTS]\n\nPublished compact networks.\n\n"
         f"actions:\n{rows}\n\n`{program()} zoo ACTION --help` says more.\n{shown('zoo')}"
     )
-
-
-def storage(card: zoo.Card) -> str:
-    """Say how the weights are stored."""
-    unstored = card.weights.unstored
-    return card.weights.dtype if unstored is None else f"not stored, sha256 {unstored.sha256}"
-
-
-def counts(kinds: dict[str, list[int]]) -> str:
-    """Say how many groups of each kind are retained.
-
-    Example:
-        >>> counts({"filters": [5, 20], "channels": [1, 1]})
-        '5/20 filters, 1/1 channels'
-    """
-    return ", ".join(f"{part}/{of} {kind}" for kind, (part, of) in kinds.items())
-
-
-def ratios(found: dict[str, float]) -> str:
-    """Write latency ratios.
-
-    Example:
-        >>> ratios({"dense": 1.0, "compact": 0.31})
-        'dense 1.00, compact 0.31 of the dense one'
-    """
-    return ", ".join(f"{model} {ratio:.2f}" for model, ratio in found.items()) + " of the dense one"
-
-
-def errors(validation: float, test: float) -> str:
-    """Write the errors of a run.
-
-    Example:
-        >>> errors(0.7, 0.625)
-        '0.70 % validation, 0.62 % test'
-    """
-    return f"{validation:.2f} % validation, {test:.2f} % test"
-
-
-def patterns(penalty: dict[str, Any]) -> str:
-    """Say on which layers a penalty is.
-
-    Example:
-        >>> patterns({}), patterns({"layers": ["fc1", "fc2"]})
-        ('*', 'fc1, fc2')
-    """
-    return layers_of(penalty).replace("`", "")
-
-
-def strength(penalty: dict[str, Any]) -> str:
-    """Say a penalty's strength, its function and its schedule.
-
-    Example:
-        >>> strength({"strength": 0.1, "function": "mcp", "schedule": {"kind": "ramp", "end": 5}})
-        '0.1, mcp on groups, ramp, end 5'
-    """
-    parts = penalty.get("strength"), function_of(penalty), schedule_of(penalty)
-    return ", ".join(map(str, parts))
-
-
-def cell(value: float | int | str | None) -> str:
-    """Write a figure for a table; long texts are shortened, and nothing is ``-``.
-
-    Example:
-        >>> cell(0.62), cell(2293000), cell("x" * 60)
-        ('0.62', '2,293,000', 'xxxxxxxxxxxxxxxxxxxxx...')
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value if len(value) <= 24 else f"{value[:21]}..."
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

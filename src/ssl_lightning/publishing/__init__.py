@@ -3,10 +3,20 @@
 Reading them is :mod:`ssl_lightning.zoo`'s.
 """
 
-from ssl_lightning.publishing.comparing import add_controls
+from ssl_lightning.publishing.adding import add_controls, add_evaluations
 from ssl_lightning.publishing.pushing import push
+from ssl_lightning.publishing.rewriting import write_page
 from ssl_lightning.publishing.site import write_site
 from ssl_lightning.publishing.verifying import Check, verify
-from ssl_lightning.publishing.writing import publish, write_page
+from ssl_lightning.publishing.writing import publish
 
-__all__ = ["Check", "add_controls", "publish", "push", "verify", "write_page", "write_site"]
+__all__ = [
+    "Check",
+    "add_controls",
+    "add_evaluations",
+    "publish",
+    "push",
+    "verify",
+    "write_page",
+    "write_site",
+]

@@ -49,9 +49,15 @@ TARGETS = (*RESOURCES, *(r.absolute for r in RESOURCES.values() if r.absolute), 
 Rows = list[tuple[object, ...]]
 
 
-def entry_page(card: Card) -> str:
-    """Return the text of an entry's README: a model card with its YAML front matter."""
-    page = model_card(card)
+def entry_page(card: Card, evaluations: Rows | None = None) -> str:
+    """Return the text of an entry's README: a model card with its YAML front matter.
+
+    Args:
+        card: of the entry.
+        evaluations: what its records of ``evaluate`` say: measure, dense network, entry,
+            difference.
+    """
+    page = model_card(card, evaluations)
     front = page.content.removesuffix(page.text)
     return f"{front}{page_text(page)}\n"
 
@@ -61,7 +67,7 @@ def page_text(page: ModelCard) -> str:
     return page.text.replace("<", "&lt;")
 
 
-def model_card(card: Card) -> ModelCard:
+def model_card(card: Card, evaluations: Rows | None = None) -> ModelCard:
     """Return an entry's page as a model card."""
     given: dict[str, Any] = {f.__name__: f for f in FUNCTIONS}
     page: ModelCard = ModelCard.from_template(
@@ -76,6 +82,7 @@ def model_card(card: Card) -> ModelCard:
         beside_controls=beside_controls(card),
         figures=figures(card),
         layers=layers(card),
+        evaluations=evaluations or [],
         **speedups(card),
         count="{:,}".format,
         row=table_row,
@@ -127,6 +134,7 @@ def budget_of(budget: Mapping[str, Any]) -> str:
         '`macs: 0.5` by measured importance'
     """
     importance = f" by {literal(budget['importance'])} importance" if "importance" in budget else ""
+    importance += f" by `{literal(budget['class'])}`" if "class" in budget else ""
     return f"{targets_of(budget)}{importance}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
-from ssl_lightning.files import appearing, in_turn, parse_yaml
+from ssl_lightning.files import appearing
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.progress import steps, track
+from ssl_lightning.publishing.evaluations import evaluation_rows
 from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_layers,
@@ -32,10 +32,8 @@ from ssl_lightning.publishing.runs import (
     as_stored,
     check_same_config,
     differences,
-    first_stepped,
     golden_images,
     measure_run,
-    open_data,
     portable_config,
     read_run,
 )
@@ -52,10 +50,7 @@ from ssl_lightning.publishing.timing import (
 from ssl_lightning.report.training_log import read_log
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, GOLDEN, PAGE, Card, check_name
-from ssl_lightning.zoo.entries import card as read_card
-from ssl_lightning.zoo.entries import checked_entry, checked_file, entry_folder, zoo_root
 from ssl_lightning.zoo.listing import write_table
-from ssl_lightning.zoo.loading import read_recipe
 from ssl_lightning.zoo.records import (
     CONTROLS,
     Control,
@@ -76,6 +71,8 @@ REASONS = {
     "curves": "the run's folder has no metrics.csv with all epochs",
 }
 """Field of a card -> why it is null or empty, if it is."""
+PEERS = ("TorchPruningBudget", "PATBudget")
+"""Classes of budgets that other libraries lead to."""
 Place = str | Path
 
 
@@ -246,10 +243,25 @@ def described(run: FinishedRun, name: str) -> dict[str, Any]:
         "optimizer": settings.get("optimizer"),
         "lr_scheduler": settings.get("lr_scheduler"),
         "penalties": tuple(settings.get("penalties") or ()),
-        "budget": arguments_of(run.config, "Budget"),
+        "budget": budget_of(run.config),
         "teacher": (arguments_of(run.config, "Distill") or {}).get("teacher"),
         "licence": LICENCE,
     }
+
+
+def budget_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of a config's budget; of one of another library, with its class.
+
+    Example:
+        >>> peer = {"class_path": "my.PATBudget", "init_args": {"macs": 1}}
+        >>> budget_of({"budget": peer})
+        {'macs': 1, 'class': 'PATBudget'}
+    """
+    found = arguments_of(config, "Budget")
+    for name in PEERS:
+        if found is None and (given := arguments_of(config, name)) is not None:
+            found = {**given, "class": name}
+    return found
 
 
 def arguments_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -342,56 +354,10 @@ def write_card(card: Card, folder: Path) -> None:
     """Write the page, then the card with the hashes of all files that are there."""
     present = {path.name for path in folder.iterdir()} - {CARD} | {PAGE}
     card = dataclasses.replace(card, files=dict.fromkeys(present, StoredFile("", 0)))
-    (folder / PAGE).write_text(entry_page(card))
+    (folder / PAGE).write_text(entry_page(card, evaluation_rows(card, folder)))
     files = {path.name: StoredFile.of(path.read_bytes()) for path in sorted(folder.iterdir())}
     files.pop(CARD, None)
     (folder / CARD).write_bytes(dataclasses.replace(card, files=files).to_bytes())
-
-
-def write_page(
-    name: str, root: Place | None = None, step_cost: bool = False, threads: int = 1
-) -> Path:
-    """Write an entry's page, and the table of its zoo, anew from the cards.
-
-    Args:
-        name: an entry.
-        root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
-        step_cost: also time again what the penalties add to a step, on an otherwise idle machine.
-        threads: to do that with.
-
-    Returns:
-        The folder of the entry.
-
-    Raises:
-        FileNotFoundError: if there is no zoo, or a file of the entry or its data set is missing.
-        ValueError: if the name is no plain name or unknown, or a file but the page is not what was
-            published. The entry is unchanged then.
-    """
-    with in_turn(zoo_root(root)):
-        target, card = entry_folder(name, root), read_card(name, root)
-        if step_cost and card.step_cost is not None:
-            files = checked_entry(name, root)[1]
-            config, recipe = parse_yaml(files[CONFIG], CONFIG), read_recipe(files)
-            data = open_data(config["data"])
-            found = step_cost_of(config, partial(first_stepped, recipe), data, threads)
-            card = dataclasses.replace(card, step_cost=found)
-        rewrite(target, card)
-        write_table(target.parent)
-    return target
-
-
-def rewrite(target: Path, card: Card) -> None:
-    """Write an entry's page and card anew; its other files, which are checked, are as they were.
-
-    Raises:
-        ValueError: if a file is not what was published.
-    """
-    files = [file for file in card.files if file != PAGE]
-    others = {file: checked_file(target / file, card.files[file]) for file in files}
-    with appearing(target, replace=True) as folder:
-        for file, content in others.items():
-            (folder / file).write_bytes(content)
-        write_card(card, folder)
 
 
 def golden(compact: nn.Module, images: Tensor) -> bytes:

@@ -46,7 +46,14 @@ MODEL = "model.safetensors"
 REQUIRED = (MODEL, "plan.json", CONFIG, GOLDEN, PAGE)
 OF_WEIGHTS = (MODEL, GOLDEN)
 """Files that an entry has only if its weights are stored."""
-OPTIONAL = (CURVES, CURVES_PICTURE, FILTERS_PICTURE)
+CALIBRATION, CORRUPTION, PROBE, FINETUNE = EVALUATIONS = (
+    "calibration.json",
+    "corruption.json",
+    "probe.json",
+    "finetune.json",
+)
+"""What `evaluate` measured of an entry, where that was added to it."""
+OPTIONAL = (CURVES, CURVES_PICTURE, FILTERS_PICTURE, *EVALUATIONS)
 FILES = (*REQUIRED, *OPTIONAL)
 """What an entry may consist of, apart from its card; no other file is ever read."""
 

@@ -1,4 +1,4 @@
-"""Controls that are trained after their entry was published."""
+"""What is measured after an entry was published: controls, and what `evaluate` wrote."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssl_lightning.files import in_turn, parse_yaml
-from ssl_lightning.publishing.writing import Place, measure_control, rewrite
+from ssl_lightning.publishing.evaluations import belonging, file_of, read_evaluation
+from ssl_lightning.publishing.rewriting import rewrite
+from ssl_lightning.publishing.writing import Place, measure_control
 from ssl_lightning.suggest import shortened
-from ssl_lightning.zoo.cards import CONFIG
+from ssl_lightning.zoo.cards import CONFIG, serial
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
 from ssl_lightning.zoo.listing import write_table
@@ -77,4 +79,40 @@ def add_in_turn(
         card = dataclasses.replace(card, remark=remark or None)
     rewrite(target, dataclasses.replace(card, controls=(*others, *rows), unmeasured=unmeasured))
     write_table(target.parent)
+    return target
+
+
+def add_evaluations(name: str, files: Sequence[Place], root: str | Path | None = None) -> Path:
+    """Add records of ``evaluate`` to an entry, and their figures to its page.
+
+    Of each record, what is about the entry and the dense network beside it. A record of the same
+    kind gives way. All else in the entry is unchanged; :func:`verify` does not measure these again.
+
+    Args:
+        name: an entry.
+        files: that ``evaluate calibration``, ``corruption`` or ``transfer`` wrote (``--output``).
+        root: folder of entries; see :func:`ssl_lightning.zoo.entries.zoo_root` for the default.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        FileNotFoundError: if there is no zoo, or a file is missing.
+        ValueError: if the name is unknown, a file of the entry is not what was published, none is
+            given, or one is no such record, or not of this entry. The entry is unchanged then.
+
+    Example:
+        >>> add_evaluations("lenet_mnist_shape", [], "zoo")
+        Traceback (most recent call last):
+            ...
+        ValueError: add_evaluations: expected what `evaluate` wrote of lenet_mnist_shape, got none.
+    """
+    if not files:
+        raise ValueError(f"add_evaluations: expected what `evaluate` wrote of {name}, got none.")
+    with in_turn(zoo_root(root)):
+        target, card = entry_folder(name, root), read_card(name, root)
+        records = [belonging(read_evaluation(path), card, path) for path in files]
+        more = {file_of(record): serial(record.to_dict()) for record in records}
+        rewrite(target, card, more)
+        write_table(target.parent)
     return target
