@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from ssl_lightning import zoo
+from ssl_lightning.cli import main
 from ssl_lightning.zoo.cards import CARD, EVALUATIONS, FILES, PAGE, digest, serial
 from ssl_lightning.zoo.entries import checked_entry, checked_file
 
@@ -162,3 +163,19 @@ def test_forged_cards_are_refused_in_one_sentence(copied, case):
         zoo.load(OTHER, root=copied)
     assert "\n" not in str(caught.value)
     shutil.copy(ZOO / OTHER / CARD, path)
+
+
+def test_a_damaged_card_does_not_hide_the_other_entries(copied, capsys):
+    path = copied / NAME / CARD
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    try:
+        assert main(["zoo", "list", "--root", str(copied)]) == 1
+    finally:
+        path.write_bytes(whole)
+    said = capsys.readouterr()
+    assert OTHER in said.out
+    assert NAME not in said.out
+    assert f"error: {NAME}: {path} is damaged or was edited" in said.err
+    assert main(["zoo", "list", "--root", str(copied)]) == 0
+    assert NAME in capsys.readouterr().out

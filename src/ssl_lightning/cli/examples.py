@@ -52,6 +52,7 @@ EXAMPLES: dict[str, str] = {
     "zoo verify": "zoo verify lenet_mnist_filter_channel",
     "zoo publish": "zoo publish runs/seed0 runs/seed1 runs/seed2 --name mine",
     "zoo control": "zoo control mine magnitude=runs/m0,runs/m1 random=runs/r0,runs/r1",
+    "zoo evaluation": "zoo evaluation mine calibration.json corruption.json",
     "zoo pages": "zoo pages mine",
     "zoo site": "zoo site --output zoo.html",
     "zoo push": "zoo push mine USER/REPOSITORY",

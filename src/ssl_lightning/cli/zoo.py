@@ -30,15 +30,22 @@ def run(name: str, arguments: list[str]) -> int | None:
     return status
 
 
-def list_entries(root: str | None = None) -> None:
+def list_entries(root: str | None = None) -> int:
     """List the entries: test error, multiply-adds, parameters, latency as a ratio to the dense.
+
+    Exit status 1: a card cannot be read; the others are listed.
 
     Args:
         root: folder of entries; default: SSL_ZOO_DIR, else the repository's zoo.
     """
     rows: Rows = []
+    unread: list[str] = []
     for name in zoo.list_models(root):
-        card = zoo.card(name, root)
+        try:
+            card = zoo.card(name, root)
+        except ValueError as error:
+            unread.append(f"{name}: {error}")
+            continue
         macs, parameters = card.compact.macs, card.compact.num_parameters
         rows.append(
             (
@@ -53,6 +60,8 @@ def list_entries(root: str | None = None) -> None:
         )
     head = ("entry", "network, data", "test error %", "seeds", "MACs", "parameters", "latency")
     show_table("", head, rows, whole=("entry",))
+    sys.stderr.writelines(f"error: {text}\n" for text in unread)
+    return 1 if unread else 0
 
 
 def show_entry(name: str, root: str | None = None) -> None:
