@@ -29,9 +29,9 @@ demo: environment
 	$(CLI) report $(QUICK) --html
 	@echo "Look at $(QUICK)/report.html, and at report.png, filters.png and norms.png beside it"
 
-# One thread per worker: two busy processes with two OpenMP threads each would crawl.
+# One thread per worker: busy processes with two OpenMP threads each would crawl. A worker takes up to 5 GB.
 test: environment lint types
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --durations=15 --numprocesses=2 --dist=worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --durations=15 --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 # All architectures of tests/zoo_matrix.py instead of a few: about half an hour.
 test-zoo-matrix: environment
