@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.optim import SGD
 
-from ssl_lightning import Budget, SSLLightningModule, count_macs, create_backbone, resolve_groups
+from ssl_lightning import (
+    Budget,
+    CompactDuringFit,
+    SSLLightningModule,
+    count_macs,
+    create_backbone,
+    resolve_groups,
+)
 from ssl_lightning.callbacks.peers import (
     PATBudget,
+    PeerBudget,
     TorchPruningBudget,
     masks_of,
     only_input,
     retained_layers,
 )
+from ssl_lightning.compaction import plan_and_compact
 from ssl_lightning.groups import zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
-from ssl_lightning.measure.peers import PAT, chosen_by_torch_pruning, group_norm_pruner
+from ssl_lightning.measure.peers import PAT, cut_by_torch_pruning, group_norm_pruner
 from ssl_lightning.prune import UnreachableError
 from toy import make_toy, toy_loader
 
@@ -50,35 +62,56 @@ def randomise_(net: nn.Module) -> None:
 # --- torch-pruning -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet20", "convnet"])
-@pytest.mark.parametrize("ratio", [0.3, 0.6])
-def test_what_torch_pruning_removes_is_what_our_groups_remove(name: str, ratio: float) -> None:
-    """Its own pruner cuts a copy: the same sizes, and in ours, zeroed, nothing else is left."""
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("lenet", 60), ("lenet", 250), ("convnet", 60), ("convnet", 250), ("resnet20", 60)],
+)
+def test_what_torch_pruning_cuts_is_what_our_groups_remove(name: str, step: int) -> None:
+    """The same sizes in its network as are left of ours, and the same outputs.
+
+    Its ResNet-20 does not run any more after some more steps: the code pads channels of its
+    shortcuts by numbers of the dense network. What is gone is the same there, too.
+    """
     torch.manual_seed(0)
     net = create_backbone(name).eval()
     randomise_(net)
-    x = torch.randn(1, *net.input_shape)
-    sets = resolve_groups(net, [{"kind": "coupled"}], x)
-    retained = retained_layers(net, sets)
-    outputs = chosen_by_torch_pruning(copy.deepcopy(net), x, retained, ratio)
-    masks = masks_of(sets, outputs)
-    cut = copy.deepcopy(net)
-    settings = {"pruning_ratio": ratio, "global_pruning": True}
-    group_norm_pruner(cut, x, retained, **settings).step()
-    kinds = (nn.Conv2d, nn.Linear)
-    for layer, module in cut.named_modules():
-        if isinstance(module, kinds):
-            gone = len(outputs.get(f"{layer}.weight", ()))
-            assert len(module.weight) == len(net.get_submodule(layer).weight) - gone, layer
-    for group_set, mask in zip(sets, masks, strict=True):
-        zero_groups_(group_set, mask, named_tensors(net))
     x = torch.randn(2, *net.input_shape)
+    sets = resolve_groups(net, [{"kind": "coupled"}], x)
+    cut = copy.deepcopy(net)
+    steps = cut_by_torch_pruning(cut, x[:1], retained_layers(net, sets))
+    gone = next(islice(steps, step, None))
+    for layer, module in cut.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            left = len(net.get_submodule(layer).weight) - len(gone.get(f"{layer}.weight", ()))
+            assert len(module.weight) == left, layer
+    for group_set, mask in zip(sets, masks_of(sets, gone), strict=True):
+        zero_groups_(group_set, mask, named_tensors(net))
     torch.testing.assert_close(cut(x), net(x), rtol=1e-4, atol=1e-5)
+    assert count_macs(plan_and_compact(net, x[:1])[1], x[:1]) == count_macs(cut, x[:1])
+    for later in steps:
+        masks_of(sets, later)
+        assert all(gone[layer] <= later[layer] for layer in gone)
+    assert sum(map(len, later.values())) > sum(map(len, gone.values()))
 
 
-def test_a_budget_is_kept_with_the_smallest_share_of_channels_that_does(trainer: Any) -> None:
+def test_a_budget_is_that_of_the_first_step_that_keeps_it(trainer: Any) -> None:
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.0))
     budget = TorchPruningBudget(macs=0.5, end=1)
-    module = fitted(trainer, budget, 0.05)
+    trainer(max_epochs=2, limit_val_batches=0, callbacks=[budget]).fit(
+        module, toy_loader(64), toy_loader(8)
+    )
+    net = make_toy(2).eval()
+    dense = count_macs(net, IMAGE)
+    for _ in cut_by_torch_pruning(net, IMAGE, ["fc"]):
+        if count_macs(net, IMAGE) <= 0.5 * dense:
+            break
+    for name in ("conv1", "conv2", "fc"):
+        ours, theirs = (each.get_submodule(name).weight for each in (module.backbone, net))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_budget_is_kept_with_no_more_gone_than_that_needs(trainer: Any) -> None:
+    module = fitted(trainer, TorchPruningBudget(macs=0.5, end=1), 0.05)
     left = count_macs(module.backbone, IMAGE) / count_macs(make_toy(2), IMAGE)
     assert left <= 0.5
     assert module.backbone.conv1.out_channels == 4  # of six: with five, more than half is left
@@ -86,26 +119,48 @@ def test_a_budget_is_kept_with_the_smallest_share_of_channels_that_does(trainer:
 
 
 def test_its_regulariser_acts_in_the_window_alone(trainer: Any) -> None:
-    """Beside a network that takes the same steps with the pruner called by hand."""
-    net = make_toy(2)
-    pruner = group_norm_pruner(net, IMAGE, ["fc"])
-    optimizer = SGD(net.train().parameters(), lr=0.1)
-    for x, y in toy_loader(64):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        pruner.regularize(net)
-        optimizer.step()
-    seen: list[dict[str, Any]] = []
+    """Beside networks that take the same steps by hand, in the window with the pruner called."""
+    seen: list[Any] = []
 
     class Keep(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            seen.append(copy.deepcopy(pl_module.backbone.state_dict()))
+            seen.append(copy.deepcopy(pl_module.backbone))
 
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 8:
+                seen.append(copy.deepcopy(pl_module.backbone))  # cut, before the next step
+
+    def by_hand(net: nn.Module, regularize: Any) -> nn.Module:
+        optimizer = SGD(net.train().parameters(), lr=0.1)
+        for x, y in toy_loader(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            regularize(net)
+            optimizer.step()
+        return net
+
+    net = make_toy(2)
+    pruner = group_norm_pruner(net, IMAGE, ["fc"], reg=0.05)
     steady = {"lr_scheduler": partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)}
-    module = fitted(trainer, TorchPruningBudget(macs=0.5, end=1), 0.1, Keep(), **steady)
-    for name, value in net.state_dict().items():
-        torch.testing.assert_close(seen[0][name], value, rtol=1e-5, atol=1e-6)
+    budget = TorchPruningBudget(macs=0.5, end=1, strength=0.05)
+    module = fitted(trainer, budget, 0.1, Keep(), **steady)
+    same = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
+    in_window, cut, after = seen
+    same(dict(in_window.state_dict()), dict(by_hand(net, pruner.regularize).state_dict()))
+    assert not torch.equal(net.conv1.weight, by_hand(make_toy(2), lambda _: None).conv1.weight)
+    same(dict(after.state_dict()), dict(by_hand(cut, lambda _: None).state_dict()))
     assert module.backbone.training
+
+
+def test_a_layer_of_one_channel_is_left_out_of_its_regulariser() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+    net.append(nn.Linear(64, 2))
+    pruner = group_norm_pruner(net, IMAGE, ["5"])
+    net(IMAGE).sum().backward()
+    pruner.regularize(net)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+    with pytest.raises(ValueError, match="it finds no groups"):
+        group_norm_pruner(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), IMAGE, ["1"])
 
 
 def test_a_network_that_it_cannot_follow_is_refused_in_its_words(trainer: Any) -> None:
@@ -113,7 +168,7 @@ def test_a_network_that_it_cannot_follow_is_refused_in_its_words(trainer: Any) -
         raise RuntimeError("no such node")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_lightning.callbacks.peers.chosen_by_torch_pruning", broken)
+        patch.setattr("ssl_lightning.callbacks.peers.cut_by_torch_pruning", broken)
         with pytest.raises(ValueError, match=r"torch-pruning cannot follow ToyNet: .*no such node"):
             fitted(trainer, TorchPruningBudget(macs=0.5, end=1), 0.1)
 
@@ -191,29 +246,96 @@ def test_it_acts_in_the_window_and_the_budget_is_kept(trainer: Any) -> None:
     assert module.sparsity.macs_left() <= 50
 
 
-def test_a_run_that_is_resumed_in_the_window_goes_on_as_it_was(trainer: Any, tmp_path: Any) -> None:
-    def run(ckpt: Any = None) -> Any:
-        module = SSLLightningModule(
-            make_toy(2),
-            optimizer=partial(SGD, lr=0.05),
-            lr_scheduler=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
-        )
-        keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        budget = PATBudget(macs=0.5, end=2, strength=0.02)
-        settings = {"enable_checkpointing": True, "callbacks": [budget, keep]}
-        fit = trainer(max_epochs=3, limit_val_batches=0, **settings)
-        fit.fit(module, toy_loader(64), toy_loader(8), ckpt_path=ckpt)
-        return module.backbone.state_dict()
+class KilledError(Exception):
+    """What ends a run."""
 
-    whole = run()
-    resumed = run(tmp_path / "epoch=0.ckpt")
-    for name, value in whole.items():
-        torch.testing.assert_close(resumed[name], value)
+
+class Kill(pl.Callback):
+    """Ends a run before a step."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.at:
+            raise KilledError
+
+
+def resumable(
+    trainer: Any,
+    folder: Path,
+    kind: type[PeerBudget],
+    kill: int | None = None,
+    every: int | None = 1,
+) -> SSLLightningModule:
+    """A run of four epochs of eight steps, with the window in the second and third."""
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05, momentum=0.9))
+    keep = ModelCheckpoint(
+        folder, save_last=True, every_n_train_steps=every, enable_version_counter=False
+    )
+    budget = kind(macs=0.5, start=1, end=3, strength=0.02)
+    settings = {"enable_checkpointing": True, "callbacks": [budget, Kill(kill), keep]}
+    last = folder / "last.ckpt"
+    fit = trainer(max_epochs=4, limit_val_batches=0, **settings)
+    fit.fit(module, toy_loader(64), toy_loader(8), ckpt_path=last if last.exists() else None)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.parametrize("kind", [TorchPruningBudget, PATBudget])
+@pytest.mark.parametrize(("kill", "every"), [(5, 1), (9, 1), (16, None), (18, 1), (21, 2), (29, 1)])
+def test_a_killed_run_resumes_bit_equal(
+    trainer: Any, tmp_path: Path, kind: type[PeerBudget], kill: int, every: int | None
+) -> None:
+    """Before, in and after the window; from the middle and the end of an epoch."""
+    whole = resumable(trainer, tmp_path / "whole", kind)
+    with pytest.raises(KilledError):
+        resumable(trainer, tmp_path / "killed", kind, kill, every)
+    resumed = resumable(trainer, tmp_path / "killed", kind, every=every)
+    expected, found = whole.state_dict(), resumed.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("kind", [TorchPruningBudget, PATBudget])
+def test_a_network_that_is_replaced_in_the_window_is_refused(trainer: Any, kind: Any) -> None:
+    module = SSLLightningModule(make_toy(2), optimizer=partial(SGD, lr=0.05))
+    with torch.no_grad():
+        for layer in (module.backbone.conv1, module.backbone.bn1, module.backbone.bn2):
+            layer.weight[:2] = layer.bias[:2] = 0
+        module.backbone.conv2.weight[:2] = 0
+    callbacks = [kind(macs=0.5, end=2), CompactDuringFit(at=1)]
+    run = trainer(max_epochs=3, limit_val_batches=0, callbacks=callbacks)
+    with pytest.raises(MisconfigurationException, match="another callback replaced the network"):
+        run.fit(module, toy_loader(64), toy_loader(8))
+
+
+@pytest.mark.parametrize("kind", [TorchPruningBudget, PATBudget])
+def test_a_window_of_no_epochs_is_refused(trainer: Any, kind: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"{kind.__name__}: expected epochs to act in, got start=0"
+    ):
+        fitted(trainer, kind(macs=0.5, end=0), 0.1)
+
+
+class Two(SSLLightningModule):
+    def configure_optimizers(self) -> Any:
+        self.automatic_optimization = False
+        return [SGD(self.parameters(), lr=0.1), SGD(self.parameters(), lr=0.1)]
+
+
+@pytest.mark.parametrize("kind", [TorchPruningBudget, PATBudget])
+def test_several_optimizers_are_refused(trainer: Any, kind: Any) -> None:
+    run = trainer(max_epochs=2, callbacks=[kind(macs=0.5, end=1)])
+    with pytest.raises(ValueError, match=f"{kind.__name__}: expected one optimizer, got 2"):
+        run.fit(Two(make_toy()), toy_loader(8), toy_loader(8))
 
 
 def test_rates_that_differ_are_refused(trainer: Any) -> None:
     settings = {"parameter_groups": [{"parameters": "fc*", "lr": 0.01}]}
-    with pytest.raises(ValueError, match=r"expected one optimizer of one rate, got 1 and rates"):
+    with pytest.raises(
+        ValueError, match=r"PATBudget: expected one rate for all parameters, got \[0\.01, 0\.1\]"
+    ):
         fitted(trainer, PATBudget(macs=0.5, end=1), 0.1, **settings)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ssl_lightning import publishing, zoo
 from ssl_lightning.cli import main
 from ssl_lightning.publishing import rewriting, writing
-from ssl_lightning.publishing.evaluations import evaluation_rows
+from ssl_lightning.publishing.evaluations import evaluated
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.zoo.cards import CARD, GOLDEN, PAGE
 from ssl_lightning.zoo.listing import Family, families, table_page, write_table
@@ -29,7 +29,7 @@ def test_the_table_of_the_zoo_is_that_of_the_cards():
 def test_every_page_is_that_of_its_card(name):
     """After a change of the pages: `ssl-lightning zoo pages` writes them anew."""
     card = zoo.card(name)
-    assert (ZOO / name / PAGE).read_text() == entry_page(card, evaluation_rows(card, ZOO / name))
+    assert (ZOO / name / PAGE).read_text() == entry_page(card, evaluated(card, ZOO / name))
 
 
 @pytest.mark.parametrize("name", ENTRIES)

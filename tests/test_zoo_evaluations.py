@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from ssl_lightning import publishing, zoo
 from ssl_lightning.cli import main
-from ssl_lightning.publishing.evaluations import KINDS, evaluation_rows, read_evaluation
+from ssl_lightning.publishing.evaluations import KINDS, evaluated, read_evaluation
 from ssl_lightning.publishing.pages import entry_page
 from ssl_lightning.publishing.rewriting import rewrite
 from ssl_lightning.zoo.cards import CARD, EVALUATIONS, PAGE
@@ -58,7 +58,7 @@ def test_those_of_the_zoo_are_those_of_the_page_on_generalisation(name: str, fil
     assert [row.network for row in found.rows] == [n for n in rows if n in (name, found.dense)]
     assert all(row == rows[row.network] for row in found.rows)
     page, card = (ZOO / name / PAGE).read_text(), zoo.card(name, ZOO)
-    for row in evaluation_rows(card, ZOO / name):
+    for row in evaluated(card, ZOO / name).rows:
         assert f"| {' | '.join(map(str, row))} |" in page
 
 
@@ -84,7 +84,8 @@ def test_what_was_added_is_on_the_page_and_all_else_is_unchanged(
         "| negative log-likelihood (10,000 test images) | 0.313 ± 0.007 | 0.314 ± 0.007 | "
         "+0.001 ± 0.005 |",
     ]
-    assert after == entry_page(card, evaluation_rows(card, root / NAME))
+    assert "Measured by `ssl-lightning evaluate` beside `resnet20_cifar10_dense`; ±" in after
+    assert after == entry_page(card, evaluated(card, root / NAME))
     assert after.replace(f"\n## Beyond the test error{table}", "") == page
     again = files
     publishing.add_evaluations(NAME, [source(NAME, "calibration.json")], root)
@@ -95,8 +96,9 @@ def test_the_entry_itself_may_be_the_dense_network(tmp_path: Path) -> None:
     shutil.copytree(ZOO / DENSE, tmp_path / "zoo" / DENSE)
     publishing.add_evaluations(DENSE, [source(DENSE, "probe.json")], tmp_path / "zoo")
     card = zoo.card(DENSE, tmp_path / "zoo")
-    rows = evaluation_rows(card, tmp_path / "zoo" / DENSE)
-    assert all(row[1] == row[3] == "-" for row in rows)
+    found = evaluated(card, tmp_path / "zoo" / DENSE)
+    assert all(row[1] == row[3] == "-" for row in found.rows)
+    assert found.dense == ()
 
 
 def changed(path: Path, change: object, target: Path) -> Path:
@@ -115,6 +117,22 @@ def worse(data: dict) -> None:
     data["rows"][1]["error"]["value"] += 0.1
 
 
+def without_dense(data: dict) -> None:
+    data["rows"].pop(0)
+
+
+def a_path(data: dict) -> None:
+    data["dense"] = data["rows"][0]["network"] = "runs/dense/last.ckpt"
+
+
+def other_data(data: dict) -> None:
+    data["data"] = "MNIST"
+
+
+def other_dense(data: dict) -> None:
+    data["rows"][0]["parameters"] += 1
+
+
 def other_form(data: dict) -> None:
     data["schema"] = 7
 
@@ -126,6 +144,10 @@ REFUSED = {
         "28,505,707 multiply-adds and 211,090 parameters there, and 28,505,708",
     ),
     "another error": (worse, r"an error of 8.55 % on the test images there, and of 8.45 %"),
+    "a path as dense network": (a_path, "expected an entry of a zoo as the dense network"),
+    "no dense network": (without_dense, "expected an entry of a zoo as the dense network, got"),
+    "another dense network": (other_dense, "resnet20_cifar10_dense has 40,551,040 multiply-adds"),
+    "other data": (other_data, "expected images of CIFAR10, which the entry was trained with"),
     "another version": (other_form, "calibration.schema: expected 1, got 7"),
     "another file": (lambda data: data.pop("rows"), "expected what `evaluate calibration`"),
 }
@@ -142,6 +164,31 @@ def test_records_of_others_are_refused_and_nothing_changes(
         publishing.add_evaluations(NAME, [source(NAME, "probe.json"), wrong], root)
     assert checked_entry(NAME, root)[1] == before
     assert {path.name for path in (root / NAME).iterdir()} == {CARD, *before}
+
+
+def test_two_records_of_a_kind_are_refused(root: Path) -> None:
+    file = source(NAME, "probe.json")
+    with pytest.raises(ValueError, match=r"one record of each kind, got probe\.json, probe\.json"):
+        publishing.add_evaluations(NAME, [file, file], root)
+
+
+def test_a_damaged_card_of_another_entry_is_found_before(root: Path) -> None:
+    shutil.copytree(ZOO / DENSE, root / DENSE)
+    (root / DENSE / CARD).write_text("{}")
+    before = checked_entry(NAME, root)[1]
+    with pytest.raises(ValueError, match=DENSE):
+        publishing.add_evaluations(NAME, [source(NAME, "probe.json")], root)
+    assert checked_entry(NAME, root)[1] == before
+
+
+def test_the_site_has_them_too(root: Path, tmp_path: Path) -> None:
+    publishing.add_evaluations(NAME, [source(NAME, "calibration.json")], root)
+    page = publishing.write_site(tmp_path / "zoo.html", root).read_text()
+    assert "Beyond the test error" in page
+    assert "5.98 ± 0.21" in page
+    (root / NAME / "calibration.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"calibration\.json has 2 bytes"):
+        publishing.write_site(tmp_path / "zoo.html", root)
 
 
 def test_what_is_no_record_is_refused(root: Path, tmp_path: Path) -> None:

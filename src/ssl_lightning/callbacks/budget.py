@@ -148,7 +148,7 @@ class Budget(EpochStartCallback):
     @property
     def state_key(self) -> str:
         """Name in checkpoints: several budgets may follow each other in one run."""
-        return f"Budget({', '.join(map(str, self.targets))})"
+        return f"{type(self).__name__}({', '.join(map(str, self.targets))})"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what would hold the old parameters."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.budget import Budget
+from ssl_lightning.callbacks.during_fit import as_if_begun
 from ssl_lightning.callbacks.methods import Window
 from ssl_lightning.callbacks.when import example_of
 from ssl_lightning.graph import as_inputs, working_copy
@@ -20,7 +24,7 @@ from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure.peers import (
     CONVOLUTIONS,
     PAT,
-    chosen_by_torch_pruning,
+    cut_by_torch_pruning,
     group_norm_pruner,
     require_peer,
 )
@@ -28,89 +32,185 @@ from ssl_lightning.module import Sparsity, sparsity_of
 from ssl_lightning.prune import Choice, UnreachableError
 from ssl_lightning.suggest import first_line
 
-HALVINGS = 12
-"""Of the interval of ratios of channels, in the search for the one that keeps a budget."""
 
-
-class TorchPruningBudget(Budget):
-    """A budget that torch-pruning's GroupNorm pruner leads to and chooses the groups for.
-
-    Between ``start`` and ``end`` its regulariser acts before each step, with its own strength. At
-    ``end`` it ranks channels over all layers; the smallest share of them that keeps the budget
-    goes. All else is as in :class:`Budget`.
+class PeerBudget(Budget):
+    """A budget before which another library acts, between ``start`` and ``end``.
 
     Args:
-        settings: of :class:`Budget`, but ``method``, ``importance`` and ``multiple``.
+        macs: as :class:`Budget`.
+        parameters: as :class:`Budget`.
+        size: as :class:`Budget`.
+        start: epoch (counted from 0) from which the library acts.
+        end: epoch at whose start the budget is reached; a third of the run by default.
 
     Raises:
-        ValueError: as :class:`Budget`; without the extra ``peers``; and at the start of training,
-            if torch-pruning cannot follow the network, or couples channels that are not coupled.
+        ValueError: as :class:`Budget`; at the start of training, for a window of no epochs, or
+            several optimizers.
+        MisconfigurationException: as :class:`Budget`; in the window, where another callback has
+            replaced the network.
+    """
+
+    def __init__(
+        self,
+        macs: float | None = None,
+        parameters: float | None = None,
+        size: float | None = None,
+        start: int = 0,
+        end: int | None = None,
+    ) -> None:
+        super().__init__(macs, parameters, size, start=start, end=end, importance="l2")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a run in which the library would not act, or not once in each step."""
+        super().on_fit_start(trainer, pl_module)
+        assert self.end is not None
+        name = type(self).__name__
+        if self.start >= self.end:
+            raise ValueError(
+                f"{name}: expected epochs to act in, got start={self.start} and end={self.end}. "
+                "Give a later `end`."
+            )
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"{name}: expected one optimizer, got {len(trainer.optimizers)}.")
+
+    def acts(self, trainer: pl.Trainer) -> bool:
+        """Whether this is an epoch of the window."""
+        assert self.end is not None
+        return self.landed is None and self.start <= trainer.current_epoch < self.end
+
+    def refuse_replaced(self, same: bool) -> None:
+        """Refuse a network that is not the one that the library holds.
+
+        Raises:
+            MisconfigurationException: if it is another.
+        """
+        if not same:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: another callback replaced the network in epochs "
+                f"{self.start} to {self.end}, and the library would go on with the old layers. "
+                f"Let it do so before, or from epoch {self.end} on."
+            )
+
+
+class TorchPruningBudget(PeerBudget):
+    """A budget that torch-pruning's GroupNorm pruner leads to and chooses the groups for.
+
+    Between ``start`` and ``end`` its regulariser's gradients are added before each step (and are
+    clipped with the others, if that is asked for). At ``end`` it cuts a copy step by step, ranking
+    channels over all layers, until the budget is kept; these channels go. All else is as in
+    :class:`Budget`. Its own script trains without weight decay meanwhile; here the optimizer's
+    goes on.
+
+    Args:
+        strength: of the regulariser, its ``reg``; by default that of its script.
+        settings: of :class:`PeerBudget`.
+
+    Raises:
+        ValueError: as :class:`PeerBudget`; without the extra ``peers``; at the start of training
+            or of epoch ``end``, if torch-pruning cannot follow the network, or couples channels
+            otherwise.
 
     Example:
-        >>> TorchPruningBudget(macs=0.5, end=2).importance
-        'l2'
+        >>> TorchPruningBudget(macs=0.5, end=2).strength
+        0.0005
 
     Reference:
         Fang et al., DepGraph: Towards Any Structural Pruning, 2023.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, strength: float = 5e-4, **settings: Any) -> None:
         require_peer("TorchPruningBudget", "torch_pruning")
-        super().__init__(**settings, importance="l2")
+        super().__init__(**settings)
+        self.strength = strength
         self._pruner: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a network that torch-pruning cannot follow."""
+        self._pruner = None
+        super().on_fit_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Add the regulariser's gradients, in the window."""
-        sparsity = sparsity_of(pl_module, "Budget")
-        assert self.end is not None
-        if self.landed is not None or not self.start <= trainer.current_epoch < self.end:
+        if not self.acts(trainer):
             return
+        sparsity = sparsity_of(pl_module, "Budget")
         network = sparsity.network
-        if self._pruner is None or self._pruner.model is not network:
-            window = self.window(trainer, sparsity)
+        if self._pruner is None:
+            group_sets = self.window(trainer, sparsity).group_sets
+            ignored, example = retained_layers(network, group_sets), only_input(sparsity)
             with in_evaluation(network):
-                self._pruner = group_norm_pruner(
-                    network, only_input(sparsity), retained_layers(network, window.group_sets)
-                )
+                self._pruner = group_norm_pruner(network, example, ignored, reg=self.strength)
+        self.refuse_replaced(self._pruner.model is network)
         self._pruner.regularize(network)
 
     def choose(self, trainer: pl.Trainer, sparsity: Sparsity) -> Choice:
         """Return which groups torch-pruning removes, the same in all processes.
 
         Raises:
-            UnreachableError: if that does not keep the budget even with nearly all channels gone.
+            ValueError: if it cannot follow the network, or couples channels otherwise.
+            UnreachableError: if all that it removes does not keep the budget.
         """
-        window = self.window(trainer, sparsity)
-        network, example = working_copy(sparsity.network), only_input(sparsity)
-        retained = retained_layers(network, window.group_sets)
-
-        def chosen(ratio: float) -> list[Tensor]:
-            try:
-                outputs = chosen_by_torch_pruning(network, example, retained, ratio)
-            except Exception as error:
-                raise ValueError(
-                    f"torch-pruning cannot follow {type(network).__name__}: {first_line(error)}"
-                ) from error
-            return masks_of(window.group_sets, outputs)
-
-        found = smallest(window, chosen)
-        return window.agreed(found)
+        window, example = self.window(trainer, sparsity), only_input(sparsity)
+        ignored = retained_layers(sparsity.network, window.group_sets)
+        with as_if_begun(sparsity.network, sparsity.locks):
+            network = working_copy(sparsity.network).eval()
+        try:
+            steps = list(cut_by_torch_pruning(working_copy(network), example, ignored))
+        except Exception as error:
+            raise ValueError(
+                f"torch-pruning cannot follow {type(network).__name__}: {first_line(error)}"
+            ) from error
+        return window.agreed(first_within(window, network, steps))
 
 
-class PATBudget(Budget):
+def first_within(
+    window: Window, network: nn.Module, steps: Sequence[Mapping[str, set[int]]]
+) -> Choice:
+    """Return the groups that are gone after the first step that keeps a budget.
+
+    Args:
+        window: with the budget and the groups.
+        network: a copy, whose groups are zeroed.
+        steps: weight -> which of its outputs are gone, more in each step.
+
+    Raises:
+        ValueError: as :func:`masks_of`.
+        UnreachableError: if the last step does not keep it.
+    """
+    costs, before = window.costs, copy.deepcopy(network.state_dict())
+
+    def choice(step: int) -> Choice:
+        masks = masks_of(window.group_sets, steps[step])
+        network.load_state_dict(before)
+        for group_set, mask in zip(window.group_sets, masks, strict=True):
+            zero_groups_(group_set, mask, named_tensors(network))
+        found = window.form.ask(network, costs.of)
+        return Choice(masks, found, costs.shares(found))
+
+    step = bisect_left(range(len(steps)), True, key=lambda s: costs.worst(choice(s).costs) <= 1)
+    if step == len(steps):
+        raise UnreachableError(
+            f"Budget: torch-pruning does not reach {', '.join(map(str, costs.targets))}, with all "
+            "that it removes gone. Give a larger budget."
+        )
+    return choice(step)
+
+
+class PATBudget(PeerBudget):
     """A budget before which torchao's PAT shrinks filters and neurons, each for itself.
 
     From ``start`` to ``end`` the steps are those of its ``PruneOptimizer`` with a group lasso. PAT
     has no budget, and no groups over several layers: at ``end``, coupled channels of the smallest
-    norms go, as many as the budget asks for.
+    norms go, as many as the budget asks for. What other callbacks write to the weights meanwhile is
+    lost in the next step, which begins with weights that PAT holds.
 
     Args:
         strength: of the group lasso, PAT's ``reg_lambda``.
-        settings: of :class:`Budget`, but ``importance``.
+        settings: of :class:`PeerBudget`.
 
     Raises:
-        ValueError: as :class:`Budget`; without the extra ``peers``; and at the start of training,
-            for several optimizers or several rates.
+        ValueError: as :class:`PeerBudget`; without the extra ``peers``; at the start of training,
+            for several rates.
 
     Example:
         >>> PATBudget(macs=0.5, end=2, strength=1e-4).strength
@@ -122,37 +222,46 @@ class PATBudget(Budget):
 
     def __init__(self, strength: float = 1e-4, **settings: Any) -> None:
         require_peer("PATBudget", "torchao")
-        super().__init__(**settings, importance="l2")
+        super().__init__(**settings)
         self.strength = strength
         self._pat: PAT | None = None
         self._restored: dict[str, Any] | None = None
 
+    def begin_anew(self) -> None:
+        """Forget another module's run."""
+        super().begin_anew()
+        self._pat = self._restored = None
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wrap the optimizer, which has to be one of one rate."""
+        """Wrap the optimizer, which has to have one rate."""
         super().on_fit_start(trainer, pl_module)
-        rates = {group["lr"] for each in trainer.optimizers for group in each.param_groups}
-        if len(trainer.optimizers) != 1 or len(rates) != 1:
-            raise ValueError(
-                f"PATBudget: expected one optimizer of one rate, got {len(trainer.optimizers)} "
-                f"and rates {sorted(rates)}."
-            )
-        network = sparsity_of(pl_module, "Budget").network
-        parameters = dict(network.named_parameters())
-        names = writing(self.window(trainer, sparsity_of(pl_module, "Budget")).group_sets)
-        weights = {name: parameters[name] for name in names if parameters[name].requires_grad}
-        self._pat = PAT(trainer.optimizers[0], weights, self.strength)
+        if self.landed is not None:
+            return
+        (optimizer,) = trainer.optimizers
+        rates = sorted({group["lr"] for group in optimizer.param_groups})
+        if len(rates) > 1:
+            raise ValueError(f"PATBudget: expected one rate for all parameters, got {rates}.")
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        sparsity = sparsity_of(pl_module, "Budget")
+        parameters = dict(sparsity.network.named_parameters())
+        names = writing(self.window(trainer, sparsity).group_sets)
+        weights = {name: parameters[name] for name in names if id(parameters[name]) in trained}
+        self._pat = PAT(optimizer, weights, self.strength)
         if self._restored is not None:
             self._pat.load_state_dict(self._restored)
 
-    def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Let PAT act in the window, and no more after it."""
-        assert self.end is not None
-        assert self._pat is not None
-        if self.start <= trainer.current_epoch < self.end:
+        if self._pat is not None and self.acts(trainer):
+            parameters = dict(sparsity_of(pl_module, "Budget").network.named_parameters())
+            held = self._pat.weights.items()
+            self.refuse_replaced(all(parameters.get(name) is weight for name, weight in held))
             self._pat.begin()
-        else:
+        elif self._pat is not None:
             self._pat.end()
-        super().at_epoch_start(trainer, pl_module)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the optimizer its own step back."""
@@ -169,6 +278,9 @@ class PATBudget(Budget):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self._restored = state_dict["pat"]
+
+
+PEERS: tuple[type[PeerBudget], ...] = (TorchPruningBudget, PATBudget)
 
 
 @contextmanager
@@ -251,36 +363,3 @@ def numbered(numbers: Collection[int]) -> str:
     """
     first = ", ".join(map(str, sorted(numbers)[:4])) or "none"
     return first if len(numbers) <= 4 else f"{first} and {len(numbers) - 4} more"
-
-
-def smallest(window: Window, chosen: Callable[[float], list[Tensor]]) -> Choice:
-    """Return the groups of the smallest ratio of channels that keeps the budget.
-
-    Args:
-        window: with the budget and the groups.
-        chosen: ratio -> which groups go then, one mask per set.
-
-    Raises:
-        UnreachableError: if there is none.
-    """
-    costs, before = window.costs, window.network.state_dict()
-    copy = working_copy(window.network)
-    low, high = 0.0, 1.0
-    found: Choice | None = None
-    for _ in range(HALVINGS):
-        ratio = (low + high) / 2
-        masks = chosen(ratio)
-        copy.load_state_dict(before)
-        for group_set, mask in zip(window.group_sets, masks, strict=True):
-            zero_groups_(group_set, mask, named_tensors(copy))
-        cost = window.form.ask(copy, costs.of)
-        if costs.worst(cost) <= 1:
-            high, found = ratio, Choice(masks, cost, costs.shares(cost))
-        else:
-            low = ratio
-    if found is None:
-        raise UnreachableError(
-            f"torch-pruning does not reach {', '.join(map(str, costs.targets))}, even with "
-            f"{high:.0%} of the channels gone. Give a larger budget."
-        )
-    return found

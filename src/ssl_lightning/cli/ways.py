@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ssl_lightning.callbacks import Budget, LowRank
-from ssl_lightning.callbacks.peers import PATBudget, TorchPruningBudget
+from ssl_lightning.callbacks import LowRank
+from ssl_lightning.callbacks.peers import PEERS, PATBudget, PeerBudget, TorchPruningBudget
 from ssl_lightning.costs import RESOURCES
 from ssl_lightning.zoo.loading import PREFIX
 
@@ -158,18 +159,32 @@ def low_rank(method: str) -> Callable[[Config], Config]:
     return make
 
 
-def by_peer(budget: type[Budget]) -> Callable[[Config], Config]:
-    """Return what changes a config so that another library acts in a window, to the same budget."""
+def by_peer(budget: type[PeerBudget]) -> Callable[[Config], Config]:
+    """Return what changes a config so that another library acts in a window, to the same budget.
+
+    Raises:
+        ValueError: of the maker, if the budget has targets that the class does not take.
+    """
+    known = inspect.signature(PeerBudget).parameters
 
     def make(config: Config) -> Config:
         changed = in_window("l2", "one_shot")(config)
-        given = changed["budget"]["init_args"]
-        settings = {k: v for k, v in given.items() if k not in ("method", "importance")}
-        path = f"{budget.__module__}.{budget.__qualname__}"
-        changed["budget"] = {"class_path": path, "init_args": settings}
+        given = {k: v for k, v in changed["budget"]["init_args"].items() if v is not None}
+        if others := [key for key in TARGETS if key in given and key not in known]:
+            raise ValueError(
+                f"{budget.__name__}: expected a budget in macs, parameters or size, got "
+                f"{', '.join(others)}. Give --budget.macs."
+            )
+        settings = {key: value for key, value in given.items() if key in known}
+        changed["budget"] = {"class_path": path_of(budget), "init_args": settings}
         return changed
 
     return make
+
+
+def path_of(kind: type) -> str:
+    """Return the import path of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -179,7 +194,16 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def with_budget(config: Config, **changes: Any) -> Config:
-    """Return a config with other arguments of the budget."""
+    """Return a config with other arguments of the budget.
+
+    Raises:
+        ValueError: if it is that of another library.
+    """
+    if (path := config["budget"]["class_path"]) in map(path_of, PEERS):
+        raise ValueError(
+            f"expected a budget that other ways can be made of, got {path}. Give the library's own "
+            "(--budget Budget); `compare --ways torch_pruning pat` has the others."
+        )
     changed = copy.deepcopy(config)
     changed["budget"]["init_args"].update(changes)
     return changed
@@ -256,7 +280,7 @@ def fresh(model: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-LOW_RANK = f"{LowRank.__module__}.LowRank"
+LOW_RANK = path_of(LowRank)
 STRENGTH = 1e-4
 """Of penalties in a window: the best of eight for the group lasso on LeNet (docs/budgets.md)."""
 TRUNCATED = {"kind": "shape", "strength": STRENGTH, "function": "capped", "theta": 0.1}

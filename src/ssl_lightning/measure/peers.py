@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from ssl_lightning.suggest import require
 
 TORCH_PRUNING = "torch-pruning"
+STEPS = 400
+"""In which torch-pruning's script cuts a network."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -56,16 +58,17 @@ def group_norm_pruner(
 ) -> Any:
     """Return torch-pruning's pruner for sparse training, made as in its own script.
 
-    Groups of channels by their norms in units of the largest of their layers; the strength is its
-    default.
+    Groups of channels by their norms in units of the largest of their layers. Layers of a single
+    channel are left out: its regulariser divides by zero there.
 
     Args:
         model: is put into evaluation mode, as the pruner does it.
         example_input: of the model, on its device.
         ignored: names of layers whose outputs are retained.
-        settings: further arguments of ``GroupNormPruner``.
+        settings: further arguments of ``GroupNormPruner``, such as ``reg``, its strength.
 
     Raises:
+        ValueError: if it finds no groups.
         Exception: what torch-pruning raises where it cannot follow the network.
 
     Reference:
@@ -81,42 +84,55 @@ def group_norm_pruner(
         **settings,
     )
     pruner.update_regularizer()
+    pruner._groups = [group for group in pruner._groups if len(group[0].idxs) > 1]
+    if not pruner._groups:
+        raise ValueError("it finds no groups of channels")
     return pruner
 
 
-def chosen_by_torch_pruning(
-    model: nn.Module, example_input: Tensor, ignored: Sequence[str], ratio: float
-) -> dict[str, set[int]]:
-    """Return which outputs of layers torch-pruning removes: weight -> their numbers.
+def cut_by_torch_pruning(
+    model: nn.Module, example_input: Tensor, ignored: Sequence[str]
+) -> Iterator[dict[str, set[int]]]:
+    """Let torch-pruning cut a network step by step, as its own script does.
 
-    Its groups are ranked over all layers (``global_pruning``).
+    In each of 400 steps it ranks the channels of all layers anew (``global_pruning``).
 
     Args:
-        model: is put into evaluation mode, and not changed otherwise.
+        model: the network, which is cut, and put into evaluation mode.
         example_input: of the model, on its device.
         ignored: names of layers whose outputs are retained.
-        ratio: share of all channels.
+
+    Yields:
+        At first and after each step: weight -> which of its outputs are gone, as they were numbered
+        at first.
 
     Raises:
         Exception: as :func:`group_norm_pruner`.
     """
     from torch_pruning.pruner import function
 
-    pruner = group_norm_pruner(
-        model, example_input, ignored, pruning_ratio=ratio, global_pruning=True
-    )
     writing = (
         function.prune_conv_out_channels,
         function.prune_depthwise_conv_out_channels,
         function.prune_linear_out_channels,
     )
-    names = {module: name for name, module in model.named_modules()}
-    found: dict[str, set[int]] = defaultdict(set)
-    for group in pruner.step(interactive=True):
-        for dependency, numbers in group:
-            if dependency.handler in writing:
-                found[f"{names[dependency.target.module]}.weight"] |= set(numbers)
-    return dict(found)
+    settings = {"pruning_ratio": 1.0, "iterative_steps": STEPS, "global_pruning": True}
+    pruner = group_norm_pruner(model, example_input, ignored, **settings)
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    left: dict[str, list[int]] = {}
+    gone: dict[str, set[int]] = defaultdict(set)
+    yield {}
+    for _ in range(STEPS):
+        for group in pruner.step(interactive=True):
+            for dependency, numbers in group:
+                if dependency.handler in writing:
+                    layer = dependency.target.module
+                    name, now = names[layer], set(numbers)
+                    here = left.setdefault(name, list(range(len(layer.weight))))
+                    gone[name] |= {here[number] for number in now}
+                    left[name] = [n for place, n in enumerate(here) if place not in now]
+            group.prune()
+        yield {name: set(numbers) for name, numbers in gone.items()}
 
 
 class PAT:
@@ -185,12 +201,11 @@ class PAT:
     def state_dict(self) -> dict[str, Any]:
         """Return weights as they were before they were shrunk, and the sum of rates so far."""
         (group,) = self.param_groups
-        latent = {name: self.state[p].get("latent") for name, p in self.weights.items()}
+        latent = {n: self.state[p]["latent"] for n, p in self.weights.items() if p in self.state}
         return {"latent": latent, "gamma": group["gamma"], "num_steps": group["num_steps"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.param_groups[0] |= {"gamma": state["gamma"], "num_steps": state["num_steps"]}
         for name, latent in state["latent"].items():
-            if latent is not None:
-                self.state[self.weights[name]]["latent"] = latent.clone()
+            self.state[self.weights[name]]["latent"] = latent.clone()

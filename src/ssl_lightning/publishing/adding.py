@@ -112,7 +112,14 @@ def add_evaluations(name: str, files: Sequence[Place], root: str | Path | None =
     with in_turn(zoo_root(root)):
         target, card = entry_folder(name, root), read_card(name, root)
         records = [belonging(read_evaluation(path), card, path) for path in files]
-        more = {file_of(record): serial(record.to_dict()) for record in records}
+        names = [file_of(record) for record in records]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"add_evaluations: expected one record of each kind, got {', '.join(names)}. Give "
+                "the one that is to be on the page."
+            )
+        contents = [serial(record.to_dict()) for record in records]
+        more = dict(zip(names, contents, strict=True))
         rewrite(target, card, more)
         write_table(target.parent)
     return target

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ssl_lightning.costs import RESOURCES
 from ssl_lightning.measure.record import Machine
 from ssl_lightning.measure.table4 import LAYERS, TABLE4
+from ssl_lightning.publishing.evaluations import Evaluated
 from ssl_lightning.report.run_report import GROUP_KINDS
 from ssl_lightning.report.table import NOTHING, percent
 from ssl_lightning.zoo.cards import CURVES_PICTURE, FILTERS_PICTURE, Card
@@ -49,13 +50,12 @@ TARGETS = (*RESOURCES, *(r.absolute for r in RESOURCES.values() if r.absolute), 
 Rows = list[tuple[object, ...]]
 
 
-def entry_page(card: Card, evaluations: Rows | None = None) -> str:
+def entry_page(card: Card, evaluations: Evaluated | None = None) -> str:
     """Return the text of an entry's README: a model card with its YAML front matter.
 
     Args:
         card: of the entry.
-        evaluations: what its records of ``evaluate`` say: measure, dense network, entry,
-            difference.
+        evaluations: what its records of ``evaluate`` say.
     """
     page = model_card(card, evaluations)
     front = page.content.removesuffix(page.text)
@@ -67,7 +67,7 @@ def page_text(page: ModelCard) -> str:
     return page.text.replace("<", "&lt;")
 
 
-def model_card(card: Card, evaluations: Rows | None = None) -> ModelCard:
+def model_card(card: Card, evaluations: Evaluated | None = None) -> ModelCard:
     """Return an entry's page as a model card."""
     given: dict[str, Any] = {f.__name__: f for f in FUNCTIONS}
     page: ModelCard = ModelCard.from_template(
@@ -82,7 +82,7 @@ def model_card(card: Card, evaluations: Rows | None = None) -> ModelCard:
         beside_controls=beside_controls(card),
         figures=figures(card),
         layers=layers(card),
-        evaluations=evaluations or [],
+        evaluations=evaluations,
         **speedups(card),
         count="{:,}".format,
         row=table_row,
@@ -285,6 +285,7 @@ def control_cells(results: tuple[SeedResult, ...]) -> tuple[str, str, str]:
 
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    literal,
     escaped,
     percent,
     where,

@@ -12,7 +12,13 @@ from ssl_lightning.publishing.runs import first_stepped, open_data
 from ssl_lightning.publishing.writing import Place, step_cost_of, write_card
 from ssl_lightning.zoo.cards import CONFIG, PAGE, Card
 from ssl_lightning.zoo.entries import card as read_card
-from ssl_lightning.zoo.entries import checked_entry, checked_file, entry_folder, zoo_root
+from ssl_lightning.zoo.entries import (
+    checked_entry,
+    checked_file,
+    entry_folder,
+    list_models,
+    zoo_root,
+)
 from ssl_lightning.zoo.listing import write_table
 from ssl_lightning.zoo.loading import read_recipe
 
@@ -58,8 +64,10 @@ def rewrite(target: Path, card: Card, more: Mapping[str, bytes] | None = None) -
         more: file -> content, of files that are added or replaced.
 
     Raises:
-        ValueError: if a file is not what was published.
+        ValueError: if a file, or another entry's card, is not what was published.
     """
+    for name in list_models(target.parent):
+        read_card(name, target.parent)  # the table is of all: a damaged one is found before
     files = [file for file in card.files if file != PAGE]
     others = {file: checked_file(target / file, card.files[file]) for file in files}
     with appearing(target, replace=True) as folder:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ssl_lightning.publishing.evaluations import checked_evaluated
 from ssl_lightning.publishing.markdown import Part, parts
 from ssl_lightning.publishing.pages import model_card, page_text
 from ssl_lightning.publishing.site_charts import charts
@@ -92,7 +93,8 @@ def write_site(output: str | Path = "zoo.html", root: str | Path | None = None) 
 
 def entry(found: Card, root: str | Path | None = None) -> Entry:
     """Return what the page has of an entry."""
-    first, *others = parts(page_text(model_card(found)), found.name)
+    records = checked_evaluated(found, entry_folder(found.name, root))
+    first, *others = parts(page_text(model_card(found, records)), found.name)
     lead = first.text
     if not found.controls:
         said = Markup(" Controls: not measured ({}).").format(found.unmeasured["controls"])

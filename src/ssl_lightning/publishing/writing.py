@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
+from ssl_lightning.callbacks.peers import PEERS
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.files import appearing
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.progress import steps, track
-from ssl_lightning.publishing.evaluations import evaluation_rows
+from ssl_lightning.publishing.evaluations import evaluated
 from ssl_lightning.publishing.measuring import (
     groups_left,
     measure_layers,
@@ -71,8 +72,6 @@ REASONS = {
     "curves": "the run's folder has no metrics.csv with all epochs",
 }
 """Field of a card -> why it is null or empty, if it is."""
-PEERS = ("TorchPruningBudget", "PATBudget")
-"""Classes of budgets that other libraries lead to."""
 Place = str | Path
 
 
@@ -258,7 +257,7 @@ def budget_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         {'macs': 1, 'class': 'PATBudget'}
     """
     found = arguments_of(config, "Budget")
-    for name in PEERS:
+    for name in (kind.__name__ for kind in PEERS):
         if found is None and (given := arguments_of(config, name)) is not None:
             found = {**given, "class": name}
     return found
@@ -354,7 +353,7 @@ def write_card(card: Card, folder: Path) -> None:
     """Write the page, then the card with the hashes of all files that are there."""
     present = {path.name for path in folder.iterdir()} - {CARD} | {PAGE}
     card = dataclasses.replace(card, files=dict.fromkeys(present, StoredFile("", 0)))
-    (folder / PAGE).write_text(entry_page(card, evaluation_rows(card, folder)))
+    (folder / PAGE).write_text(entry_page(card, evaluated(card, folder)))
     files = {path.name: StoredFile.of(path.read_bytes()) for path in sorted(folder.iterdir())}
     files.pop(CARD, None)
     (folder / CARD).write_bytes(dataclasses.replace(card, files=files).to_bytes())
