@@ -24,11 +24,13 @@ from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure.peers import (
     CONVOLUTIONS,
     PAT,
+    STEPS,
     cut_by_torch_pruning,
     group_norm_pruner,
     require_peer,
 )
 from ssl_lightning.module import Sparsity, sparsity_of
+from ssl_lightning.progress import track
 from ssl_lightning.prune import Choice, UnreachableError
 from ssl_lightning.suggest import first_line
 
@@ -155,7 +157,8 @@ class TorchPruningBudget(PeerBudget):
         with as_if_begun(sparsity.network, sparsity.locks):
             network = working_copy(sparsity.network).eval()
         try:
-            steps = list(cut_by_torch_pruning(working_copy(network), example, ignored))
+            found = cut_by_torch_pruning(working_copy(network), example, ignored)
+            steps = list(track(found, "torch-pruning, steps", STEPS + 1))
         except Exception as error:
             raise ValueError(
                 f"torch-pruning cannot follow {type(network).__name__}: {first_line(error)}"
