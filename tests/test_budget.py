@@ -35,7 +35,7 @@ from ssl_lightning.groups import group_norms
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.prune import UnreachableError, choose_groups, prune_, relative
-from toy import toy_loader
+from toy import Kill, KilledError, toy_loader
 
 SMALL = torch.zeros(1, 1, 8, 8)
 CIFAR = torch.zeros(1, 3, 32, 32)
@@ -386,19 +386,6 @@ def test_a_penalty_without_strength_needs_a_budget(trainer: Any) -> None:
 
 
 # --- resuming -------------------------------------------------------------------------------------
-
-
-class KilledError(Exception):
-    pass
-
-
-class Kill(pl.Callback):
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.at:
-            raise KilledError
 
 
 RESUMED = {method: {"method": method} for method in METHODS} | {

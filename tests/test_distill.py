@@ -16,7 +16,7 @@ from torch.optim import SGD
 from ssl_lightning import Budget, Distill, SSLLightningModule
 from ssl_lightning.callbacks.distill import attention, soft_targets, squared_difference
 from ssl_lightning.cli import main
-from toy import make_toy, short_config, toy_loader
+from toy import Kill, KilledError, make_toy, short_config, toy_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),
@@ -120,19 +120,6 @@ def test_the_module_is_restored_after_an_error(trainer):
     with pytest.raises(RuntimeError, match="stop"):
         trainer(max_epochs=1, callbacks=[Distill(make_toy(2)), Fails()]).fit(module, toy_loader())
     assert "training_step" not in vars(module)
-
-
-class KilledError(Exception):
-    pass
-
-
-class Kill(Callback):
-    def __init__(self, at):
-        self.at = at
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.at:
-            raise KilledError
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")

@@ -37,7 +37,7 @@ from ssl_lightning.groups import zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure.peers import PAT, cut_by_torch_pruning, group_norm_pruner
 from ssl_lightning.prune import UnreachableError
-from toy import make_toy, toy_loader
+from toy import Kill, KilledError, make_toy, toy_loader
 
 pytest.importorskip("torch_pruning")
 pytest.importorskip("torchao")
@@ -244,21 +244,6 @@ def test_it_acts_in_the_window_and_the_budget_is_kept(trainer: Any) -> None:
     assert max(seen[0]) > 0
     assert max(seen[1]) == 0
     assert module.sparsity.macs_left() <= 50
-
-
-class KilledError(Exception):
-    """What ends a run."""
-
-
-class Kill(pl.Callback):
-    """Ends a run before a step."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.at:
-            raise KilledError
 
 
 def resumable(

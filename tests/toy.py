@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -46,6 +47,21 @@ def make_toy(seed: int = 0, dropout: float = 0.0) -> ToyNet:
     """A ToyNet with fixed random weights."""
     torch.manual_seed(seed)
     return ToyNet(dropout)
+
+
+class KilledError(Exception):
+    """What ends a run."""
+
+
+class Kill(pl.Callback):
+    """Ends a run before the step of a number; never for None."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.at:
+            raise KilledError
 
 
 class Fn(nn.Module):
