@@ -29,7 +29,7 @@ demo: environment
 	$(CLI) report $(QUICK) --html
 	@echo "Look at $(QUICK)/report.html, and at report.png, filters.png and norms.png beside it"
 
-# One thread per worker: busy processes with two OpenMP threads each would crawl. A worker takes up to 5 GB.
+# One thread per worker: busy processes with two OpenMP threads each would crawl.
 test: environment lint types
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --quiet --durations=15 --numprocesses=logical --maxprocesses=4 --dist=worksteal
 

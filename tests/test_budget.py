@@ -35,7 +35,7 @@ from ssl_lightning.groups import group_norms
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
 from ssl_lightning.prune import UnreachableError, choose_groups, prune_, relative
-from toy import Kill, KilledError, toy_loader
+from toy import Kill, killed_and_resumed, toy_loader
 
 SMALL = torch.zeros(1, 1, 8, 8)
 CIFAR = torch.zeros(1, 3, 32, 32)
@@ -429,13 +429,8 @@ def test_a_killed_run_resumes_bit_equal(
     trainer: Any, tmp_path: Path, way: str, kill: int, every: int | None
 ) -> None:
     """Before, in and after the window; from the middle and the end of an epoch."""
-    whole = resumable(trainer, tmp_path / "whole", way)
-    with pytest.raises(KilledError):
-        resumable(trainer, tmp_path / "killed", way, kill, every)
-    resumed = resumable(trainer, tmp_path / "killed", way, every=every)
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    fit = partial(resumable, trainer, way=way, every=every)
+    whole, resumed = killed_and_resumed(lambda f, at: fit(f, kill=at), tmp_path, kill)
     assert resumed.sparsity.plans == whole.sparsity.plans
 
 

@@ -37,7 +37,7 @@ from ssl_lightning.groups import zero_groups_
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.measure.peers import PAT, cut_by_torch_pruning, group_norm_pruner
 from ssl_lightning.prune import UnreachableError
-from toy import Kill, KilledError, make_toy, toy_loader
+from toy import Kill, killed_and_resumed, make_toy, toy_loader
 
 pytest.importorskip("torch_pruning")
 pytest.importorskip("torchao")
@@ -273,13 +273,7 @@ def test_a_killed_run_resumes_bit_equal(
     trainer: Any, tmp_path: Path, kind: type[PeerBudget], kill: int, every: int | None
 ) -> None:
     """Before, in and after the window; from the middle and the end of an epoch."""
-    whole = resumable(trainer, tmp_path / "whole", kind)
-    with pytest.raises(KilledError):
-        resumable(trainer, tmp_path / "killed", kind, kill, every)
-    resumed = resumable(trainer, tmp_path / "killed", kind, every=every)
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    killed_and_resumed(lambda f, at: resumable(trainer, f, kind, at, every), tmp_path, kill)
 
 
 @pytest.mark.parametrize("kind", [TorchPruningBudget, PATBudget])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,30 @@ class Kill(pl.Callback):
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == self.at:
             raise KilledError
+
+
+def killed_and_resumed(
+    run: Callable[[Path, int | None], nn.Module], folder: Path, kill: int
+) -> tuple[nn.Module, nn.Module]:
+    """Make sure that a run that is ended and resumed is the whole one; return whole and resumed.
+
+    Args:
+        run: makes a run, or goes on with the one that lies in a folder; with a step before which it
+            ends with an error.
+        folder: of both.
+        kill: that step.
+    """
+    whole = run(folder / "whole", None)
+    try:
+        run(folder / "killed", kill)
+    except KilledError:
+        resumed = run(folder / "killed", None)
+    else:
+        raise AssertionError(f"the run did not reach step {kill}")
+    expected, found = whole.state_dict(), resumed.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return whole, resumed
 
 
 class Fn(nn.Module):
