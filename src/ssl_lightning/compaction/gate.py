@@ -200,6 +200,17 @@ def try_further(gate: Gate, *, train: bool = True) -> None:
         try_training(gate)
 
 
+def try_smaller(gate: Gate) -> Inputs | None:
+    """Run the dense network on much smaller maps; return those if its code takes the same path."""
+    for axis in possible_axes(gate.inputs):
+        batch, sizes = next(further_sizes(axis.sizes))[0]
+        if 2 * batch * math.prod(sizes) <= math.prod(axis.sizes):
+            inputs = axis.resized(gate.inputs, batch, sizes)
+            if try_one(gate, inputs, {}) and gate.trials[-1].path == gate.trials[0].path:
+                return gate.trials[-1].inputs
+    return None
+
+
 def try_sizes(gate: Gate, axis: Axes, refused: dict[str, str]) -> bool:
     """Run the dense network at other sizes; return whether it accepts any."""
     changed = False
@@ -258,17 +269,18 @@ def try_one(gate: Gate, inputs: Inputs, refused: dict[str, str]) -> bool:
 
 
 def try_training(gate: Gate) -> None:
-    """Run the dense network in train mode, on two samples at least."""
-    inputs = gate.inputs
-    if inputs.batch == 1:
-        inputs = inputs.at_batch(2)
-    try:
-        gate.trials.append(run(gate.network, inputs, train=True))
-    except Exception as error:
-        gate.notes.append(
-            "train mode was not tried, since the network itself fails there "
-            f"({said_by(error, 240)})"
-        )
+    """Run the dense network in train mode, on two samples at least; on small ones if it can be."""
+    small = min(
+        (t.inputs for t in gate.trials if t.inputs.batch != 1), key=elements_of, default=None
+    )
+    inputs = gate.inputs if gate.inputs.batch != 1 else gate.inputs.at_batch(2)
+    for each in filter(None, (small, inputs)):
+        try:
+            gate.trials.append(run(gate.network, each, train=True))
+            return
+        except Exception as error:
+            said = said_by(error, 240)
+    gate.notes.append(f"train mode was not tried, since the network itself fails there ({said})")
 
 
 def run(network: nn.Module, inputs: Inputs, *, train: bool = False) -> Trial:

@@ -11,7 +11,7 @@ from torch import nn
 from ssl_lightning.compaction.checks import warn_of_later_zeros
 from ssl_lightning.compaction.equality import Problem
 from ssl_lightning.compaction.factors import insert_factors_
-from ssl_lightning.compaction.gate import Gate, open_gate, try_further
+from ssl_lightning.compaction.gate import Gate, open_gate, try_further, try_smaller
 from ssl_lightning.compaction.plan import Plan
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
 from ssl_lightning.compaction.sparse import replace_layers
@@ -26,7 +26,9 @@ from ssl_lightning.graph import (
     analyse,
     as_inputs,
     check_network,
+    is_same_everywhere,
     is_sized,
+    may_be_same_everywhere,
     own_layer,
     retained_whole,
     trace,
@@ -80,7 +82,7 @@ def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool 
     check_finite(model)
     gate = open_gate(model, inputs)
     double = with_plain_weights(working_copy(model, gate.dtype))
-    traces = [trace(double, gate.inputs)]
+    traces = [first_trace(double, gate)]
     modules = analyse(double, traces, constants=constants)
     if not any(slices.shrinks() for slices in modules.values()):
         whole = tuple(retained_whole(double, traces[0], modules))
@@ -99,6 +101,15 @@ def empty_plan(inputs: Inputs) -> Plan:
     shapes = tuple(tuple(x.shape) for x in inputs.tensors())
     types = tuple(str(x.dtype).removeprefix("torch.") for x in inputs.tensors())
     return Plan({}, shapes, types, structure=structure_of(inputs))
+
+
+def first_trace(model: nn.Module, gate: Gate) -> Trace:
+    """Return the trace on the example, or on smaller maps where that gives the same analysis."""
+    if may_be_same_everywhere(model) and (smaller := try_smaller(gate)) is not None:
+        traced = trace(model, smaller)
+        if is_same_everywhere(traced):
+            return traced
+    return trace(model, gate.inputs)
 
 
 def search(

@@ -70,7 +70,7 @@ def further_sizes(sizes: Sequence[int]) -> Iterator[list[tuple[int, tuple[int, .
     """Yield lists of (batch size, sizes); of each list the first that a network accepts will do.
 
     The lists ask for an odd size that is not square, a smaller one, an even one that is no power
-    of two, and a much larger one.
+    of two, and one much larger along the first dimension, of about twice as many positions.
     """
     small = tuple(_part(n) for n in sizes)
     yield [
@@ -80,7 +80,7 @@ def further_sizes(sizes: Sequence[int]) -> Iterator[list[tuple[int, tuple[int, .
     ]
     yield [(1, tuple(max(1, n // 4) for n in small)), (1, tuple(max(1, n // 2) for n in sizes))]
     yield [(1, _add(base, (6, 10, 2))) for base in dict.fromkeys((small, tuple(sizes)))]
-    yield [(1, tuple(factor * n + 1 for factor, n in zip((4, 2, 2), sizes, strict=False)))]
+    yield [(1, (4 * sizes[0] + 1, *(n // 2 + 1 for n in sizes[1:])))]
 
 
 def _part(size: int) -> int:

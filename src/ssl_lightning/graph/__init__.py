@@ -41,6 +41,7 @@ from ssl_lightning.graph.plain import (
     scale_of_outputs,
     with_plain_weights,
 )
+from ssl_lightning.graph.positions import is_same_everywhere, may_be_same_everywhere
 from ssl_lightning.graph.registering import register_rule, register_shrinker
 from ssl_lightning.graph.rule import Rule
 from ssl_lightning.graph.trace import has_equivalent_forward, trace
@@ -76,9 +77,11 @@ __all__ = [
     "has_equivalent_forward",
     "how_to_remove",
     "is_cut",
+    "is_same_everywhere",
     "is_sized",
     "layer_names",
     "make_plain_",
+    "may_be_same_everywhere",
     "missing_heads",
     "norm_followers",
     "own_layer",

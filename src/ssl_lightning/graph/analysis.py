@@ -20,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph.flow import Flow, Value, as_list, binary, filled, like, masks_in_float32
+from ssl_lightning.graph.flow import (
+    Flow,
+    Value,
+    as_list,
+    binary,
+    filled,
+    like,
+    masks_in_float32,
+    somewhere,
+)
 from ssl_lightning.graph.inputs import ExampleInput
 from ssl_lightning.graph.kept import SiteSlices, kept_slices
 from ssl_lightning.graph.labels import spread, varies
@@ -307,7 +316,7 @@ def backpropagate(flow: Flow) -> None:
 def needs_of(op: Op, flow: Flow, useful: Value) -> dict[str, Value]:
     """Return what an operation needs for the elements of its result that are useful."""
     rule: Rule = flow.rules[op.name]
-    if not any(bool(t.any()) for t in as_list(useful)):
+    if not any(bool(somewhere(t)) for t in as_list(useful)):
         return {}
     try:
         if rule.needs is None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.graph.flow import Flow, Site, Value, as_list
+from ssl_lightning.graph.flow import Flow, Site, Value, as_list, somewhere
 from ssl_lightning.graph.labels import FIXED, squeeze_expanded
 from ssl_lightning.graph.layers import FOLDING_KINDS
 from ssl_lightning.graph.operations.attention import new_attributes
@@ -150,14 +150,8 @@ def indices(mask: Tensor) -> tuple[int, ...]:
 
 
 def useful_masks(flow: Flow, op: Op) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the labels of an operation's results and where they are both varying and needed."""
-    for labels, varies, needed in zip(
-        as_list(flow.slices[op.name]),
-        as_list(flow.varies[op.name]),
-        as_list(flow.needed[op.name]),
-        strict=True,
-    ):
-        yield labels, (varies > 0) & (needed > 0)
+    """Yield the labels of an operation's results, and masks of where both varying and needed."""
+    yield from zip(as_list(flow.slices[op.name]), flow.useful(op.name), strict=True)
     yield from flow.inner.get(op.name, [])
 
 
@@ -172,7 +166,7 @@ def kept_labels(flow: Flow) -> Tensor:
         for labels, mask in useful_masks(flow, op):
             few = squeeze_expanded(labels)[0]
             alike = [d for d in range(labels.dim()) if few.shape[d] != labels.shape[d]]
-            wanted = mask.any(alike, keepdim=True) if alike else mask
+            wanted = somewhere(mask, alike, keepdim=True) if alike else mask > 0
             keep[flow.labels.find(few[wanted])] = True
     keep_one(flow, keep)
     balance_groups(flow, keep)
@@ -239,8 +233,7 @@ def channels_where(flow: Flow, site: Site, masks: Mapping[str, Value]) -> Tensor
     """Return which outputs of a module have, in some run, a needed element where a mask is 1."""
     found = torch.zeros(len(site.outputs), dtype=torch.bool)
     for op in site.ops:
-        useful = (masks[op.name] > 0) & (flow.needed[op.name] > 0)
-        found |= useful.movedim(site.dim, 0).reshape(len(found), -1).any(1)
+        found |= somewhere(channels_of(masks[op.name] * flow.needed[op.name], site.dim), [1])
     return found
 
 
@@ -254,7 +247,7 @@ def is_constant(site: Site, flow: Flow) -> bool:
     if flow.values:
         return not bool(channels_where(flow, site, flow.varies).any())
     reads = [(flow.alive[op.inputs()[0]], flow.read_by.get(op.name)) for op in site.ops]
-    return not any(read is not None and bool((alive * read).any()) for alive, read in reads)
+    return not any(read is not None and bool(somewhere(alive * read)) for alive, read in reads)
 
 
 def is_layer(site: Site) -> bool:
@@ -272,7 +265,7 @@ def fold(flow: Flow, site: Site, slices: SiteSlices) -> SiteSlices:
     if not flow.absorbs(op) or not flow.values:
         return slices
     read = inputs_read(flow, op, site)
-    varies = channels_of(flow.varies[op.inputs()[0]], site.dim).any(1)
+    varies = somewhere(channels_of(flow.varies[op.inputs()[0]], site.dim), [1])
     reads = tuple(i for i in slices.inputs if read[i] and varies[i])
     writes = indices(channels_where(flow, site, flow.varies))
     skips = site.groups == 1 and not slices.constant and is_worthwhile(slices, reads, writes)
@@ -300,7 +293,7 @@ def inputs_read(flow: Flow, op: Op, site: Site) -> Tensor:
     read = flow.read_by.get(op.name)
     if read is None:
         return torch.zeros(len(site.inputs), dtype=torch.bool)
-    return channels_of(flow.alive[op.inputs()[0]] * read, site.dim).any(1)
+    return somewhere(channels_of(flow.alive[op.inputs()[0]] * read, site.dim), [1])
 
 
 def channels_of(value: Tensor, dim: int) -> Tensor:

@@ -6,6 +6,8 @@ or not at all; two labels that an operation ties (the operands of an addition, s
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -32,42 +34,44 @@ class Labels:
     """
 
     def __init__(self) -> None:
-        self.parent: list[int] = [FIXED]
+        self.parent = torch.tensor([FIXED])
         self.merged: dict[int, tuple[int, str]] = {}
         self.cause = ""
-        self._table: Tensor | None = None
 
     def fresh(self, count: int) -> Tensor:
         """Return ``count`` new labels, shape ``(count,)``."""
         first = len(self.parent)
-        self.parent.extend(range(first, first + count))
-        self._table = None
-        return torch.arange(first, first + count)
-
-    def root(self, label: int) -> int:
-        """Return the representative of a label's set; :data:`FIXED` represents its own set."""
-        while self.parent[label] != label:
-            self.parent[label] = self.parent[self.parent[label]]
-            label = self.parent[label]
-        return label
+        labels = torch.arange(first, first + count)
+        self.parent = torch.cat([self.parent, labels])
+        return labels
 
     def find(self, labels: Tensor) -> Tensor:
-        """Return the representatives of a tensor of labels, same shape."""
-        if self._table is None:
-            self._table = torch.tensor([self.root(label) for label in range(len(self.parent))])
-        return self._table[labels]
+        """Return the representatives of a tensor of labels, same shape: each the least of its set.
+
+        :data:`FIXED` represents its own set.
+        """
+        found = self.parent[labels]
+        while not torch.equal(further := self.parent[found], found):
+            found = further
+        return found
 
     def union(self, a: Tensor, b: Tensor) -> None:
         """Merge the sets of corresponding elements of two tensors that broadcast together."""
         a, b = squeeze_expanded(*torch.broadcast_tensors(a, b))
-        differ = a != b
-        count = len(self.parent)
-        for pair in (a[differ] * count + b[differ]).unique().tolist():
-            low, high = sorted((self.root(pair // count), self.root(pair % count)))
-            if low != high:
-                self.parent[high] = low
-                self.merged[high] = (low, self.cause)
-                self._table = None
+        differ, count = a != b, len(self.parent)
+        pairs = (a[differ] * count + b[differ]).unique()
+        a, b = self.find(pairs // count), self.find(pairs % count)
+        while bool((differ := a != b).any()):
+            pairs = torch.maximum(a, b)[differ] * count + torch.minimum(a, b)[differ]
+            self._join(*once_each(pairs, count))
+            a, b = self.find(a[differ]), self.find(b[differ])
+
+    def _join(self, roots: Tensor, lower: Tensor) -> None:
+        """Put each of some sets below another one."""
+        self.parent[roots] = lower
+        self.merged.update(
+            zip(roots.tolist(), zip(lower.tolist(), repeat(self.cause)), strict=False)
+        )
 
     def fix(self, labels: Tensor) -> None:
         """Merge labels into the set of what cannot be removed."""
@@ -104,6 +108,20 @@ class Labels:
             return labels[(slice(0, 1),) * labels.dim()].expand(labels.shape)
         kept = dim % labels.dim() if dim is not None and len(varying) > 1 else varying[-1]
         return spread(self.per_index(labels, kept), tuple(labels.shape), kept)
+
+
+def once_each(pairs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the pairs ``first * count + second``, of each first number that with the least second.
+
+    Example:
+        >>> once_each(torch.tensor([53, 31, 52]), 10)
+        (tensor([3, 5]), tensor([1, 2]))
+    """
+    pairs = pairs.unique()
+    first = pairs // count
+    new = torch.ones_like(first, dtype=torch.bool)
+    new[1:] = first[1:] != first[:-1]
+    return first[new], pairs[new] % count
 
 
 def varies(labels: Tensor, dim: int) -> bool:
