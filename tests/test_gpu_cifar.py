@@ -169,9 +169,9 @@ def test_configs_of_runs_are_those_of_the_rows_in_places_of_their_own(tmp_path, 
         assert f"teacher: runs/{row.teacher}-{row.seeds[-1]}/checkpoints/last.ckpt" in text
 
 
-@pytest.mark.parametrize(("known", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_bfloat16_is_for_processors_that_have_it(tmp_path, monkeypatch, known, precision):
-    monkeypatch.setattr(trained, "has_bfloat16", lambda: known)
+@pytest.mark.parametrize(("pays", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_is_for_processors_that_are_faster_in_it(tmp_path, monkeypatch, pays, precision):
+    monkeypatch.setattr(trained, "bfloat16_pays", lambda: pays)
     config = trained.config_of(trained.Run(DENSE, 0, tmp_path), ROWS, "cpu", compiled=False)
     assert config["trainer"]["precision"] == precision
 
