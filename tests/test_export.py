@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import ssl_lightning
+import toy
 from conftest import ROOT
 from ssl_lightning import (
     Inputs,
@@ -135,6 +139,26 @@ def test_masked_and_collapsed_networks_export_as_they_are(kind, tmp_path):
     assert net.training
     assert not net.fc.training
     assert_engine_agrees(net, path, kind, 2)
+
+
+def everything_in(folder):
+    """The bytes of all files, and of what is in archives."""
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        yield path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                yield from map(archive.read, archive.namelist())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_name_no_folder_of_this_machine(kind, tmp_path):
+    path = tmp_path / f"m{FORMATS[kind].suffix}"
+    export_model(make_toy(), torch.zeros(1, 1, 8, 8), path, kind)
+    files = [toy.__file__, torch.__file__, ssl_lightning.__file__]
+    folders = [str(Path(file).parent).encode() for file in files]
+    found = list(everything_in(tmp_path))
+    assert len(found) >= len(FILES[kind])
+    assert not any(folder in data for data in found for folder in folders)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -78,6 +78,8 @@ def capture(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The tensor attributes .* were assigned during export")
         program = torch.export.export(copied, example.args, example.kwargs, dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # files would name folders of this machine
     return Captured(program, example, names, dims)
 
 
