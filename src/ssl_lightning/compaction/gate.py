@@ -25,13 +25,11 @@ from ssl_lightning.compaction.equality import (
     watched,
 )
 from ssl_lightning.compaction.rewrite import apply_slices, check_modules
-from ssl_lightning.compaction.sizes import Axes, further_sizes, possible_axes
+from ssl_lightning.compaction.sizes import LARGEST_MAP, Axes, further_sizes, possible_axes
 from ssl_lightning.compaction.thresholds import Comparison, scaled, untried_scales
 from ssl_lightning.graph import Inputs, SiteSlices, cannot_run, same_random_state, working_copy
 from ssl_lightning.suggest import said_by
 
-LARGEST_MAP = 256**2
-"""Positions of inputs that are made larger to reach another path, unless the example has more."""
 LARGEST_BATCH = 64
 
 
@@ -269,18 +267,17 @@ def try_one(gate: Gate, inputs: Inputs, refused: dict[str, str]) -> bool:
 
 
 def try_training(gate: Gate) -> None:
-    """Run the dense network in train mode, on two samples at least; on small ones if it can be."""
-    small = min(
-        (t.inputs for t in gate.trials if t.inputs.batch != 1), key=elements_of, default=None
-    )
-    inputs = gate.inputs if gate.inputs.batch != 1 else gate.inputs.at_batch(2)
-    for each in filter(None, (small, inputs)):
-        try:
-            gate.trials.append(run(gate.network, each, train=True))
-            return
-        except Exception as error:
-            said = said_by(error, 240)
-    gate.notes.append(f"train mode was not tried, since the network itself fails there ({said})")
+    """Run the dense network in train mode, on two samples at least."""
+    inputs = gate.inputs
+    if inputs.batch == 1:
+        inputs = inputs.at_batch(2)
+    try:
+        gate.trials.append(run(gate.network, inputs, train=True))
+    except Exception as error:
+        gate.notes.append(
+            "train mode was not tried, since the network itself fails there "
+            f"({said_by(error, 240)})"
+        )
 
 
 def run(network: nn.Module, inputs: Inputs, *, train: bool = False) -> Trial:

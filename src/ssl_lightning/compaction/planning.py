@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -106,9 +107,10 @@ def empty_plan(inputs: Inputs) -> Plan:
 def first_trace(model: nn.Module, gate: Gate) -> Trace:
     """Return the trace on the example, or on smaller maps where that gives the same analysis."""
     if may_be_same_everywhere(model) and (smaller := try_smaller(gate)) is not None:
-        traced = trace(model, smaller)
-        if is_same_everywhere(traced):
-            return traced
+        with suppress(ValueError):  # some code is only captured at the example's size
+            traced = trace(model, smaller)
+            if is_same_everywhere(traced):
+                return traced
     return trace(model, gate.inputs)
 
 
@@ -132,6 +134,9 @@ def search(
         problem = gate.problem(modules)
         if problem is None:
             return modules, notes
+        if shapes_in(traces[0]) != [x.shape for x in gate.inputs.tensors()]:
+            traces = [trace(model, gate.inputs), *traces[1:]]
+            continue
         if problem.train and len(traces) == 1 and (more_traces := train_trace(model, gate)):
             traces = [*traces, *more_traces]
             continue
@@ -148,6 +153,11 @@ def search(
         notes = (*notes, blocked_note(traces, more, problem))
     assert problem is not None
     return {}, (f"nothing was removed: the compact network would not do ({problem.text})",)
+
+
+def shapes_in(traced: Trace) -> list[torch.Size]:
+    """Return the shapes of the inputs of a trace."""
+    return [x.shape for x in traced.inputs.values()]
 
 
 def check_own_rules(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.graph import Inputs
+
+LARGEST_MAP = 256**2
+"""Positions of inputs that are made larger to reach another path, unless the example has more."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def further_sizes(sizes: Sequence[int]) -> Iterator[list[tuple[int, tuple[int, .
     """Yield lists of (batch size, sizes); of each list the first that a network accepts will do.
 
     The lists ask for an odd size that is not square, a smaller one, an even one that is no power
-    of two, and one much larger along the first dimension, of about twice as many positions.
+    of two, and a much larger one; where that would have many positions, those that are much longer
+    along one dimension and shorter along the others.
     """
     small = tuple(_part(n) for n in sizes)
     yield [
@@ -80,7 +85,13 @@ def further_sizes(sizes: Sequence[int]) -> Iterator[list[tuple[int, tuple[int, .
     ]
     yield [(1, tuple(max(1, n // 4) for n in small)), (1, tuple(max(1, n // 2) for n in sizes))]
     yield [(1, _add(base, (6, 10, 2))) for base in dict.fromkeys((small, tuple(sizes)))]
-    yield [(1, (4 * sizes[0] + 1, *(n // 2 + 1 for n in sizes[1:])))]
+    wide = 1, tuple(factor * n + 1 for factor, n in zip((4, 2, 2), sizes, strict=False))
+    if math.prod(wide[1]) <= LARGEST_MAP:
+        yield [wide]
+        return
+    for dim in range(len(sizes)):
+        flat = tuple(4 * n + 1 if d == dim else n // 4 + 1 for d, n in enumerate(sizes))
+        yield [(1, flat), wide]
 
 
 def _part(size: int) -> int:

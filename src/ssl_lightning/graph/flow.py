@@ -210,7 +210,7 @@ def somewhere(mask: Tensor, dims: Sequence[int] = (), *, keepdim: bool = False) 
     """
     if not mask.numel():
         return mask.any(tuple(dims), keepdim) if dims else mask.any()
-    return mask.amax(tuple(dims), keepdim=keepdim) > 0
+    return ~(mask.amax(tuple(dims), keepdim=keepdim) <= 0)  # also for NaN
 
 
 def filled(value: Value, number: float) -> Value:

@@ -50,9 +50,11 @@ class Labels:
 
         :data:`FIXED` represents its own set.
         """
-        found = self.parent[labels]
+        found, long = self.parent[labels], False
         while not torch.equal(further := self.parent[found], found):
-            found = further
+            found, long = further, True
+        if long:
+            self.parent[labels] = found
         return found
 
     def union(self, a: Tensor, b: Tensor) -> None:
