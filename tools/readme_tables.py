@@ -11,7 +11,7 @@ from pathlib import Path
 from ssl_lightning.measure.record import Timing
 from ssl_lightning.report.run_report import RunReport
 from ssl_lightning.report.table import percent, plural
-from ssl_lightning.zoo import Card, card
+from ssl_lightning.zoo import Card, card, list_models
 from ssl_lightning.zoo.wording import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,10 +20,18 @@ ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared
     "lenet_mnist_filter_channel": "lenet_mnist_dense",
     "resnet20_cifar10_channel": "resnet20_cifar10_dense",
     "resnet20_cifar10_depth18": "resnet20_cifar10_dense",
+    "resnet20_cifar10_depth14": "resnet20_cifar10_dense",
     "alexnet_imagenette_full": "alexnet_imagenette_dense",
     "mobilenetv3_small_imagenette_half": "mobilenetv3_small_imagenette_dense",
 }
-FIGURES = ("compact", "best control", "multiply-adds", "parameters", "latency")
+FIGURES = (
+    "compact",
+    "dense, trained as long",
+    "best control",
+    "multiply-adds",
+    "parameters",
+    "latency",
+)
 
 
 def demo_table() -> str:
@@ -62,7 +70,23 @@ def zoo_table() -> str:
     """Return some entries of the zoo beside their dense networks and their best controls."""
     head = ("network", "test error: dense", *FIGURES)
     rows = (zoo_row(card(name), dense) for name, dense in ENTRIES.items())
-    return f"{table(head, rows)}\n"
+    return f"{table(head, rows)}\n\n{controls_sentence()}\n"
+
+
+def controls_sentence() -> str:
+    """Say how many sparse entries have controls, and how many of those a better one."""
+    sparse = [one for one in map(card, list_models()) if one.compact.macs < one.dense.macs]
+    lowest = {one.name: min(errors) for one in sparse if (errors := of_equal_cost(one))}
+    better = [one for one in sparse if lowest.get(one.name, one.test_error) < one.test_error]
+    return (
+        f"Of {len(sparse)} sparse entries {len(lowest)} have controls; {len(better)} of these have "
+        "one with a lower error, and say so on their pages."
+    )
+
+
+def of_equal_cost(entry: Card) -> list[float]:
+    """Return the test errors of an entry's controls, without the dense network's."""
+    return [error for kind, error in entry.control_errors().items() if kind != "dense"]
 
 
 def zoo_row(entry: Card, dense: str | None) -> tuple[str, ...]:
@@ -76,10 +100,11 @@ def zoo_row(entry: Card, dense: str | None) -> tuple[str, ...]:
 
 def figures(entry: Card) -> tuple[str, ...]:
     """Return an entry's test error, its best control's, its shares of the dense cost, its time."""
-    controls = [error for kind, error in entry.control_errors().items() if kind != "dense"]
+    controls, dense = of_equal_cost(entry), entry.control_errors().get("dense")
     ratios = [one.ratio["compact"] for one in entry.latency or () if one.batch_size == 1]
     return (
         f"{entry.test_error:.2f} %",
+        "-" if dense is None else f"{dense:.2f} %",
         f"{min(controls):.2f} %" if controls else "-",
         f"{percent(entry.compact.macs, entry.dense.macs)} %",
         f"{percent(entry.compact.num_parameters, entry.dense.num_parameters)} %",

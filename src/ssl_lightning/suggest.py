@@ -28,6 +28,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
         >>> nearest("lenet", ["lenet_mnist_filter_channel_small", "mlp_mnist"])
         'Did you mean lenet_mnist_filter_channel_small?'
+        >>> nearest("mnist", ["CIFAR10DataModule", "MNISTDataModule"])
+        'Did you mean MNISTDataModule?'
 
     Of dotted names, the last parts are compared where the others are the same:
 
@@ -40,7 +42,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     close = [prefix + dot + n for n in difflib.get_close_matches(last, inside, n=3)]
     close = close or difflib.get_close_matches(str(name), known, n=3)
     if not close and len(str(name)) >= SHORTEST_PART:
-        close = [one for one in known if str(name) in one][:5]
+        close = [one for one in known if str(name).lower() in one.lower()][:5]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(known)}."

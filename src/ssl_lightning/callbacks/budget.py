@@ -128,7 +128,7 @@ class Budget(EpochStartCallback):
         if engine is None and any(target.resource == "latency" for target in self.targets):
             raise ValueError(
                 "Budget: expected an engine for a latency, which is measured there, got none. "
-                "Give `engine`, such as openvino."
+                "Give `engine` (`--budget.engine`), such as openvino."
             )
         self.measures = isinstance(importance, str) and importance in MEASUREMENTS
         self.ranked_by = NORM if self.measures else find_importance(importance, *MEASUREMENTS)

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from ssl_lightning.suggest import nearest, shortened
 
 KEY = re.compile(r'Parser key "([^"]+)":?\s*')
+PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 UNION = re.compile(
     r"Subtypes: \[(.*?)\]\n +Errors:\n(.*)\n +Given value type: [^\n]*\n +Given value: (.*)",
     re.DOTALL,
@@ -286,6 +287,8 @@ def of_several_types(subtypes: str, tried: str, given: str) -> str:
         "expected int or float, got 'x'."
         >>> of_several_types("typing.Literal['fast', 'slow'], <class 'int'>", "", "fats")
         "expected Literal['fast', 'slow'] or int, got 'fats'. Did you mean fast?"
+        >>> of_several_types("<class 'float'>, <class 'NoneType'>", "", "50%")
+        "expected float or None, got '50%'. Write 0.5."
     """
     types = [type_text(kind) for kind in re.split(r", (?![^\[]*\])", subtypes)]
     if {"int", "float"} <= set(types):  # Python has them in the order in which it met them first
@@ -293,6 +296,8 @@ def of_several_types(subtypes: str, tried: str, given: str) -> str:
     wanted = " or ".join(filter(None, [", ".join(types[:-1]), types[-1]]))
     near = nearest(given, re.findall(r"'([\w.\-]+)'", " ".join(types)))
     hint = f" {near}" if near.startswith("Did") else ""
+    if "float" in types and (share := PERCENT.fullmatch(given.strip())):
+        hint = f" Write {float(share[1]) / 100:g}."
     if "Not a valid subclass" in tried:
         hint = f" A class is given as `{FORM % 'NAME'}`."
     return f"expected {wanted}, got {shortened(given)}.{hint}"

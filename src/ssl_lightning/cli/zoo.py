@@ -17,6 +17,7 @@ from ssl_lightning.progress import track
 from ssl_lightning.report import percent, short_count
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.listing import latency_cell
+from ssl_lightning.zoo.records import CONTROLS
 
 
 def run(name: str, arguments: list[str]) -> int | None:
@@ -105,7 +106,9 @@ def verify_entries(
     root: str | None = None,
     latency: bool = True,
 ) -> int:
-    """Measure every figure of an entry again. Exit status 1: one differs, 3: one has no verdict.
+    """Measure an entry's error, size, groups, outputs and times again.
+
+    Exit status 1: a figure differs, 3: one has no verdict.
 
     Args:
         name: an entry that ``zoo list`` lists.
@@ -314,7 +317,7 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
         "--controls": {
             "nargs": "+",
             "metavar": "KIND=RUN,RUN",
-            "help": "finished runs of magnitude, random or small_dense",
+            "help": "finished runs of " + ", ".join(CONTROLS),
         },
     },
     "control": {
@@ -322,7 +325,7 @@ BY_HAND: dict[str, dict[str, dict[str, Any]]] = {
         "controls": {
             "nargs": "+",
             "metavar": "KIND=RUN,RUN",
-            "help": "finished runs of magnitude, random or small_dense, one per seed",
+            "help": f"finished runs of {', '.join(CONTROLS)}, one per seed",
         },
     },
     "evaluation": {

@@ -134,7 +134,7 @@ class Costs:
                 if make is None:
                     raise ValueError(
                         f"Expected an engine for the target {target}: it is measured there. Give "
-                        "`engine`, such as openvino."
+                        "`engine` (`--engine`), such as openvino."
                     )
                 self.meters[target.resource] = make(inputs)
         try:

@@ -83,7 +83,7 @@ def check_multiple(where: str, multiple: Multiple, engine: object) -> None:
     if multiple == "auto" and engine is None:
         raise ValueError(
             f"{where}: expected an engine for multiple='auto', which is found by its timings, got "
-            "none. Give `engine`, such as openvino, or a number."
+            "none. Give `engine` (`--engine`), such as openvino, or a number."
         )
     if multiple not in (None, "auto") and (type(multiple) is not int or multiple < 1):
         raise ValueError(

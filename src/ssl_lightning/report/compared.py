@@ -89,9 +89,9 @@ def cells_of(row: Compared) -> tuple[str, ...]:
 
     Example:
         >>> numbers = 3, 0.934, 0.08, 0.9, 0.03, 9.97, 12.3, 51.2, 1.4, 61.3, 4
-        >>> cells = cells_of(Compared("magnitude", "largest norms", *numbers))
+        >>> cells = cells_of(Compared("magnitude", "smallest norms", *numbers))
         >>> cells[0]
-        'largest norms (magnitude)'
+        'smallest norms (magnitude)'
         >>> cells[2:]
         ('0.93 ± 0.08', '0.90 ± 0.03', '10.0', '12.3', '51 ± 1', '61', '4')
     """

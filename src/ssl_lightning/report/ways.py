@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,28 @@ def is_error(row: Way) -> bool:
     return row.metric.endswith("error")
 
 
+def top_of(values: Sequence[float]) -> float:
+    """Return the largest value to draw at its place, so that single ones do not squeeze the others.
+
+    What is further from the least value than four times the median is above; but the axis is cut
+    only if that leaves less than half of it.
+
+    Example:
+        >>> top_of([9.0, 10.0, 11.0, 12.0, 48.0]), top_of([9.0, 10.0, 11.0, 12.0, 16.0])
+        (12.75, 16.0)
+    """
+    if len(values) < 5:
+        return max(values, default=0.0)
+    low, highest = min(values), max(values)
+    inside = max(v for v in values if v - low <= 4 * (statistics.median(values) - low))
+    return low + 1.25 * (inside - low) if highest - low > 2 * (inside - low) else highest
+
+
 def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str) -> None:
     """Draw error over multiply-adds, and over measured latency, as a PNG.
 
-    Networks without an error are left out.
+    Networks without an error are left out. Single errors far above the others are drawn at the top,
+    with their numbers.
 
     Args:
         rows: the networks.
@@ -66,14 +85,20 @@ def ways_chart(rows: Sequence[Way], path: str | Path, *, title: str, engine: str
         "multiply-adds, % of dense": [row.macs_left for row in rows],
         f"latency in {engine}, batch 1, % of dense": [row.latency_left for row in rows],
     }
+    top = top_of([row.value for row in rows if row.value is not None])
     figure = new_figure(10, 4.6)
     panels = figure.subplots(1, 2, sharey=True)
     for panel, (name, values) in zip(panels, costs.items(), strict=True):
         for i, (row, cost) in enumerate(zip(rows, values, strict=True)):
             if row.value is not None:
                 color, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
-                panel.scatter([cost], [row.value], 44, marker=marker, color=color,
+                height = min(row.value, top)
+                panel.scatter([cost], [height], 44, marker=marker, color=color,
                               label=row.label, zorder=3)  # fmt: skip
+                if height < row.value:
+                    panel.annotate(f"{row.value:.1f} \N{UPWARDS ARROW}", (cost, height), (7, 0),
+                                   textcoords="offset points", va="center", color=INK,
+                                   fontsize=9)  # fmt: skip
         for row in rows[:1]:
             if row.value is not None:
                 panel.axhline(row.value, color=COLORS[0], lw=1, ls="--", zorder=1)

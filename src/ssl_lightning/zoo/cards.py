@@ -293,6 +293,7 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == PAGE:
         raise ValueError(
             f"Cannot be the name of a zoo entry: {shortened(name)}. Expected letters, "
-            f"digits, `_`, `-` and `.`, no path, and not {PAGE}; `root` says where entries are."
+            f"digits, `_`, `-` and `.`, no path, and not {PAGE}; "
+            "`root` (`--root`) says where entries are."
         )
     return name

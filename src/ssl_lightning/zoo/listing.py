@@ -22,8 +22,10 @@ INTRODUCTION = (
     "Compact networks and their figures; of several seeds the one with the median validation "
     "error. Latency is that of the compact network as a ratio to the dense one's, measured in "
     "turns. Groups left are given layer by layer where the paper does so, else summed over the "
-    "layers that are left. This page is generated from the cards: `ssl-lightning zoo publish` "
-    "writes it, `ssl-lightning zoo verify --all` measures it again."
+    "layers that are left. Multiply-adds are those of ordinary convolutions, which compute zero "
+    "columns too. This page is generated from the cards: `ssl-lightning zoo publish` "
+    "writes it, `ssl-lightning zoo verify --all` measures test errors, sizes, groups and "
+    "times again."
 )
 """What the zoo's pages say first."""
 
