@@ -204,6 +204,7 @@ def test_a_fused_optimizer_that_skipped_inside_is_not_followed_by_a_proximal_ste
     assert has_stepped(optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:.*rounds away shrinking")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_penalties_reach_zero_in_other_precisions(trainer, precision):
     dtype = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from ssl_lightning.callbacks.cycles import give_cycles, warn_of_low_rate
+from ssl_lightning.callbacks.cycles import give_cycles, third_of, warn_of_low_rate
 from ssl_lightning.callbacks.during_fit import (
     as_if_begun,
     compact_in_place_,
@@ -21,7 +21,7 @@ from ssl_lightning.callbacks.landing import landing_text, removal_text, warn_abo
 from ssl_lightning.callbacks.measuring import MEASUREMENTS, measurement_for
 from ssl_lightning.callbacks.methods import METHODS, Method, Window, groups_of
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
-from ssl_lightning.callbacks.when import EpochStartCallback, example_of
+from ssl_lightning.callbacks.when import EpochStartCallback, check_reached, example_of
 from ssl_lightning.compaction import check_sliceable
 from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.graph import working_copy
@@ -185,18 +185,11 @@ class Budget(EpochStartCallback):
         Raises:
             ValueError: if the run does not reach it.
         """
-        last = trainer.max_epochs
         end = self.end
         if end is None:
-            third = self.start if last is None or last < 0 else last // 3
             settings = {**pl_module.hparams, "init_from": getattr(pl_module, "init_from", None)}
-            end = self.start if is_trained(settings) else max(self.start, third)
-        smoke_test = getattr(trainer, "fast_dev_run", False)
-        if not smoke_test and last is not None and 0 <= last <= end:
-            raise ValueError(
-                f"Budget: end={end} is never reached: the run has the epochs 0 to {last - 1}. "
-                "Lower `end` or raise `trainer.max_epochs`."
-            )
+            end = self.start if is_trained(settings) else max(self.start, third_of(trainer))
+        check_reached(trainer, "Budget", "end", end)
         return end
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -61,7 +61,9 @@ class PruneLike(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the compact network, so that mistakes show before training."""
         self.occasions.check(trainer)
-        self.masked(sparsity_of(pl_module, type(self).__name__))
+        sparsity = sparsity_of(pl_module, type(self).__name__)
+        if not sparsity.plans:  # a run that is resumed after a compaction has pruned already
+            self.masked(sparsity)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune, if this is the epoch to do so."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
+from ssl_lightning.module import epochs_of
 from ssl_lightning.schedules import StageLR
 
 LOW_RATE = 0.2
@@ -16,9 +18,10 @@ LOW_RATE = 0.2
 
 def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int, where: str) -> None:
     """Give optimizers without a scheduler a cycle up to ``end`` and a fresh one after it."""
-    last = trainer.max_epochs
+    count = epochs_of(trainer)
+    last = 0 if count is None else math.ceil(count)
     automatic = module.automatic_optimization
-    if trainer.lr_scheduler_configs or last is None or last < 1 or end >= last or not automatic:
+    if trainer.lr_scheduler_configs or last < 1 or end >= last or not automatic:
         return
     stages = [end, last - end] if end else [last]
     make = partial(StageLR, epochs=stages, lr=[1.0] * len(stages))
@@ -29,6 +32,21 @@ def give_cycles(trainer: pl.Trainer, module: pl.LightningModule, end: int, where
         f"{where}: the run has no learning-rate scheduler; from the optimizer's rate, it gets half "
         f"a cosine over {' and another over '.join(map(str, stages))} {unit}."
     )
+
+
+def third_of(trainer: pl.Trainer) -> int:
+    """Return the epoch after a third of the run.
+
+    Raises:
+        ValueError: if the length of the run is not known.
+    """
+    count = epochs_of(trainer)
+    if count is None:
+        raise ValueError(
+            "Budget: expected `end`, the epoch at whose start the budget is reached, for a run "
+            "whose number of epochs is not known, got none. Give it, or `trainer.max_epochs`."
+        )
+    return int(count // 3)
 
 
 def warn_of_low_rate(trainer: pl.Trainer) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -46,6 +47,22 @@ class DepthCollapse(EpochStartCallback):
         self.collapsed: list[str] = []
         self._branches: list[ResidualBranch] | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the last run; one that is resumed restores which branches were collapsed."""
+        if stage == "fit":
+            self.collapsed, self._branches = [], None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute the branches of another checkpoint, in which they are not zero."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            compute_again_(sparsity_of(pl_module, type(self).__name__).network)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compute the branches of another checkpoint, in which they are not zero."""
+        compute_again_(sparsity_of(pl_module, type(self).__name__).network)
+
+    on_predict_start = on_test_start
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the branches; on a resumed run, collapse again those that were."""
         sparsity = sparsity_of(pl_module, type(self).__name__)
@@ -55,8 +72,9 @@ class DepthCollapse(EpochStartCallback):
     def look_again(self, sparsity: Sparsity) -> None:
         """Find the branches of a backbone that is another now, and skip the collapsed ones."""
         self._branches = None
+        compute_again_(sparsity.network, always=True)
         for branch in self.branches(sparsity):
-            if self.is_collapsed(branch):
+            if self.is_collapsed(branch) and has_zero_layer(sparsity.network, branch):
                 skip_branch(sparsity.network, branch)
 
     def is_collapsed(self, branch: ResidualBranch) -> bool:
@@ -125,6 +143,19 @@ def skip_branch(backbone: nn.Module, branch: ResidualBranch) -> None:
         layer.forward = Skip(layer, parameters)
         parameters = []
     torch.compiler.reset()
+
+
+def compute_again_(backbone: nn.Module, *, always: bool = False) -> None:
+    """Let modules of branches that are not zero compute again; ``always``: those of zero ones too.
+
+    A network that was trained with collapsed branches may be given other weights.
+    """
+    skipped = [m for m in backbone.modules() if isinstance(m.__dict__.get("forward"), Skip)]
+    parameters = (p for layer in skipped for p in layer.parameters(recurse=False))
+    if skipped and (always or any(bool(p.any()) for p in parameters)):
+        for layer in skipped:
+            del layer.forward
+        torch.compiler.reset()
 
 
 def is_skipped(module: nn.Module) -> bool:

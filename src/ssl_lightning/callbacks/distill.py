@@ -162,6 +162,12 @@ class Distill(Callback):
             f"Distill: the teacher adds {its / 1e6:,.4g} million multiply-adds per input to each "
             f"training step, {its / ((1 + BACKWARD) * max(mine, 1)):.0%} of the network's own."
         )
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"Distill: expected automatic optimization, got {type(pl_module).__name__} with "
+                "`automatic_optimization = False`, whose steps return no loss to add the teacher's "
+                "to. Call the teacher in its training step."
+            )
         own = pl_module.training_step
         pl_module.training_step = partial(self.training_step, pl_module, own)  # type: ignore[method-assign]
 

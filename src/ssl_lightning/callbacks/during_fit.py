@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_lightning.callbacks.depth import DepthCollapse
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
-from ssl_lightning.callbacks.when import EpochStartCallback, example_of
+from ssl_lightning.callbacks.when import EpochStartCallback, check_reached, example_of
 from ssl_lightning.compaction import (
     Plan,
     carried_out,
@@ -79,22 +79,12 @@ class CompactDuringFit(EpochStartCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a run in which compaction would fail, or never happen."""
         sparsity = sparsity_of(pl_module, type(self).__name__)
-        self.check_reached(trainer)
+        check_reached(trainer, "CompactDuringFit", "at", self.epochs[-1])
         example = example_of(sparsity, "CompactDuringFit")
         for optimizer in trainer.optimizers:
             check_sliceable(optimizer)
         refuse_other_uses(sparsity)
         trace(sparsity.network, example)
-
-    def check_reached(self, trainer: pl.Trainer) -> None:
-        """Reject an epoch that the run does not reach."""
-        last = trainer.max_epochs
-        smoke_test = getattr(trainer, "fast_dev_run", False)
-        if not smoke_test and last is not None and 0 <= last <= self.epochs[-1]:
-            raise ValueError(
-                f"CompactDuringFit: at={self.epochs[-1]} is never reached: the run has the epochs "
-                f"0 to {last - 1}. Lower `at` or raise `trainer.max_epochs`."
-            )
 
     def at_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compact, if this is one of the epochs to do so and something can go."""
@@ -181,7 +171,7 @@ def as_if_begun(network: nn.Module, locks: GroupLocks) -> Iterator[None]:
         for weight in begun:
             weight.fill_(1.0)
         if begun:
-            locks.enforce_(dict(network.named_parameters()))
+            locks.enforce_(dict(network.named_parameters(remove_duplicate=False)))
     try:
         yield
     finally:

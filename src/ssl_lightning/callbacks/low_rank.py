@@ -134,7 +134,7 @@ class LowRank(EpochStartCallback):
     def found(self, sparsity: Sparsity) -> Factorised:
         """Return the factorised network; layers with locked groups remain as they are."""
         network, example = sparsity.network, example_of(sparsity, "LowRank")
-        marks = sparsity.locks.marks(dict(network.named_parameters()))
+        marks = sparsity.locks.marks(sparsity.parameters())
         locked = {name.rpartition(".")[0]: "it has locked groups" for name in marks}
         return factorise(network, example, **self.settings, excluded=locked)
 

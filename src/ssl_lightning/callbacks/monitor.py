@@ -76,7 +76,7 @@ def sparsity_figures(sparsity: Sparsity) -> dict[str, float]:
         for layer, kinds in groups_left(sparsity).items()
         for kind, (nonzero, total) in kinds.items()
     }
-    parameters = dict(sparsity.network.named_parameters())
+    parameters = sparsity.parameters()
     sets = sparsity.regularizer.group_sets
     singles = [s for s in sets if s.elementwise]
     sizes = {s.layer: s.num_groups for s in singles} if sparsity.origin is None else {}

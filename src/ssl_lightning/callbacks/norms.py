@@ -64,6 +64,11 @@ class NormPictures(Callback):
         self.epochs = list(state_dict["epochs"])
         self.norms = {name: list(columns) for name, columns in state_dict["norms"].items()}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the last run; one that is resumed restores its own columns."""
+        if stage == "fit":
+            self.epochs, self.norms, self._sets, self._stopped = [], {}, None, False
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a module without groups before training."""
         sparsity_of(pl_module, type(self).__name__)
@@ -105,7 +110,7 @@ class NormPictures(Callback):
         masked = sparsity.masked()
         if self._sets is None:
             self._sets = sets_of(sparsity, masked)
-        parameters = dict(masked.named_parameters())
+        parameters = dict(masked.named_parameters(remove_duplicate=False))
         self.epochs.append(epoch)
         for group_set in self._sets:
             norms = group_norms(group_set, parameters).detach().tolist()

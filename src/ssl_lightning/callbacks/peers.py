@@ -246,7 +246,7 @@ class PATBudget(PeerBudget):
             raise ValueError(f"PATBudget: expected one rate for all parameters, got {rates}.")
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         sparsity = sparsity_of(pl_module, "Budget")
-        parameters = dict(sparsity.network.named_parameters())
+        parameters = sparsity.parameters()
         names = writing(self.window(trainer, sparsity).group_sets)
         weights = {name: parameters[name] for name in names if id(parameters[name]) in trained}
         self._pat = PAT(optimizer, weights, self.strength)
@@ -258,7 +258,7 @@ class PATBudget(PeerBudget):
     ) -> None:
         """Let PAT act in the window, and no more after it."""
         if self._pat is not None and self.acts(trainer):
-            parameters = dict(sparsity_of(pl_module, "Budget").network.named_parameters())
+            parameters = sparsity_of(pl_module, "Budget").parameters()
             held = self._pat.weights.items()
             self.refuse_replaced(all(parameters.get(name) is weight for name, weight in held))
             self._pat.begin()

@@ -35,9 +35,9 @@ class ThresholdPruning(EpochStartCallback):
             kind, instead of absolutely.
         fraction: instead of a threshold, share of the groups of each layer and kind to be zero, at
             least 0 and less than 1, rounded to whole groups; the largest is retained. Groups that
-            are zero already count. Or a mapping from globs on layers to shares, such as
-            ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of ``layers``; the first that matches
-            a layer holds for it.
+            are zero already count, and so do those that a compaction has removed. Or a mapping from
+            globs on layers to shares, such as ``{"conv2": 0.6, "conv[345]": 0.8}``, in place of
+            ``layers``; the first that matches a layer holds for it.
         kinds: kinds of group to prune; None takes all that are penalised. The single weights of an
             ``l1`` penalty are pruned only if ``"l1"`` is named here: a threshold that suits the
             norms of groups would take most of them.
@@ -132,12 +132,14 @@ class ThresholdPruning(EpochStartCallback):
         if not self.occasions.at(trainer.current_epoch):
             return
         sparsity = sparsity_of(pl_module, type(self).__name__)
-        parameters = dict(sparsity.network.named_parameters())
+        parameters = sparsity.parameters()
+        dense = {} if sparsity.origin is None else sparsity.origin.counts
         total, retained = 0, {}
         emptied: list[str] = []
         for group_set in self.chosen(sparsity.regularizer):
             norms = group_norms(group_set, parameters).detach()
-            mask = self.to_zero(norms, group_set.layer)
+            full = dense.get(group_set.name, group_set.num_groups)
+            mask = self.to_zero(norms, group_set.layer, full)
             if self.multiple > 1 and not bool(mask.all()):
                 (unit,) = units([group_set], parameters, self.multiple)
                 mask = mask_in_multiples(group_set, norms, mask, unit)
@@ -147,14 +149,12 @@ class ThresholdPruning(EpochStartCallback):
             if not bool(mask.all()):
                 retained[group_set.name] = float(norms[~mask].min()), self.limit(norms)
         example = sparsity.example_input()
-        if emptied and example is not None:
-            parameter = next(iter(parameters.values()))
-            if is_cut(sparsity.network, example.to(parameter.device)):
-                rank_zero_warn(
-                    f"ThresholdPruning zeroes all groups of {', '.join(emptied)}: the network is "
-                    "cut, its output depends on its input no more. Lower the strength or the "
-                    "threshold."
-                )
+        if emptied and example is not None and is_cut(sparsity.network, example):
+            rank_zero_warn(
+                f"ThresholdPruning zeroes all groups of {', '.join(emptied)}: the network is "
+                "cut, its output depends on its input no more. Lower the strength or the "
+                "threshold."
+            )
         rank_zero_info(
             f"ThresholdPruning: {total} groups newly zeroed in epoch {trainer.current_epoch}."
             + self.next_group(retained)
@@ -185,12 +185,19 @@ class ThresholdPruning(EpochStartCallback):
         """Return the threshold for the norms of a layer's set."""
         return self.threshold * float(norms.max()) if self.relative else self.threshold
 
-    def to_zero(self, norms: Tensor, layer: str) -> Tensor:
-        """Return which groups to zero, given the norms of all of a layer's set."""
+    def to_zero(self, norms: Tensor, layer: str, full: int | None = None) -> Tensor:
+        """Return which groups to zero.
+
+        Args:
+            norms: of all groups of a layer's set.
+            layer: its name.
+            full: number of groups that the set had before compaction, of which shares are taken.
+        """
         if not self.fractions:
             return norms <= self.limit(norms)
         share = next(share for glob, share in self.fractions.items() if fnmatchcase(layer, glob))
-        count = min(round(share * len(norms)), len(norms) - 1)
+        gone = 0 if full is None else full - len(norms)
+        count = min(max(round(share * (gone + len(norms))) - gone, 0), len(norms) - 1)
         mask = torch.zeros_like(norms, dtype=torch.bool)
         mask[norms.argsort(stable=True)[:count]] = True
         return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from ssl_lightning.graph import ExampleInput
-from ssl_lightning.module import Sparsity
+from ssl_lightning.module import Sparsity, epochs_of
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,22 @@ class Occasions:
 
     def check(self, trainer: pl.Trainer) -> None:
         """Reject a start that the run does not reach."""
-        last = trainer.max_epochs
-        smoke_test = getattr(trainer, "fast_dev_run", False)
-        if not smoke_test and last is not None and 0 <= last <= self.start:
-            raise ValueError(
-                f"{self.owner}: start={self.start} is never reached: the run has the epochs 0 to "
-                f"{last - 1}. Lower `start` or raise `trainer.max_epochs`."
-            )
+        check_reached(trainer, self.owner, "start", self.start)
+
+
+def check_reached(trainer: pl.Trainer, owner: str, name: str, epoch: int) -> None:
+    """Reject an epoch that the run does not reach, by ``max_epochs`` or ``max_steps``.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    count = None if getattr(trainer, "fast_dev_run", False) else epochs_of(trainer)
+    if count is not None and count <= epoch:
+        longest = "max_epochs" if count == trainer.max_epochs else "max_steps"
+        raise ValueError(
+            f"{owner}: {name}={epoch} is never reached: the run has the epochs 0 to "
+            f"{math.ceil(count) - 1}. Lower `{name}` or raise `trainer.{longest}`."
+        )
 
 
 class EpochStartCallback(Callback):

@@ -90,7 +90,7 @@ def spread_over(number: Any, count: int) -> list[int]:
         >>> spread_over(1, 2), spread_over([3], 2)
         ([1, 1], [3, 3])
     """
-    numbers = list(as_tuple(number))
+    numbers: list[Any] = list(as_tuple(number))
     return numbers * count if len(numbers) == 1 else numbers
 
 

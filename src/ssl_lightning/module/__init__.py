@@ -2,7 +2,7 @@
 
 from ssl_lightning.module.hooks import averaged_copies, sparsity_of
 from ssl_lightning.module.mixin import StructuredSparsity
-from ssl_lightning.module.parts import is_trained
+from ssl_lightning.module.parts import epochs_of, is_trained
 from ssl_lightning.module.sparsity import Sparsity
 from ssl_lightning.module.training import SSLLightningModule
 
@@ -11,6 +11,7 @@ __all__ = [
     "Sparsity",
     "StructuredSparsity",
     "averaged_copies",
+    "epochs_of",
     "is_trained",
     "sparsity_of",
 ]

@@ -10,8 +10,10 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ssl_lightning.compaction.store import check_state
+from ssl_lightning.graph import same_random_state
 from ssl_lightning.groups import group_counts
 from ssl_lightning.module.parts import (
     begin_next_epoch_,
@@ -21,6 +23,9 @@ from ssl_lightning.module.parts import (
 )
 from ssl_lightning.module.saving import save_whole_files_
 from ssl_lightning.module.sparsity import Sparsity
+
+LOADING = 1
+"""Last number of the place in a run at which a batch is loaded."""
 
 
 def sparsity_of(module: Any, where: str = "") -> Sparsity:
@@ -87,9 +92,25 @@ def begin_training(module: Any, *_: Any, **__: Any) -> None:
     begin_next_epoch_(loop)
     if loop.restarted_on_epoch_end or loop.restarted_mid_epoch:  # without on_train_epoch_start
         begin_epoch(module)
+    if loop.is_resuming:  # validation that was done already draws no numbers
+        validation = loop.epoch_loop.val_loop
+        done = validation.increment_progress_to_evaluation_end
+        validation.increment_progress_to_evaluation_end = same_random_state()(done)
     if loop.restarted_mid_epoch and not any(map(is_resumable, loaders_of(loop))):
-        for _batch in range(loop.epoch_loop.batch_progress.current.processed):
-            next(loop._data_fetcher.iterator, None)
+        skip_batches(loop._data_fetcher, loop.epoch_loop.batch_progress.current.processed)
+    if loop.restarted_mid_epoch:
+        seed_next_batch(module)
+
+
+def skip_batches(fetcher: Any, count: int) -> None:
+    """Skip batches; those of loaders without a length were fetched ahead."""
+    ahead, ended = getattr(fetcher, "batches", []), object()
+    for _ in range(count):
+        following = next(fetcher.iterator, ended)
+        if ahead:
+            ahead.pop(0)
+            ahead += [] if following is ended else [following]
+            fetcher.done = not ahead
 
 
 def loaders_of(loop: Any) -> list[Any]:
@@ -133,10 +154,20 @@ def begin_batch(module: Any, batch: Any, batch_idx: int, *_: Any, **__: Any) -> 
         module.log_dict({f"strength/{p.kind}": p.base * factor for p, factor in pairs})
 
 
+def seed_next_batch(module: Any, *_: Any, **__: Any) -> None:
+    """Seed what loading the next batch draws, whatever the step and validation before it drew."""
+    trainer, sparsity = module.trainer, sparsity_of(module)
+    fits = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    if fits and sparsity.seed_batches:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        sparsity.seed(module.current_epoch, done, module.global_rank, LOADING)
+
+
 def logs_now(trainer: pl.Trainer) -> bool:
     """Whether this is one of the steps at which the trainer's loggers write."""
     every: int = getattr(trainer, "log_every_n_steps", 0)
-    return every > 0 and trainer.global_step % every == 0
+    done = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return every > 0 and (done + 1) % every == 0
 
 
 def log_groups(module: Any, *_: Any, **__: Any) -> None:
@@ -144,7 +175,7 @@ def log_groups(module: Any, *_: Any, **__: Any) -> None:
     sparsity = sparsity_of(module)
     figures: dict[str, float] = {f"groups/{p.kind}": 0.0 for p in sparsity.penalties}
     sets = sparsity.regularizer.group_sets
-    counts = group_counts(sets, dict(sparsity.network.named_parameters()))
+    counts = group_counts(sets, sparsity.parameters())
     for group_set in sets:
         key = f"groups/{group_set.kind}"
         figures[key] = figures.get(key, 0.0) + counts[group_set.name][0]
@@ -221,7 +252,9 @@ HOOKS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     "on_train_start": (begin_training, nothing),
     "on_train_epoch_start": (begin_epoch, nothing),
     "on_train_batch_start": (begin_batch, nothing),
+    "on_train_batch_end": (nothing, seed_next_batch),
     "on_train_epoch_end": (log_groups, nothing),
+    "on_validation_end": (nothing, seed_next_batch),
     "on_validation_epoch_start": (enforce_locks, nothing),
     "on_train_end": (enforce_locks, nothing),
     "on_save_checkpoint": (store, nothing),

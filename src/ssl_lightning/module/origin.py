@@ -29,6 +29,7 @@ class Origin:
         groups: layer -> filters, channels, columns -> how many there were.
         macs: multiply-adds of one example; None if its shape is not known.
         singles: layer under an element-wise penalty -> how many weights it had.
+        counts: group set name -> number of its groups.
     """
 
     parameters: list[str]
@@ -36,6 +37,7 @@ class Origin:
     groups: dict[str, dict[str, int]]
     macs: int | None = None
     singles: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class Origin:
             },
             macs=None if example is None else count_macs(network, example),
             singles={s.layer: s.num_groups for s in group_sets if s.elementwise},
+            counts={s.name: s.num_groups for s in group_sets},
         )
 
     def with_factors(
@@ -69,10 +72,11 @@ class Origin:
         inside = tuple(f"{layer}." for layer in layers)
         names = [name for name, _ in small.named_parameters() if name.startswith(inside)]
         sizes, singles = dict(self.group_sizes), dict(self.singles)
+        counts = dict(self.counts)
         for found in group_sets:
             new = any(m.parameter.startswith(inside) for m in (*found.members, *found.companions))
             if new or found.name not in sizes:
-                sizes[found.name] = found.group_size
+                sizes[found.name], counts[found.name] = found.group_size, found.num_groups
             if found.elementwise and (new or found.layer not in singles):
                 singles[found.layer] = found.num_groups
         groups = {name: of for name, of in self.groups.items() if name not in layers}
@@ -85,6 +89,7 @@ class Origin:
             group_sizes=sizes,
             groups=groups,
             singles={name: of for name, of in singles.items() if name not in layers},
+            counts=counts,
         )
 
 
@@ -104,6 +109,7 @@ def read_origin(data: Any) -> Origin | None:
             {str(n): {str(k): int(of) for k, of in kinds.items()} for n, kinds in groups.items()},
             None if data.get("macs") is None else int(data["macs"]),
             {str(name): int(of) for name, of in data.get("singles", {}).items()},
+            {str(name): int(of) for name, of in data.get("counts", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(

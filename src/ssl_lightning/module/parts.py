@@ -245,16 +245,38 @@ def refuse_spawning(strategy: Any) -> None:
         )
 
 
+def epochs_of(trainer: pl.Trainer) -> float | None:
+    """Return how many epochs a run has, by ``max_epochs`` and ``max_steps``.
+
+    None if that is not known: for a run of some hours, or loaders without a length.
+    """
+    known = [] if trainer.max_epochs in (None, -1) else [float(trainer.max_epochs)]
+    module = trainer.lightning_module
+    if trainer.max_steps >= 0 and module is not None and module.automatic_optimization:
+        trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches
+        if 0 < batches < float("inf"):
+            known.append(trainer.max_steps / -(-batches // trainer.accumulate_grad_batches))
+    return min(known, default=None)
+
+
 def begin_next_epoch_(loop: Any) -> None:
     """Let a fit that is resumed after the last batch of an epoch begin the next one as any other.
 
     Lightning counts the epoch as done then, but still takes the next for the rest of it: it leaves
     out ``on_train_epoch_start`` and counts one epoch too few, so that checkpoints of the resumed
-    run would be resumed at a wrong place.
+    run would be resumed at a wrong place. Of loaders without a length, it does not know that the
+    batch was the last.
     """
-    progress = loop.epoch_progress.total
+    progress, batches = loop.epoch_progress.total, loop.epoch_loop
     if loop.restarted_mid_epoch and progress.processed == progress.started:
         loop.reset_restart_stage()
+        if batches.trainer.num_training_batches == float("inf") and batches.restarting:
+            total = batches.batch_progress.total
+            if total.completed < total.processed:
+                batches._batches_that_stepped += 1
+                batches.batch_progress.increment_completed()
+            batches.restarting = False
 
 
 def scheduler_settings(scheduler: Any, interval: str) -> dict[str, Any]:

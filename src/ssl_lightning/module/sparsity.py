@@ -23,6 +23,7 @@ from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.module.macs import MacsShare
 from ssl_lightning.module.origin import Origin, maker, read_origin, replace_everywhere
+from ssl_lightning.module.parts import epochs_of
 from ssl_lightning.penalties import Attachment, Penalty, Regularizer, parse_penalty
 from ssl_lightning.penalties.attach import holds_any, warn_untrained
 from ssl_lightning.schedules import Constant
@@ -165,23 +166,19 @@ class Sparsity:
         trainer: pl.Trainer = self.module.trainer
         if getattr(trainer, "fast_dev_run", False):
             return
-        until: float | None = trainer.max_epochs
-        batches = trainer.num_training_batches
-        counted = self.module.automatic_optimization and 0 < batches < float("inf")
-        if trainer.max_steps >= 0 and counted:
-            per_epoch = -(-batches // trainer.accumulate_grad_batches)
-            last = trainer.max_steps / per_epoch
-            until = last if until is None or until < 0 else min(until, last)
-        self.regularizer.check_active(until)
-        if batches == float("inf") and any(p.schedule != Constant() for p in self.penalties):
+        self.regularizer.check_active(epochs_of(trainer))
+        if trainer.num_training_batches == float("inf") and any(
+            p.schedule != Constant() for p in self.penalties
+        ):
             rank_zero_warn(
                 "The data loader has no length, so that schedules of penalties change between "
-                "epochs only, and never in one that does not end. Set `limit_train_batches`, the "
-                "number of batches that make an epoch."
+                "epochs only, and never in one that does not end. Set `limit_train_batches`."
             )
 
     def seed(self, *place: int) -> None:
         """Seed torch's generators with a function of the run's seed and a place in the run."""
+        if self.run_seed is None:  # a search for a learning rate trains before the run begins
+            self.run_seed = torch.initial_seed()
         torch.manual_seed(hash((self.run_seed, *place)) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def attach_penalties(self) -> None:
@@ -225,6 +222,10 @@ class Sparsity:
         warn_untrained(self.regularizer.untrained(optimizers))
         return True
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the network's parameters by all of their names: tied ones have several."""
+        return dict(self.network.named_parameters(remove_duplicate=False))
+
     def macs_left(self) -> float | None:
         """Return the multiply-adds after compaction, in percent of those training started with.
 
@@ -251,8 +252,7 @@ class Sparsity:
         Returns:
             How many of them were not zero (or, with ``lock``, not locked) before.
         """
-        network = self.network
-        parameters = dict(network.named_parameters())
+        network, parameters = self.network, self.parameters()
         new = int((mask & nonzero_groups(group_set, parameters)).sum())
         trained = tuple(m for m in group_set.companions if m.parameter in parameters)
         if lock:  # first, for it may be refused
@@ -262,7 +262,7 @@ class Sparsity:
 
     def enforce_locks_(self) -> None:
         """Write zeros into all locked groups."""
-        self.locks.enforce_(dict(self.network.named_parameters()))
+        self.locks.enforce_(self.parameters())
 
     # --- compaction in training -------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class Sparsity:
             )
         if self._make_dense is None:
             self._make_dense = maker(network)
-        marks = self.locks.marks(dict(network.named_parameters()))
+        marks = self.locks.marks(self.parameters())
         if marks:
             marks = slice_tensors(network, plan, marks)
         self._replace(small)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
@@ -231,6 +232,7 @@ def check_holders(
             "Regularizer.attach: there are no penalties and no locks, so that nothing would act. "
             "Give the Regularizer penalties, such as [{'kind': 'coupled', 'strength': 1e-3}]."
         )
+    warn_of_rounding(regularizer, parameters)
     for optimizer in optimizers:
         check_hooks(optimizer)
         for term in regularizer.terms:
@@ -245,6 +247,23 @@ def check_holders(
                 f"({min(names)}, ...), got {len(optimizers) or 'none'} without. Attach to the "
                 "optimizers that train the model (from configure_optimizers, in a LightningModule)."
             )
+
+
+def warn_of_rounding(regularizer: Acting, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Warn where weights of 16 bits round away what a proximal step takes off them."""
+    half = (torch.bfloat16, torch.float16)
+    for term in regularizer.terms:
+        low = [n for n in term.parameters() if parameters[n].dtype in half]
+        if low and term.penalty.mode == "proximal":
+            kind = parameters[low[0]].dtype
+            warnings.warn(
+                f"Regularizer.attach: `{low[0]}` is {str(kind).removeprefix('torch.')}, which "
+                f"rounds away shrinking by less than {torch.finfo(kind).eps / 2:.2%} of a weight: "
+                "penalties act less than their strength says. Train with weights in float32, such "
+                "as precision bf16-mixed.",
+                stacklevel=4,
+            )
+            return
 
 
 def check_hooks(optimizer: Optimizer) -> None:

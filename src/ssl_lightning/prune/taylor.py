@@ -60,10 +60,12 @@ class Expansion:
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Add the gradients that parameters have now; those without one count as 0.
 
+        Gradients that are not finite are no step: a gradient scaler skips it.
+
         Args:
             tensors: name -> parameter.
         """
-        self.steps += 1
+        totals = {}
         for group_set in self.group_sets:
             total = torch.zeros(group_set.num_groups, dtype=torch.float64)
             for member in group_set.members:
@@ -71,7 +73,11 @@ class Expansion:
                 if tensor.grad is not None:
                     product = member.view(tensor).to(norm_dtype(tensor)) * member.view(tensor.grad)
                     total += member.reduce(product, torch.sum).cpu().double()
-            self.sums[group_set.name] += total.square()
+            totals[group_set.name] = total.square()
+        if all(bool(total.isfinite().all()) for total in totals.values()):
+            self.steps += 1
+            for name, total in totals.items():
+                self.sums[name] += total
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values that :meth:`load_state_dict` reads."""
