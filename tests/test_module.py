@@ -6,7 +6,6 @@ import copy
 import hashlib
 import math
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -512,10 +511,10 @@ def test_weights_of_a_plain_file_are_where_a_run_begins(trainer, tmp_path, file)
         trainer(max_epochs=1).fit(module, toy_loader(16, shape=(1, 28, 28)))
 
 
-def test_a_budget_of_weights_that_are_trained_is_reached_at_once():
+def test_a_budget_of_weights_that_are_trained_is_reached_at_once(trainer):
     for start, end in ((None, 3), ("runs/dense/last.ckpt", 0), ("net.pt", 0)):
         module = SSLLightningModule("lenet", init_from=start)
-        assert Budget(macs=0.5).end_of(SimpleNamespace(max_epochs=9), module) == end
+        assert Budget(macs=0.5).end_of(trainer(max_epochs=9), module) == end
 
 
 def test_what_cannot_be_started_from_is_named(trainer, dense, tmp_path):
