@@ -383,6 +383,13 @@ def test_the_window_begins_again_where_something_else_compacts(
     assert module.sparsity.macs_left() <= 50
 
 
+class StopEarly(pl.Callback):
+    """Ends a run after ten steps, as an early stopping would."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= 10
+
+
 def test_one_budget_serves_several_runs_and_says_when_it_was_not_reached(trainer: Any) -> None:
     budget = Budget(macs=0.6, end=0)
     for seed in (0, 1):
@@ -391,8 +398,7 @@ def test_one_budget_serves_several_runs_and_says_when_it_was_not_reached(trainer
         run.fit(module, toy_loader(64), toy_loader(8))
         assert module.backbone.conv1.out_channels < 6
     module = SSLLightningModule(make_toy(3), optimizer=partial(SGD, lr=0.05))
-    run = trainer(
-        max_epochs=30, max_steps=10, limit_val_batches=0, callbacks=[Budget(macs=0.6, end=20)]
-    )
+    callbacks = [Budget(macs=0.6, end=20), StopEarly()]
+    run = trainer(max_epochs=30, limit_val_batches=0, callbacks=callbacks)
     with pytest.warns(UserWarning, match=r"before end=20: macs=0\.6 was not reached"):
         run.fit(module, toy_loader(64), toy_loader(8))
