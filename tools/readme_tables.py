@@ -57,7 +57,10 @@ def demo_table() -> str:
         "parameters",
         f"latency, one image, {plural(run.threads, 'thread')}",
     )
-    processor = f"Measured in {next(iter(run.engines))} on {record.machine.processor}."
+    processor = (
+        f"Measured in {next(iter(run.engines))} on {record.machine.processor}. Dense is the "
+        "network after the first of the run's three stages, the others after the last."
+    )
     return f"{table(head, rows)}\n\n{processor}\n"
 
 
@@ -80,7 +83,8 @@ def controls_sentence() -> str:
     better = [one for one in sparse if lowest.get(one.name, one.test_error) < one.test_error]
     return (
         f"Of {len(sparse)} sparse entries {len(lowest)} have controls; {len(better)} of these have "
-        "one with a lower error, and say so on their pages."
+        "one (by magnitude, at random, or from scratch) with a lower error, and say so on their "
+        "pages."
     )
 
 
