@@ -275,12 +275,9 @@ def test_a_search_for_a_learning_rate_follows_the_seed(trainer):
     pl.seed_everything(1)
     module, seeds = mlp(), []
 
-    class Seeds(pl.Callback):
-        def on_before_zero_grad(self, trainer, pl_module, optimizer):
-            seeds.append(torch.initial_seed())
-
+    module.on_before_zero_grad = lambda optimizer: seeds.append(torch.initial_seed())
     finder = LearningRateFinder(num_training_steps=10, early_stop_threshold=None)
-    trainer(max_epochs=1, callbacks=[finder, Seeds()]).fit(module, loader())
+    trainer(max_epochs=1, callbacks=[finder]).fit(module, loader())
     mask = 0x7FFF_FFFF_FFFF_FFFF
     assert seeds[:3] == [hash((1, 0, batch, 0)) & mask for batch in range(3)]
 
