@@ -102,6 +102,7 @@ MISTAKES = [
     ("fit", "or --data MNISTDataModule"),
     ("fit --config nothing.yaml", "There are: runs/default/config.yaml."),
     ("fit --config runs/default", "There are: runs/default/config.yaml."),
+    ("fit --config runs/default/confg.yaml", "Did you mean config?"),
     (f"test --ckpt_path {CHECKPOINT}", "`--config FILE.yaml`"),
     ("sparsify --data MNISTDataModule", "such as --budget.macs 0.5"),
     ("sparsify --data MNISTDataModule --budget.macs 0.5 --engin eager", "Did you mean engine"),

@@ -87,7 +87,7 @@ class Budget(EpochStartCallback):
     Raises:
         ValueError: for no target, one that is no number, or a window of no length; at the start of
             training, for a budget that cannot be reached, saying what is in the way, an end after
-            the run, or an optimizer whose state cannot be sliced.
+            the run, none for a run of unknown length, or an optimizer whose state cannot be sliced.
         MisconfigurationException: as :class:`CompactDuringFit`; for a run that is resumed after
             ``end`` from a checkpoint without this budget; and, where importance is measured, for
             training steps that do not call the network, or outputs that cannot be compared.

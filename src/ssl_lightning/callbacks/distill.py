@@ -101,7 +101,8 @@ class Distill(Callback):
     Raises:
         ValueError: for a number out of range, or an unknown loss; at the start of training, if
             there is no such teacher or layer; in the first step, if the outputs differ in shape.
-        MisconfigurationException: if the network is compiled, or a training step does not call it.
+        MisconfigurationException: if the network is compiled, the module optimizes by hand, or a
+            training step does not call the network.
 
     Reference:
         Hinton et al., Distilling the Knowledge in a Neural Network, 2015; Zagoruyko & Komodakis,

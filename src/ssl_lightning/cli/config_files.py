@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ssl_lightning.cli.parser_errors import no_option
-from ssl_lightning.suggest import shortened, there_are
+from ssl_lightning.suggest import nearest, shortened, there_are
 
 FLAGS = ("-c", "--config")
 
@@ -27,6 +27,18 @@ def files_given(arguments: Sequence[str]) -> Iterator[Path]:
             yield Path(value if equals else following)
 
 
+def like_it(path: Path) -> str:
+    """Return a sentence with configs in the same folder whose names are near; empty if none is.
+
+    Example:
+        >>> like_it(Path("no_such_folder/lenet.yaml"))
+        ''
+    """
+    beside = [file.stem for file in path.parent.glob("*.yaml")]
+    near = nearest(path.stem, beside)
+    return near if near.startswith("Did") else ""
+
+
 def mistake_in(path: Path, options: Collection[str]) -> str | None:
     """Return a sentence about the first mistake in a config, or None.
 
@@ -38,7 +50,10 @@ def mistake_in(path: Path, options: Collection[str]) -> str | None:
         if len(str(path).split()) > 1 or ":" in str(path):  # the content of a config
             return None
         there = (
-            there_are(path, "config.yaml") or there_are(path, ".yaml") or "Give one that is there."
+            like_it(path)
+            or there_are(path, "config.yaml")
+            or there_are(path, ".yaml")
+            or "Give one that is there."
         )
         return f"`--config`: expected a file, got {path}, which is none. {there}"
     try:
