@@ -7,9 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from ssl_lightning import zoo
 from ssl_lightning.cli.ways import ALTERNATIVES
 from ssl_lightning.report.compared import Comparison, comparison_table
+from ssl_lightning.report.run_report import RunReport
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
@@ -27,22 +30,31 @@ def test_every_way_is_described() -> None:
 def test_tables_are_those_of_the_records_and_each_record_has_one() -> None:
     text = PAGE.read_text()
     marked = set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE)) - {"end"}
-    assert marked == {"modern"} | {path.stem for path in RECORDS}
+    assert marked == {*comparison_page.MODERN} | {path.stem for path in RECORDS}
     for path in RECORDS:
-        if path.stem != "cost":
+        if path.stem not in ("cost", "engines"):
             found = Comparison.load(path)
             assert comparison_table(found.rows) in text
             assert set(found.refused) | {row.name for row in found.rows} <= set(ALTERNATIVES)
 
 
-def test_the_modern_network_stands_beside_all_of_its_controls() -> None:
-    table = PAGE.read_text().split("<!-- modern -->\n", 1)[1].split("<!-- end -->", 1)[0]
-    entry = zoo.card(comparison_page.MODERN[0])
-    assert {control.kind for control in entry.controls} == {"magnitude", "random", "dense"}
+@pytest.mark.parametrize("mark", comparison_page.MODERN)
+def test_the_modern_network_stands_beside_all_of_its_controls(mark: str) -> None:
+    table = PAGE.read_text().split(f"<!-- {mark} -->\n", 1)[1].split("<!-- end -->", 1)[0]
+    entry = zoo.card(comparison_page.MODERN[mark])
     for result in (*entry.seeds, *(seed for control in entry.controls for seed in control.seeds)):
         assert (
             f"| {result.validation_error:.2f} | {result.test_error:.2f} | {result.macs:,} " in table
         )
+
+
+def test_engines_are_those_of_the_record() -> None:
+    table = PAGE.read_text().split("<!-- engines -->\n", 1)[1].split("<!-- end -->", 1)[0]
+    (run,) = RunReport.load(PAGE.parent / "comparison/engines.json").benchmark.runs
+    assert len(table.splitlines()) == len(run.engines) + 2
+    for engine, times in run.engines.items():
+        ratio = times["compact"].median_ms / times["dense"].median_ms
+        assert re.search(rf"\| {engine} \| .* \| {ratio:.2f} \|", table)
 
 
 def test_the_cost_of_penalties_is_that_of_the_record() -> None:

@@ -23,6 +23,7 @@ ENTRIES: dict[str, str | None] = {  # entry -> the dense one that it is compared
     "resnet20_cifar10_depth14": "resnet20_cifar10_dense",
     "alexnet_imagenette_full": "alexnet_imagenette_dense",
     "mobilenetv3_small_imagenette_half": "mobilenetv3_small_imagenette_dense",
+    "efficientnet_b0_imagenette_half": "efficientnet_b0_imagenette_dense",
 }
 FIGURES = (
     "compact",
