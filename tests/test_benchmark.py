@@ -31,7 +31,7 @@ from ssl_lightning.measure import (
 from ssl_lightning.measure import engines as engines_module
 from ssl_lightning.measure.csr import CsrLinear, with_csr_layers
 from ssl_lightning.measure.engine import Engine
-from ssl_lightning.measure.turns import SETTLING, Turns, take_turns
+from ssl_lightning.measure.turns import MOST_CALLS, SETTLING, Turns, take_turns
 
 QUICK = {"repeats": 3, "warmup": 1, "min_run_time": 0.0, "threads": 1}
 
@@ -242,7 +242,8 @@ def test_models_take_turns():
     interleave(calls, repeats=5, warmup=2, min_run_time=0.004, clock=clock)
     before = list("ABC") * (2 + 1)  # warm-up, estimate
     assert runs_of(clock.order) == [*before, *turns("ABC", 5)]
-    num_calls = 3 * (2 + 1) + 5 * (2 + 4)  # torch's Timer warms up with two calls
+    # torch's Timer warms up with two calls
+    num_calls = 3 * (2 + 1) + 5 * (MOST_CALLS + 2 + 4)
     assert [clock.order.count(name) for name in "ABC"] == [num_calls] * 3
 
 
@@ -269,6 +270,24 @@ def test_engines_take_turns_and_settle_before_they_are_timed():
     assert engines == list("xy" * (1 + 1) + "xyx")  # warm-up, estimate; five rounds, two rounds
 
 
+def test_samples_begin_when_the_caches_hold_the_network():
+    """The first calls after another network read their weights from further away."""
+    clock = FakeTime()
+
+    def call(name, seconds):
+        def slow_at_first():
+            since = next((i for i, other in enumerate(clock.order[::-1]) if other != name), 99)
+            return seconds * (1 + max(4 - since, 0))
+
+        return clock.call(name, slow_at_first)
+
+    calls = {"dense": call("dense", 0.004), "half": call("half", 0.002)}
+    result = interleave(calls, repeats=4, warmup=1, min_run_time=0.0, clock=clock)
+    assert result["dense"].median_ms == pytest.approx(4.0)
+    assert result["half"].median_ms == pytest.approx(2.0)
+    assert result["half"].ratio == pytest.approx(0.5)
+
+
 def test_samples_last_the_minimal_time():
     clock = FakeTime()
     calls = {"slow": clock.call("slow", 0.010), "fast": clock.call("fast", 0.001)}
@@ -285,8 +304,9 @@ def test_ratio_is_the_median_of_ratios_within_a_round():
     """A machine that slows down from round to round does not change the ratio of the pair."""
     clock = FakeTime()
 
-    def slower():  # two models, three calls each: two of warm-up and one that is timed
-        return 2.0 ** ((len(clock.order) - 1) // 6)
+    def slower():  # two models: those of the estimate, then rounds of warm-up and a timed call
+        calls = len(clock.order) - 1
+        return 1.0 if calls < 2 * 3 else 2.0 ** (1 + (calls - 2 * 3) // (2 * (MOST_CALLS + 3)))
 
     calls = {
         "dense": clock.call("dense", lambda: 0.001 * slower()),
@@ -305,8 +325,9 @@ def test_one_disturbed_round_does_not_move_the_ratio():
     clock = FakeTime()
     calls = {
         "dense": clock.call("dense", 0.001),
-        "half": clock.call("half", lambda: 0.5 if len(clock.order) > 30 else 0.0005),
+        "half": clock.call("half", lambda: 0.5 if len(clock.order) > last else 0.0005),
     }
+    last = 2 * 3 + 4 * 2 * (MOST_CALLS + 3)  # calls before the last round
     result = interleave(calls, repeats=5, warmup=0, min_run_time=0.0, clock=clock)
     assert result["half"].ratio == pytest.approx(0.5)
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby, product
+from numbers import Integral
 from operator import itemgetter
 from typing import Any
 
@@ -107,12 +108,13 @@ def benchmark(
         check_network(model)
     inputs = as_inputs(example_input)
     counts = several(torch.get_num_threads() if threads is None else threads)
-    batches = several(_batch_of(inputs) if batch_size is None else batch_size)
-    kinds = several(_name(_type_of(models, inputs)) if dtype is None else dtype)
+    batches = _whole("batch_size", _batch_of(inputs) if batch_size is None else batch_size)
+    kinds = [_name(kind) for kind in several(_type_of(models, inputs) if dtype is None else dtype)]
     chosen = list(dict.fromkeys(["eager", *_engines(engines)]))
-    time = {"repeats": repeats, "warmup": warmup, "min_run_time": min_run_time}
-    _check(models, repeats, warmup, min_run_time, {"threads": counts, "batch_size": batches})
-    settings = list(product(kinds, batches, counts))
+    (rounds,), (untimed,) = _whole("repeats", [repeats]), _whole("warmup", [warmup], 0)
+    time = {"repeats": rounds, "warmup": untimed, "min_run_time": min_run_time}
+    _check(models, counts, min_run_time)
+    settings = list(product(kinds, batches, map(int, counts)))
     return _measured(models, inputs, settings, chosen, per_layer, time)
 
 
@@ -165,7 +167,7 @@ def _run(
         turns = take_turns(calls, **time, engine_of=itemgetter(0))
         part.advance()
         running = {name: model for name, model in models.items() if ("eager", name) in calls}
-        found = layer_calls(running, x) if per_layer else {}
+        found = layer_calls(running, x.map(Tensor.clone)) if per_layer else {}
         layers = {name: interleave(given, **time) for name, given in track(found.items(), "layers")}
     base = next(iter(calls))
     return Run(
@@ -192,16 +194,18 @@ def _prepared(
     expected = {}
     for name, model in models.items():
         try:
-            expected[name] = model(*x.args, **x.kwargs)
+            expected[name] = x.run(model)
         except Exception as error:  # whatever a model's code raises
             if not calls:  # the first model is what all others are compared with
                 raise
             left_out[f"{name}, eager"] = said_by(error, 240)
             continue
-        calls["eager", name] = partial(model, *x.args, **x.kwargs)
+        own = x.map(Tensor.clone)  # a network may write into its inputs
+        calls["eager", name] = partial(model, *own.args, **own.kwargs)
     for engine, name in track(list(product(engines[1:], expected)), "preparing"):
         try:
-            calls[engine, name] = prepare_checked(engine, models[name], x, expected[name])
+            own = x.map(Tensor.clone)
+            calls[engine, name] = prepare_checked(engine, models[name], own, expected[name])
         except Exception as error:  # exporters and compilers raise all kinds
             left_out[f"{name}, {engine}"] = said_by(error, 240)
     return calls, left_out
@@ -266,7 +270,7 @@ def _engines(engines: Sequence[str] | str) -> list[str]:
     return names
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -274,31 +278,34 @@ def _size(model: nn.Module, own: Mapping[str, int]) -> ModelSize:
     return ModelSize(sum(own.values()), num_parameters(model), num_bytes(model))
 
 
-def _check(
-    models: Mapping[str, nn.Module],
-    repeats: int,
-    warmup: int,
-    min_run_time: float,
-    several: Mapping[str, Sequence[int]],
-) -> None:
+def _whole(argument: str, given: Any, minimum: int = 1) -> list[int]:
+    """Return one number or several as a list.
+
+    Raises:
+        ValueError: for none, and for what is no whole number of at least ``minimum``.
+    """
+    values = several(given)
+    if not values:
+        raise ValueError(f"benchmark: expected a number as `{argument}`, got none. Give 1.")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+            raise ValueError(
+                f"benchmark: expected a whole number as `{argument}` >= {minimum}, got {value!r}. "
+                f"Give {argument}={max(minimum, 1)}, say."
+            )
+    return list(map(int, values))
+
+
+def _check(models: Mapping[str, nn.Module], threads: Sequence[int], min_run_time: float) -> None:
     if not models:
         raise ValueError(
             "benchmark: expected at least one model, got none. "
             'Give a dict such as {"dense": model, "compact": smaller}.'
         )
-    for argument, values in several.items():
-        if not values:
-            raise ValueError(f"benchmark: expected a number as `{argument}`, got none. Give 1.")
-    for threads in several["threads"]:
-        check_threads(threads)
-    lowest = {"repeats": (repeats, 1), "warmup": (warmup, 0)}
-    lowest |= {argument: (min(values), 1) for argument, values in several.items()}
-    for argument, (value, minimum) in lowest.items():
-        if value < minimum:
-            raise ValueError(
-                f"benchmark: expected `{argument}` >= {minimum}, got {value}. "
-                f"Use {argument}={minimum} or more."
-            )
+    if not threads:
+        raise ValueError("benchmark: expected a number as `threads`, got none. Give 1.")
+    for count in threads:
+        check_threads(count)
     if min_run_time < 0:
         raise ValueError(
             f"benchmark: expected `min_run_time` >= 0 seconds, got {min_run_time}. Use 0.002."

@@ -3,9 +3,10 @@
 import math
 import os
 import statistics
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,6 +22,9 @@ Item = TypeVar("Item")
 
 ROUNDS_AT_ONCE = 5
 """Of one engine before another one's turn."""
+MOST_CALLS, LONG = 5, 0.02
+"""Calls before each sample that refill the caches, at most, and seconds of them after which they
+have: in turns, each network finds the weights of another one there."""
 SETTLING = 0.1
 """Seconds that an engine runs untimed when its turn comes: others' threads wait in busy loops."""
 
@@ -71,8 +75,9 @@ def take_turns(
 ) -> Turns[Name]:
     """Time the calls in turns (A B, B A, A B, ...), at torch's present number of threads.
 
-    Each sample is taken by :meth:`torch.utils.benchmark.Timer.timeit`, which runs the call at
-    least twice before it starts its clock, and never reports less than a nanosecond.
+    Each sample is taken by :meth:`torch.utils.benchmark.Timer.timeit`, which never reports less
+    than a nanosecond. Before it, the call runs untimed a few times, until its weights are in the
+    caches, as they are where one network alone is in use.
 
     Calls of several engines take turns engine by engine, a few rounds each time, and whenever
     another engine's turn comes, it runs untimed for a moment: threads of the one before wait for
@@ -94,7 +99,9 @@ def take_turns(
     for _ in range(warmup):
         for timer in timers.values():
             timer.timeit(1)
-    loops = {name: _loops(timer.timeit(1).mean, min_run_time) for name, timer in timers.items()}
+    seconds = {name: timer.timeit(1).mean for name, timer in timers.items()}
+    loops = {name: _loops(once, min_run_time) for name, once in seconds.items()}
+    before = {name: min(_loops(once, LONG), MOST_CALLS) for name, once in seconds.items()}
     samples: dict[Name, list[float]] = {name: [] for name in timers}
     engines: dict[Hashable, list[Name]] = {}
     for name in calls:
@@ -103,6 +110,8 @@ def take_turns(
         if len(engines) > 1:
             settle(calls[names[0]], clock)
         for name in in_turns(names, rounds):
+            for _ in range(before[name]):
+                calls[name]()
             samples[name].append(1e3 * timers[name].timeit(loops[name]).mean)
     return Turns(samples, loops)
 
@@ -248,7 +257,7 @@ def check_threads(threads: int) -> None:
         ValueError: if they are no whole number from 1 to the cores of the machine.
     """
     cores = os.cpu_count() or 1
-    if type(threads) is not int or threads < 1:
+    if isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:
         raise ValueError(f"threads: expected a whole number >= 1, got {threads!r}. Give 1, say.")
     if threads > max(cores, torch.get_num_threads()):
         raise ValueError(
@@ -264,4 +273,5 @@ def several(values: Any) -> list[Any]:
         >>> several("eager"), several((1, 2))
         (['eager'], [1, 2])
     """
-    return [values] if isinstance(values, (str, int, float)) else list(values)
+    single = isinstance(values, str) or not isinstance(values, Iterable)
+    return [values] if single else list(values)
