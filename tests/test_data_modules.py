@@ -492,8 +492,8 @@ def test_cifar10_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_imagenette_in_torchvisions_layout(tmp_path: Path) -> None:
     for split, number in (("train", 4), ("val", 2)):
-        for label in range(10):
-            folder = tmp_path / "imagenette2-160" / split / f"n{label:03d}"
+        for label, name in enumerate(sets.WNIDS):
+            folder = tmp_path / "imagenette2-160" / split / name
             folder.mkdir(parents=True)
             for i in range(number):
                 image = Image.new("L" if i else "RGB", (200 + i, 160), 20 * label)
@@ -503,7 +503,7 @@ def test_imagenette_in_torchvisions_layout(tmp_path: Path) -> None:
     assert images.shape == (20, 3, 160, 160)
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert len(module.dataset("train")) == 30
-    broken = tmp_path / "imagenette2-160" / "train" / "n003" / "1.JPEG"
+    broken = tmp_path / "imagenette2-160" / "train" / sets.WNIDS[3] / "1.JPEG"
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(DataFileError, match="expected JPEG images, but"):
         ImagenetteDataModule(root=str(tmp_path)).setup("fit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -21,7 +22,7 @@ from ssl_lightning.cli.sources import (
     warn_of_fresh,
 )
 from ssl_lightning.compaction.store import OwnNetworkError
-from ssl_lightning.data import ImageDataModule, InMemoryDataModule
+from ssl_lightning.data import ImageDataModule, ImageFolderDataModule, InMemoryDataModule
 from ssl_lightning.module.batches import split_batch
 from ssl_lightning.progress import track
 from ssl_lightning.suggest import pick
@@ -38,6 +39,7 @@ FORM = (
     "normalize",
     "image_size",
     "on_device",
+    "cache_dir",
 )
 """Arguments of data modules that do not decide which images are measured on."""
 OF_SPLIT = ("num_validation", "split_seed")
@@ -64,6 +66,25 @@ class Compared:
     def sizes(self) -> dict[str, int]:
         """Return its ``"parameters"`` and ``"MACs"``."""
         return sizes_of(self.model, self.example)
+
+    def key(self, *images: Any) -> str:
+        """Return a text that is equal for the same weights, form of inputs, and images.
+
+        Args:
+            images: which these are, in plain values.
+        """
+        form = [getattr(self.data, name, None) for name in ("normalize", "mean", "std")]
+        told = json.dumps([tuple(self.example.shape), form, images], default=str)
+        found = hashlib.sha256(told.encode())
+        for name, value in self.model.state_dict().items():
+            found.update(name.encode())
+            if isinstance(value, Tensor):
+                plain = value.detach().cpu().contiguous()
+                found.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
+                found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:  # a module's extra state
+                found.update(repr(value).encode())
+        return found.hexdigest()[:16]
 
     def batches(self, where: str, split: str, limit: int | None, batch_size: int) -> Batches:
         """Yield the first images of a split with their classes.
@@ -190,7 +211,8 @@ def split_key(data: Any, split: str) -> str:
     given |= {"root": str(data.folder), "split_seed": split_seed(data)}
     published = isinstance(data, InMemoryDataModule)
     without = {*FORM, *(OF_SPLIT if split == "test" and published else ())}
-    without |= {"seed"} if published else set()  # `split_seed` has it
+    files = published or isinstance(data, ImageFolderDataModule)
+    without |= {"seed"} if files else set()  # `split_seed` has it; elsewhere it may make images
     return json.dumps([kind, {k: str(v) for k, v in given.items() if k not in without}])
 
 

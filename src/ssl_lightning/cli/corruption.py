@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ssl_lightning.cli.compared import (
     data_name,
     images_of,
     pixel_statistics,
+    split_key,
 )
 from ssl_lightning.cli.records import check_output, continued, finish
 from ssl_lightning.evaluation.corruption import Made, Source, Stored, check_images, summed, wrong_on
@@ -85,7 +87,8 @@ def corruption(
         rows=(),
     )
     with steps(WHERE, 1 + len(CORRUPTIONS)) as part:
-        record = with_clean(continued(record, output), found, limit, batch_size)
+        keys = {network.name: network.key(split_key(network.data, split)) for network in found}
+        record = with_clean(continued(record, output, keys), found, keys, limit, batch_size)
         for name in CORRUPTIONS:
             part.advance()
             record = with_corruption(record, found, source, name, batch_size)
@@ -135,7 +138,11 @@ def corrupted_images(
 
 
 def with_clean(
-    record: CorruptionRecord, networks: list[Compared], limit: int | None, batch_size: int
+    record: CorruptionRecord,
+    networks: list[Compared],
+    keys: Mapping[str, str],
+    limit: int | None,
+    batch_size: int,
 ) -> CorruptionRecord:
     """Return a record with a row for each network, and its error on the images as they are."""
     rows = list(record.rows)
@@ -145,7 +152,8 @@ def with_clean(
             wrong = predict(network.model, batches).wrong().double().tolist()
             sizes = network.sizes()
             clean = mean_estimate(wrong, 100)
-            rows.append(CorruptionRow(network.name, sizes["MACs"], sizes["parameters"], clean, {}))
+            cost = sizes["MACs"], sizes["parameters"]
+            rows.append(CorruptionRow(network.name, *cost, clean, {}, keys[network.name]))
     return replace(record, rows=tuple(rows))
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 
+from ssl_lightning.evaluation.corruption_record import CorruptionRecord
+from ssl_lightning.evaluation.transfer_record import TransferRecord
 from ssl_lightning.measure.serial import Record
 
 R = TypeVar("R", bound=Record)
+C = TypeVar("C", TransferRecord, CorruptionRecord)
 
 
 def check_output(output: str | None) -> None:
@@ -53,15 +57,17 @@ def finish(
         console.print(f"Wrote {path} and {path.with_suffix('.png')}")
 
 
-def continued(record: R, output: str | None) -> R:
+def continued(record: C, output: str | None, keys: Mapping[str, str]) -> C:
     """Return what is stored of an interrupted measurement, or the record as it is given.
 
     Args:
-        record: without rows: the conditions of the measurement.
+        record: without rows: the conditions of the measurement, and the title.
         output: file that is written after each step.
+        keys: network -> text that is equal for the same weights and data.
 
     Raises:
-        ValueError: if the file holds a measurement under other conditions.
+        ValueError: if the file holds a measurement under other conditions, or of other networks or
+            data of the same name.
     """
     if output is None or not Path(output).is_file():
         return record
@@ -73,7 +79,14 @@ def continued(record: R, output: str | None) -> R:
             f"--output: {output} holds a measurement with another {', '.join(other)}, so it cannot "
             "be continued. Give another file, or remove that one."
         )
-    return found
+    for row in found.rows:
+        if row.key is not None and keys.get(row.network, row.key) != row.key:
+            raise ValueError(
+                f"--output: {output} holds figures of another {row.network}, or of other data: its "
+                "weights, or how its images are read, have changed since. Give another file, or "
+                "remove that one."
+            )
+    return replace(found, title=record.title)
 
 
 def conditions(record: Record) -> dict[str, Any]:

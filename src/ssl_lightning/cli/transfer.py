@@ -131,12 +131,13 @@ def transfer(
         dense=None if dense is None else found[0].name,
         rows=(),
     )
-    record = continued(record, output)
+    keys = {network.name: network.key(tasks.section, split, limit) for network in found}
+    record = continued(record, output, keys)
     for network in track(found, WHERE):
         if all(row.network != network.name for row in record.rows):
             Console().print(f"{words}: {network.name}", highlight=False)
             row = transferred(network, tasks.of(network), record, tuning, batch_size)
-            record = replace(record, rows=(*record.rows, row))
+            record = replace(record, rows=(*record.rows, replace(row, key=keys[network.name])))
             if output is not None:
                 record.save(output)
     rows = (row for network in found for row in record.rows if row.network == network.name)

@@ -158,14 +158,17 @@ class CropFlip:
         pad: largest shift in pixels, in either direction.
         flip: whether to mirror at all.
         seed: makes the choice repeatable, together with epoch and sample index.
+        size: height and width that images are scaled to before; None: they are as they come.
     """
 
     pad: int
     flip: bool
     seed: int = 0
+    size: tuple[int, int] | None = None
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
-        """Transform a batch; shape and dtype are those of the input."""
+        """Transform a batch; shape, unless ``size`` says it, and dtype are those of the input."""
+        images = images if self.size is None else resize(images, self.size)
         top, left, flip = self.draw((images.shape[2], images.shape[3]), epoch, index).T
         return crop_and_flip(images, top, left, flip.astype(bool), self.pad)
 
@@ -181,6 +184,7 @@ class CropFlip:
 
     def on_device(self, images: Tensor, draws: Tensor) -> Tensor:
         """Transform a batch where it is, by what :meth:`draw` returned."""
+        images = images if self.size is None else Resize(self.size).on_device(images, draws)
         top, left, flip = draws.unbind(1)
         return crop_and_flip_tensor(images, top, left, flip.bool(), self.pad)
 
@@ -315,18 +319,18 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class Resize:
-    """Scale the middle of each image to ``size`` x ``size`` pixels; nothing is random.
+    """Scale the middle of each image to ``size`` pixels; nothing is random.
 
     Args:
-        size: side of the result in pixels.
+        size: side of the result in pixels, or its height and width.
         middle: share of the height and the width that is used.
     """
 
-    size: int
+    size: int | tuple[int, int]
     middle: float = 1.0
 
     def __call__(self, images: UInt8Array, epoch: Int64Array, index: Int64Array) -> UInt8Array:
-        """Transform a batch to uint8 ``(B, C, size, size)``."""
+        """Transform a batch to uint8 ``(B, C, *size)``."""
         del epoch, index
         height, width = (round(side * self.middle) for side in images.shape[2:])
         top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
@@ -344,20 +348,26 @@ class Resize:
             ValueError: if they are of another size.
         """
         del draws
-        if self.middle != 1 or images.shape[2:] != (self.size, self.size):
+        height, width = as_pair(self.size)
+        if self.middle != 1 or images.shape[2:] != (height, width):
             raise ValueError(
-                f"Resize: expected images of {self.size} x {self.size} pixels on the device, got "
+                f"Resize: expected images of {height} x {width} pixels on the device, got "
                 f"{tuple(images.shape[2:])}. Scale them on the CPU."
             )
         return images
 
 
-def resize(images: UInt8Array, size: int) -> UInt8Array:
-    """Scale uint8 images ``(B, C, H, W)`` bilinearly with antialiasing to ``size`` x ``size``."""
-    if images.shape[2:] == (size, size):
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def resize(images: UInt8Array, size: int | tuple[int, int]) -> UInt8Array:
+    """Scale uint8 images ``(B, C, H, W)`` bilinearly with antialiasing to a side, or both."""
+    if images.shape[2:] == as_pair(size):
         return images
     batch = torch.from_numpy(np.ascontiguousarray(images))
     scaled: UInt8Array = F.interpolate(
-        batch, (size, size), mode="bilinear", antialias=True, align_corners=False
+        batch, as_pair(size), mode="bilinear", antialias=True, align_corners=False
     ).numpy()
     return scaled

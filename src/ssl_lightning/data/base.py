@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -224,8 +225,10 @@ class ImageDataModule(LightningDataModule):
     def _require(
         self, name: str, value: int, low: int, high: int | None = None, why: str = ""
     ) -> None:
-        if value < low or (high is not None and value > high):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < low or (high is not None and value > high):
             expected = f"at least {low}" if high is None else f"{low} .. {high}"
+            expected = expected if whole else f"a whole number, {expected}"
             raise ValueError(
                 f"{type(self).__name__}: expected `{name}` to be {expected}{why}, got "
                 f"{value}. Change it in the call or in the config's `data` section."

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -22,6 +25,7 @@ from ssl_lightning.data.packed import (
     DataNotFoundError,
     LabelledImages,
     decode_image,
+    open_image,
 )
 from ssl_lightning.files import cache_folder
 
@@ -55,7 +59,7 @@ def scan(split: Path) -> ImageFolder:
     """
     class_folders(split)
     try:
-        return ImageFolder(str(split))
+        return ImageFolder(str(split), loader=load_image)
     except FileNotFoundError as error:
         raise DataNotFoundError(
             f"Cannot load images from `{split}`: looked for at least one image per class folder, "
@@ -78,15 +82,32 @@ def transform(image_size: int, augment: bool, normalize: bool) -> v2.Compose:
     return v2.Compose([*geometry, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), *tail])
 
 
+def load_image(path: str) -> Image.Image:
+    """Decode an image in RGB.
+
+    Raises:
+        DataFileError: if the file cannot be read as an image.
+    """
+    with naming(path):
+        return open_image(Path(path), "RGB")
+
+
 def decode(path: Path, size: int) -> UInt8Array:
     """Decode the largest square in the middle of an image, scaled to ``size`` pixels.
 
     Raises:
         DataFileError: if the file cannot be read as an image.
     """
-    try:
+    with naming(path):
         return decode_image(path, 3, size)
-    except (OSError, ValueError) as error:
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file that cannot be decoded."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's, of a damaged PNG
         raise DataFileError(
             f"Cannot read `{path}`: expected an image, but {error}. Replace or remove the file."
         ) from error
@@ -126,6 +147,9 @@ class ImageFolderDataModule(ImageDataModule):
         >>> ImageFolderDataModule(root="my-data", image_size=96).input_shape
         (3, 96, 96)
     """
+
+    mean: ClassVar[tuple[float, ...]] = MEAN
+    std: ClassVar[tuple[float, ...]] = STD
 
     source: Literal["local"] = "local"
     image_size: int = 224
@@ -191,6 +215,11 @@ class ImageFolderDataModule(ImageDataModule):
                 f"Cannot test: looked for `{where}`, found no such folder, and `{self.folder}/val` "
                 "is what models are selected on. Add a `test` folder, or hold images out of "
                 "`train` with num_validation > 0, so that `val` is the test split."
+            )
+        if split == "validation" and not where.is_dir() and (self.folder / "train").is_dir():
+            raise DataNotFoundError(
+                f"Cannot validate: looked for `{where}`, found no such folder. Add it, or hold "
+                "images out of `train` with num_validation > 0."
             )
         scanned = scan(where)
         self._check_classes(where, tuple(scanned.classes))

@@ -26,6 +26,14 @@ Batch = tuple[Tensor, Tensor]
 class KeyedDataset(Dataset[Any]):
     """A dataset that takes the keys of :class:`EpochSampler`; see the module's docstring."""
 
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        raise NotImplementedError(f"{type(self).__name__} defines no `__len__`.")
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the samples of epoch 0: keys have no end, by which Python would notice its own."""
+        return (self[key] for key in range(len(self)))
+
 
 class MemoryImages(KeyedDataset):
     """Serve whole batches out of decoded images: gathered, transformed, normalised.

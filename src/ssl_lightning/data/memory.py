@@ -21,6 +21,7 @@ from ssl_lightning.data.base import ImageDataModule, Split
 from ssl_lightning.data.device import DeviceImages
 from ssl_lightning.data.loading import MemoryImages, as_is
 from ssl_lightning.data.packed import LabelledImages
+from ssl_lightning.suggest import shortened
 
 
 @dataclass(kw_only=True, eq=False)
@@ -102,9 +103,10 @@ class ArrayDataModule(ImageDataModule):
 
     def transform(self, augment: bool) -> BatchTransform:
         """Return what is done to the uint8 images of a batch, before ``cutout``."""
+        height, width = self.input_shape[1:]
         if augment:
-            return CropFlip(self.pad, self.flip, self.seed)
-        return Resize(self.input_shape[1])
+            return CropFlip(self.pad, self.flip, self.seed, (height, width))
+        return Resize((height, width))
 
     def make_dataset(self, split: Split) -> MemoryImages:
         """Return the images of one split; each file is read once for all splits.
@@ -115,7 +117,9 @@ class ArrayDataModule(ImageDataModule):
         """
         train = split != "test"
         if train not in self._read:
-            self._read[train] = checked(type(self).__name__, self.read(train), self.input_shape[0])
+            data = checked(type(self).__name__, self.read(train), self.input_shape[0])
+            self._check_classes(data)
+            self._read[train] = data
         data = self._read[train]
         augment = self.augment and split == "train"
         if augment and data.labels.ndim > 2:
@@ -123,8 +127,20 @@ class ArrayDataModule(ImageDataModule):
                 f"{type(self).__name__}: expected `augment: false` with targets of the shape "
                 f"{data.labels.shape}, because augmentation moves images and not their targets."
             )
-        channels = self.input_shape[0]
+        channels, *size = self.input_shape
+        if data.labels.ndim > 2 and data.images.shape[2:] != tuple(size):
+            raise ValueError(
+                f"{type(self).__name__}: expected images of the height and width of `input_shape`, "
+                f"{size[0]} x {size[1]}, with targets of the shape {data.labels.shape}, got images "
+                f"of {data.images.shape[2]} x {data.images.shape[3]}, which would be scaled "
+                "without their targets. Scale both in `read`, or correct `input_shape`."
+            )
         plain = not (self.normalize and self.mean)
+        if not plain and not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"{type(self).__name__}: expected `mean` and `std` of {channels} channels, as "
+                f"`input_shape` says, got {self.mean} and {self.std}. Give one number per channel."
+            )
         mean, std = ((0.0,) * channels, (1.0,) * channels) if plain else (self.mean, self.std)
         transform = self.transform(augment)
         if augment and self.cutout:
@@ -135,6 +151,25 @@ class ArrayDataModule(ImageDataModule):
             return MemoryImages(data, positions, transform, mean, std)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return DeviceImages(data, positions, cast(DeviceTransform, transform), mean, std, device)
+
+    def _check_classes(self, data: LabelledImages) -> None:
+        """Refuse labels that number other classes than the module or its other images do.
+
+        Raises:
+            ValueError: saying which.
+        """
+        try:
+            names = tuple(self.class_names)
+        except NotImplementedError:  # a module may say `num_classes` instead
+            names = next((tuple(other.classes or ()) for other in self._read.values()), ())
+        found = tuple(data.classes or ())
+        for label, name in enumerate(found):  # but names that several classes have
+            if names.count(name) == found.count(name) == 1 and names.index(name) != label:
+                raise ValueError(
+                    f"{type(self).__name__}: expected `read` to number classes as `class_names`, "
+                    f"or as it numbers those of the other images, where {shortened(name)} is "
+                    f"{names.index(name)}, got {label}. Use one order of names for all images."
+                )
 
     def _loader_options(self) -> dict[str, Any]:
         options = super()._loader_options()

@@ -133,15 +133,36 @@ def read_packed(path: str | Path, channels: int = 3, square: int | None = None) 
     return LabelledImages(images, labels.astype(np.int64), tuple(str(name) for name in classes))
 
 
+def open_image(encoded: bytes | Path, mode: str, most: int | None = None) -> Image.Image:
+    """Decode one image file or its bytes in Pillow's mode ``"L"`` or ``"RGB"``.
+
+    Args:
+        encoded: path or content of the file.
+        mode: of the result.
+        most: pixels that it may have; None: as many as Pillow takes.
+
+    Raises:
+        ValueError: if it is too large, or needs more than 8 bits, which Pillow would cut off.
+    """
+    with Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded)) as opened:
+        if most is not None and opened.width * opened.height > most:
+            raise ValueError(
+                f"an image of {opened.width} x {opened.height} pixels came, more than {most:,}"
+            )
+        if not opened.mode.startswith(("I", "F")):
+            return opened.convert(mode)
+        pixels = np.asarray(opened)
+    if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 255:
+        raise ValueError(
+            f"an image of the mode {opened.mode} came, with values up to {pixels.max()} where 255 "
+            "is the most; convert it to 8 bits"
+        )
+    return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+
+
 def decode_image(encoded: bytes | Path, channels: int, square: int | None = None) -> UInt8Array:
     """Decode one image file or its bytes to uint8 ``(C, H, W)``; see :func:`read_packed`."""
-    with Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded)) as opened:
-        if opened.width * opened.height > MOST_PIXELS:
-            raise ValueError(
-                f"an image of {opened.width} x {opened.height} pixels came, more than "
-                f"{MOST_PIXELS:,}"
-            )
-        image = opened.convert("L" if channels == 1 else "RGB")
+    image = open_image(encoded, "L" if channels == 1 else "RGB", MOST_PIXELS)
     if square is not None and image.size != (square, square):
         image = _center_square(image, square)
     pixels = np.asarray(image).reshape(image.height, image.width, channels)

@@ -152,12 +152,33 @@ def _read_cifar10(folder: Path, train: bool) -> LabelledImages:
     return LabelledImages(images, np.asarray(data.targets, np.int64), tuple(data.classes))
 
 
+WNIDS = (
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+    "n03417042",
+    "n03425413",
+    "n03445777",
+    "n03888257",
+)
+"""Folders of Imagenette's classes, in the order of their labels."""
+
+
 def _read_imagenette(folder: Path, train: bool) -> LabelledImages:
     split = folder / ("train" if train else "val")
-    wnids = sorted(path.name for path in split.glob("n*") if path.is_dir())
+    unknown = sorted({path.name for path in split.glob("n*") if path.is_dir()} - {*WNIDS})
+    if unknown:
+        raise DataFileError(
+            f"Cannot use `{split}` as Imagenette: expected the ten folders {WNIDS[0]} to "
+            f"{WNIDS[-1]}, got also {', '.join(unknown[:5])}. ImageFolderDataModule reads other "
+            "classes."
+        )
     samples = [
         (path, label)
-        for label, wnid in enumerate(wnids)
+        for label, wnid in enumerate(WNIDS)  # also where a folder is missing
         for path in sorted((split / wnid).glob("*.JPEG"))
     ]
     if not samples:
@@ -171,7 +192,7 @@ def _read_imagenette(folder: Path, train: bool) -> LabelledImages:
         raise DataFileError(
             f"Cannot read `{split}`: expected JPEG images, but {error}. Unpack the archive again."
         ) from error
-    return LabelledImages(images, np.array([label for _, label in samples]), tuple(wnids))
+    return LabelledImages(images, np.array([label for _, label in samples]), WNIDS)
 
 
 MNIST = ImageSet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from ssl_lightning.evaluation.estimates import Estimate, mean_estimate
 from ssl_lightning.evaluation.predictions import Predictions
 
 BINS = 15
+HALVINGS = 60
+"""Of the interval in which a temperature is looked for."""
 RESAMPLES = 200
 """Of the images with replacement, for standard errors of calibration errors."""
 
@@ -67,7 +70,8 @@ def reliability(predictions: Predictions, num_bins: int = BINS) -> tuple[Bin, ..
 def temperature(predictions: Predictions) -> float:
     """Return the number that the outputs are divided by for the smallest log-likelihood loss.
 
-    It changes no class. Its logarithm is found by L-BFGS, and lies between -5 and 5.
+    It changes no class. The loss is convex in the temperature's inverse, so that the sign of its
+    derivative says on which side the smallest lies. The logarithm is looked for between -5 and 5.
 
     Reference:
         Guo et al., 2017, section 4.2, equation 9.
@@ -77,21 +81,20 @@ def temperature(predictions: Predictions) -> float:
         >>> round(temperature(sure), 3)  # 4 / log(3)
         3.641
     """
-    logits, labels = predictions.logits.double(), predictions.labels
-    logarithm = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [logarithm], max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
-    )
+    logits = predictions.logits.double()
+    of_label = logits.gather(1, predictions.labels[:, None])
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        scaled = logits * torch.exp(-logarithm.clamp(-5, 5))
-        value = torch.nn.functional.cross_entropy(scaled, labels)
-        value.backward()
-        return value
+    def fall(logarithm: float) -> float:  # of the loss, as the temperature rises
+        expected = ((logits * math.exp(-logarithm)).softmax(1) * logits).sum(1, keepdim=True)
+        return float((expected - of_label).mean())
 
-    optimizer.step(loss)
-    return float(logarithm.detach().clamp(-5, 5).exp())
+    if abs(fall(0.0)) <= torch.finfo(logits.dtype).eps * float(logits.abs().max()):
+        return 1.0  # all outputs are the same, say
+    least, most = -5.0, 5.0
+    for _ in range(HALVINGS):
+        middle = (least + most) / 2
+        least, most = (middle, most) if fall(middle) > 0 else (least, middle)
+    return math.exp((least + most) / 2)
 
 
 def scaled(predictions: Predictions, other: Predictions | None) -> tuple[float, Predictions]:

@@ -22,6 +22,7 @@ from ssl_lightning.evaluation.corruption_record import (
     Corrupted,
 )
 from ssl_lightning.evaluation.estimates import digits
+from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.suggest import first_line, pick, require
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -278,14 +279,14 @@ def wrong_on(
         >>> wrong_on(nn.Flatten(), images, torch.tensor([1, 0]), (0.0,) * 2, (1.0,) * 2).tolist()
         [False, True]
     """
-    model.eval()
     shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     found = []
-    for pixels, right in zip(
-        torch.from_numpy(images).split(batch_size), labels.split(batch_size), strict=True
-    ):
-        answers = model((pixels.float() / 255 - shift) / scale).argmax(1)
-        found.append(answers != right)
+    with evaluating(model):
+        for pixels, right in zip(
+            torch.from_numpy(images).split(batch_size), labels.split(batch_size), strict=True
+        ):
+            answers = model((pixels.float() / 255 - shift) / scale).argmax(1)
+            found.append(answers != right)
     return torch.cat(found)
 
 

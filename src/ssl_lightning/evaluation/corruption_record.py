@@ -53,6 +53,7 @@ class CorruptionRow:
         parameters: number of parameters.
         clean: error in percent on the images as they are.
         corruptions: corruption -> what was measured.
+        key: equal for the same weights and data; None where it was not noted.
     """
 
     network: str
@@ -60,6 +61,7 @@ class CorruptionRow:
     parameters: int
     clean: Estimate
     corruptions: dict[str, Corrupted]
+    key: str | None = None
 
 
 def counts(row: CorruptionRow) -> list[int]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.measure.macs import evaluating
+
 
 class Predictions(NamedTuple):
     """The outputs of a classifier and the true classes.
@@ -46,15 +48,22 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predi
         batches: inputs ``(B, ...)`` and classes ``(B,)``.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: if there are no images, or outputs are not finite.
 
     Example:
         >>> predict(nn.Identity(), [(torch.eye(2), torch.tensor([0, 1]))] * 2).logits.shape
         torch.Size([4, 2])
     """
-    model.eval()
-    found = [(model(x).float(), labels) for x, labels in batches]
+    with evaluating(model):
+        found = [(model(x).float(), labels) for x, labels in batches]
     if not found:
         raise ValueError("predict: expected images, got none. Give data that has some.")
-    logits, labels = zip(*found, strict=True)
-    return Predictions(torch.cat(logits), torch.cat(labels))
+    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    each = logits.reshape(len(labels), -1)
+    lost = (each.isnan() | each.isposinf()).any(1) | ~each.isfinite().any(1)  # -inf: left out
+    if odd := int(lost.sum()):
+        raise ValueError(
+            f"predict: expected finite outputs of {type(model).__name__}, got others for {odd} of "
+            f"{len(labels)} images. Give a network whose training did not diverge."
+        )
+    return Predictions(logits, labels)

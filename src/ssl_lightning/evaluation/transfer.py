@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssl_lightning.measure.macs import evaluating
 from ssl_lightning.progress import track
 
 WEIGHT_DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -90,12 +91,13 @@ def last_linear(model: nn.Module, example: Tensor) -> str:
     layers = [m for m in model.modules() if id(m) in names]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        with torch.inference_mode():
-            output = model.eval()(example)
+        with torch.inference_mode(), evaluating(model):
+            output = model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    if not calls or calls[-1][1].dim() != 2 or calls[-1][1].shape != output.shape:
+    shape = getattr(output, "shape", None)  # a network may return several tensors
+    if not calls or calls[-1][1].dim() != 2 or calls[-1][1].shape != shape:
         raise ValueError(
             f"evaluate transfer: expected {type(model).__name__} to end in a linear layer that "
             "reads features (N, F), found none. Give a classifier that does."
@@ -124,8 +126,9 @@ def features(model: nn.Module, layer: str, batches: Iterable[Tensor]) -> Tensor:
 
     hook = model.get_submodule(layer).register_forward_pre_hook(note)
     try:
-        for batch in batches:
-            model.eval()(batch)
+        with evaluating(model):
+            for batch in batches:
+                model(batch)
     finally:
         hook.remove()
     return torch.cat(found)

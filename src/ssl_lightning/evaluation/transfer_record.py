@@ -24,6 +24,7 @@ class TransferRow:
         errors: percent, one for each seed.
         weight_decays: chosen for each seed; empty where none is chosen.
         wrong: one digit per image: with how many of the seeds it is classified wrongly.
+        key: equal for the same weights and data; None where it was not noted.
     """
 
     network: str
@@ -33,6 +34,7 @@ class TransferRow:
     errors: tuple[float, ...]
     weight_decays: tuple[float, ...]
     wrong: str
+    key: str | None = None
 
     def mean(self) -> float:
         """Return the mean error over the seeds, percent."""
