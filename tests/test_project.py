@@ -20,6 +20,7 @@ ROOMS = [
     "suggest",
     "registry",
     "files",
+    "parsing",
     "progress",
     "kernels",
     "backbones",
@@ -50,7 +51,7 @@ ROOMS = [
 """The order of imports: a room imports only from rooms before it (docs/decisions.md)."""
 
 LIGHTNING = {"data", "module", "callbacks", "hugging_face", "publishing", "sweep", "cli"}
-TORCHLESS = {"lazy", "suggest", "registry", "files", "progress", "report"}
+TORCHLESS = {"lazy", "suggest", "registry", "files", "parsing", "progress", "report"}
 
 
 def room_of(path: Path) -> str:

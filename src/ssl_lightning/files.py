@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 from zlib import crc32
 
@@ -20,6 +19,10 @@ from safetensors import SafetensorError
 
 from ssl_lightning.suggest import shortened
 
+NUMBERS = count()
+"""Of temporary folders: threads may write one target."""
+FOR, OLD = "-for-", ".old"
+"""Parts of names of temporary folders: before the target's; at the end, of what gives way."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,58 +38,6 @@ def cache_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     if folder:
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssl_lightning"
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Return the values of a JSON text from a file.
-
-    Raises:
-        ValueError: if it is no JSON, nested too deeply, or holds NaN or endless numbers.
-
-    Example:
-        >>> parse_json("[1]", "card.json")
-        [1]
-        >>> parse_json("[" * 100_000, "card.json")
-        Traceback (most recent call last):
-        ...
-        ValueError: card.json is damaged: expected JSON, ...
-    """
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{where} is damaged: expected JSON, {shortened(str(error), 120)}."
-        ) from error
-
-
-def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
-    """Return the mapping that a YAML text from a file holds; tags of Python are refused.
-
-    Raises:
-        ValueError: if it is no YAML of plain values, or no mapping.
-
-    Example:
-        >>> parse_yaml("a: 1", "config.yaml")
-        {'a': 1}
-        >>> parse_yaml("!!python/name:os.system", "config.yaml")
-        Traceback (most recent call last):
-        ...
-        ValueError: config.yaml is damaged: expected YAML of plain values, ...
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        found = shortened(str(error), 120)
-        raise ValueError(f"{where} is damaged: expected YAML of plain values, {found}.") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is damaged: expected a mapping, got {shortened(data)}.")
-    return data
 
 
 @contextmanager
@@ -129,17 +80,52 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def mark(process: int | str) -> str:
-    """Return how the names of a process's temporary files begin."""
-    return f".tmp-{socket.gethostname()}-{process}"
+    """Return how the names of a process's temporary files begin.
+
+    Containers may share a host's name and number their processes anew: the space of these numbers
+    is part of it.
+    """
+    try:
+        space = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
+    except OSError:  # not on Linux
+        space = "0"
+    return f".tmp-{socket.gethostname()}-{space}-{process}"
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed processes of this machine in a folder."""
+    """Remove temporary files and folders of killed processes of this machine in a folder.
+
+    What :func:`appearing` moved away is retained, see :func:`restore`.
+    """
+    for path in of_dead_processes(folder):
+        if path.is_dir() and not path.name.endswith(OLD):
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def restore(folder: Path) -> None:
+    """Give back their names to folders that a process moved away that was killed then."""
+    for path in of_dead_processes(folder):
+        name = path.name.removesuffix(OLD).partition(FOR)[2]
+        if path.name.endswith(OLD) and not (folder / name).exists():
+            path.rename(folder / name)
+
+
+def of_dead_processes(folder: Path) -> list[Path]:
+    """Return the temporary files and folders of killed processes of this machine."""
     pattern = re.compile(re.escape(mark("")) + r"(\d+)-\d+")
-    for file in folder.iterdir():
-        found = pattern.match(file.name)
-        if found and not is_alive(int(found[1])):
-            file.unlink(missing_ok=True)
+    found = [(path, pattern.match(path.name)) for path in folder.iterdir()]
+    return [path for path, by in found if by and not is_alive(int(by[1]))]
+
+
+def temporary_folder(target: Path) -> Path:
+    """Make a folder of a name of its own beside a target, and remove those of killed processes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
+    folder = target.with_name(f"{mark(os.getpid())}-{next(NUMBERS)}{FOR}{target.name}")
+    folder.mkdir()
+    return folder
 
 
 def is_alive(process: int) -> bool:
@@ -348,8 +334,7 @@ def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    folder.mkdir()
+    folder = temporary_folder(target)
     try:
         with naming_full_disks(target):
             yield folder / target.name
@@ -380,9 +365,8 @@ def appearing(target: Path, replace: bool = False) -> Iterator[Path]:
         False
         complete
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    old = temporary.with_suffix(".old")
+    temporary = temporary_folder(target)
+    old = temporary.with_name(f"{temporary.name}{OLD}")
     try:
         with naming_full_disks(target):
             yield temporary

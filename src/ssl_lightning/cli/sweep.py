@@ -88,6 +88,11 @@ def sweep(
     check_numbers(trials, warmup, error)
     folder = Path(output)
     name = study or folder.resolve().name
+    if storage is None and (odd := sorted(set("?%") & set(output))):
+        raise ValueError(
+            f"--output: expected a folder without {' and '.join(odd)}, which mean something else "
+            f"in the URL of its database, got {output}. Give another name, or --storage."
+        )
     url = storage or f"sqlite:///{folder.as_posix()}/study.db"
     if wandb_file is not None:
         write_for_wandb(wandb_file, config, space, folder, name, error)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ssl_lightning.compaction.factors import Factors, read_factors
 from ssl_lightning.compaction.structure import from_structure
-from ssl_lightning.files import parse_json
 from ssl_lightning.graph import Inputs, SiteSlices
+from ssl_lightning.parsing import parse_json
 from ssl_lightning.suggest import aligned, check_keys, shortened
 
 SCHEMA = 1

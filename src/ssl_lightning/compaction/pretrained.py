@@ -15,7 +15,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.files import parse_json, replacing
+from ssl_lightning.files import replacing
+from ssl_lightning.parsing import parse_json
 from ssl_lightning.suggest import shortened
 
 PLANS = "_ssl_lightning_plans"

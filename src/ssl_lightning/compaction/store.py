@@ -26,7 +26,8 @@ from ssl_lightning.compaction.checks import (
 from ssl_lightning.compaction.plan import Plan, plans_from_data, plans_to_data
 from ssl_lightning.compaction.planning import apply_plan
 from ssl_lightning.compaction.stored import check_counts
-from ssl_lightning.files import parse_json, replacing
+from ssl_lightning.files import replacing
+from ssl_lightning.parsing import parse_json
 from ssl_lightning.suggest import said_by, shortened
 
 WEIGHTS = "model.safetensors"

@@ -128,6 +128,12 @@ def check_calibration(example: Inputs, given: Sequence[Inputs]) -> None:
                 f"{wanted} behind the batch, got {found}. Give a list of batches of inputs, "
                 "without targets."
             )
+        kinds = [x.dtype for x in example.tensors()], [x.dtype for x in each.tensors()]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"export_int8: expected calibration inputs of the example's types, {kinds[0]}, got "
+                f"{kinds[1]}. Convert them, as the data module does for the network."
+            )
         if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in each.tensors()):
             raise ValueError(
                 "export_int8: expected finite calibration inputs, got NaN or infinity. Leave such "

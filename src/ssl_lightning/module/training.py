@@ -381,6 +381,7 @@ class SSLLightningModule(StructuredSparsity):
         checkpoint["ssl_lightning"] |= {
             "initialised_from": self.initialised_from,
             "data": type(data).__name__ if data is not None else None,
+            "num_processes": self._trainer.world_size if self._trainer is not None else 1,
         }
         if self.started_from is not None:  # so that the checkpoint can be read without the zoo
             checkpoint["ssl_lightning"]["started_from"] = self.started_from.to_json()

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssl_lightning.files import in_turn, parse_yaml
+from ssl_lightning.files import in_turn, restore
+from ssl_lightning.parsing import parse_yaml
+from ssl_lightning.publishing.controls import Place, measure_control
 from ssl_lightning.publishing.evaluations import belonging, file_of, read_evaluation
 from ssl_lightning.publishing.rewriting import rewrite
-from ssl_lightning.publishing.writing import Place, measure_control
-from ssl_lightning.suggest import shortened
+from ssl_lightning.suggest import pick, shortened
 from ssl_lightning.zoo.cards import CONFIG, serial
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import checked_file, entry_folder, zoo_root
 from ssl_lightning.zoo.listing import write_table
+from ssl_lightning.zoo.records import CONTROLS
 
 
 def add_controls(
@@ -54,6 +56,7 @@ def add_controls(
     if not controls:
         raise ValueError(f"add_controls: expected runs of controls for {name}, got none.")
     with in_turn(zoo_root(root)):  # another such call would read the card before this one wrote it
+        restore(zoo_root(root))
         return add_in_turn(name, controls, root, remark)
 
 
@@ -72,7 +75,10 @@ def add_in_turn(
             f"{target / CONFIG} is not what `fit` writes: expected the `class_path` of a data "
             f"module, got {shortened(data)}. Get the entry again."
         )
-    rows = tuple(measure_control(kind, folders, data, name) for kind, folders in controls.items())
+    for kind in controls:
+        pick("kind of control", kind, CONTROLS)
+    of = {key: getattr(card, key) for key in ("name", "backbone", "epochs")}
+    rows = tuple(measure_control(kind, found, of, config) for kind, found in controls.items())
     others = tuple(row for row in card.controls if row.kind not in controls)
     unmeasured = {field: why for field, why in card.unmeasured.items() if field != "controls"}
     if remark is not None:

@@ -5,7 +5,6 @@ A folder may hold a ``config.yaml`` that another run wrote. Nothing is published
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from inspect import signature
 from pathlib import Path
@@ -16,7 +15,7 @@ from ssl_lightning.checkpoints import TrainedBackbone
 from ssl_lightning.compaction.store import Recipe
 from ssl_lightning.module import SSLLightningModule
 from ssl_lightning.penalties import parse_penalty
-from ssl_lightning.report.training_log import LOG
+from ssl_lightning.report.training_log import logs_of_last_run
 from ssl_lightning.suggest import shortened
 
 SAME = (
@@ -82,7 +81,11 @@ def disagreements(
         ),
         ("penalties", parsed(settings.get("penalties")), parsed(model.get("penalties"))),
         ("the seed", own.get("run_seed"), config["seed_everything"]),
-        ("batches per epoch", batches_of(stored), expected_batches(config, num_batches)),
+        (
+            "batches per epoch",
+            batches_of(stored),
+            expected_batches(config, num_batches // (own.get("num_processes") or 1)),
+        ),
         ("input_shape", shape and settings.get("input_shape"), shape),
         *((key, settings.get(key), setting(model, key)) for key in SAME),
     ]
@@ -165,11 +168,8 @@ def check_log(folder: Path, stored: Mapping[str, Any]) -> None:
     steps = stored.get("global_step")
     if not isinstance(steps, int):
         return
-    for log in sorted(folder.rglob(LOG)):
-        with log.open(newline="") as file:
-            found = [
-                int(r["step"]) for r in csv.DictReader(file) if (r.get("step") or "").isdigit()
-            ]
+    for log, rows in logs_of_last_run(folder).items():
+        found = [int(row["step"]) for row in rows if (row.get("step") or "").isdigit()]
         if found and max(found) > steps:
             raise ValueError(
                 f"Cannot publish {folder}: its parts are of different runs: {log} has figures of "

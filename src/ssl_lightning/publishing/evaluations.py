@@ -13,7 +13,7 @@ from ssl_lightning.data import DATA_MODULES
 from ssl_lightning.evaluation.calibration_record import CalibrationRecord
 from ssl_lightning.evaluation.corruption_record import CorruptionRecord
 from ssl_lightning.evaluation.transfer_record import TransferRecord
-from ssl_lightning.files import parse_json
+from ssl_lightning.parsing import parse_json
 from ssl_lightning.report.generalisation import NOTHING, estimate_text, number_text
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import CALIBRATION, CORRUPTION, EVALUATIONS, FINETUNE, PROBE, Card

@@ -47,6 +47,8 @@ FORMS = {
 """Form of a sparse layer -> heading of its second sparsity, and what the sparsities are."""
 
 TARGETS = (*RESOURCES, *(r.absolute for r in RESOURCES.values() if r.absolute), "multiple")
+ABOUT = 0.2
+"""How far a share is from 1 at most that is about 1."""
 Rows = list[tuple[object, ...]]
 
 
@@ -159,10 +161,19 @@ def beside_controls(card: Card) -> str:
         f"{CONTROLS[kind]} {errors[kind]:.2f} %" for kind in sorted(errors, key=errors.__getitem__)
     ]
     better = sum(error < card.test_error for error in errors.values()) or "none"
-    of = "about as many multiply-adds"
+    of = of_multiply_adds(card)
     if card.budget and "macs" not in card.budget:
         of = f"the same budget ({targets_of(card.budget)})"
     return f" Controls of {of}: {', '.join(parts)}; {better} of {len(errors)} better.{said}"
+
+
+def of_multiply_adds(card: Card) -> str:
+    """Say how many multiply-adds the controls have, but for the dense network."""
+    medians = [median_result(c.seeds).macs for c in card.controls if c.kind != "dense"]
+    shares = [macs / card.compact.macs for macs in medians]
+    if all(abs(share - 1) <= ABOUT for share in shares):
+        return "about as many multiply-adds"
+    return f"{min(shares):.0%} to {max(shares):.0%} of its multiply-adds"
 
 
 def figures(card: Card) -> Rows:

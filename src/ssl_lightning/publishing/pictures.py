@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,8 +53,8 @@ def epoch_of(checkpoint: Path) -> int:
     """Return the number in the name of a checkpoint, -1 if there is none.
 
     Example:
-        >>> epoch_of(Path("epoch-4.ckpt"))
-        4
+        >>> epoch_of(Path("epoch-4.ckpt")), epoch_of(Path("epoch=4-step=160.ckpt"))
+        (4, 4)
     """
-    digits = checkpoint.stem.rpartition("-")[2]
-    return int(digits) if digits.isdigit() else -1
+    found = re.match(r"epoch[-=](\d+)", checkpoint.stem)
+    return int(found[1]) if found else -1

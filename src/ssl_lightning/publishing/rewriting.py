@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ssl_lightning.files import appearing, in_turn, parse_yaml
+from ssl_lightning.files import appearing, in_turn, restore
+from ssl_lightning.parsing import parse_yaml
+from ssl_lightning.publishing.controls import Place
 from ssl_lightning.publishing.runs import first_stepped, open_data
-from ssl_lightning.publishing.writing import Place, step_cost_of, write_card
+from ssl_lightning.publishing.writing import step_cost_of, write_card
 from ssl_lightning.zoo.cards import CONFIG, PAGE, Card
 from ssl_lightning.zoo.entries import card as read_card
 from ssl_lightning.zoo.entries import (
@@ -43,6 +46,7 @@ def write_page(
             published. The entry is unchanged then.
     """
     with in_turn(zoo_root(root)):
+        restore(zoo_root(root))
         target, card = entry_folder(name, root), read_card(name, root)
         if step_cost and card.step_cost is not None:
             files = checked_entry(name, root)[1]
@@ -57,6 +61,8 @@ def write_page(
 
 def rewrite(target: Path, card: Card, more: Mapping[str, bytes] | None = None) -> None:
     """Write an entry's page and card anew; its other files, which are checked, are as they were.
+
+    So are files beside them that are no part of the entry.
 
     Args:
         target: folder of the entry.
@@ -74,3 +80,7 @@ def rewrite(target: Path, card: Card, more: Mapping[str, bytes] | None = None) -
         for file, content in {**others, **(more or {})}.items():
             (folder / file).write_bytes(content)
         write_card(card, folder)
+        for path in target.iterdir():
+            if not (folder / path.name).exists():
+                copy = shutil.copytree if path.is_dir() else shutil.copy2
+                copy(path, folder / path.name)

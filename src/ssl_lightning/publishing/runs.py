@@ -124,7 +124,7 @@ def read_run(folder: Path) -> FinishedRun:
             f"Cannot publish {folder}: expected a run with a seed that trained all its epochs, "
             f"got seed {seed} and {done} of {epochs} epochs. Resume it with `fit --ckpt_path`."
         )
-    compact = load_compact(folder / "compact")
+    compact = load_compact(folder / "compact").float()  # as the checkpoint's; cards say float32
     recipe = Recipe.from_json((folder / "compact" / RECIPE).read_text(), RECIPE)
     seconds = training_seconds(stored)
     check_agreement(folder, config, stored, trained, recipe, len(data.train_dataloader()))

@@ -14,7 +14,7 @@ from ssl_lightning.backbones import create_stored
 from ssl_lightning.compaction.equality import difference
 from ssl_lightning.compaction.expanding import expand
 from ssl_lightning.compaction.store import check_state
-from ssl_lightning.files import parse_yaml
+from ssl_lightning.parsing import parse_yaml
 from ssl_lightning.progress import steps, track
 from ssl_lightning.publishing.measuring import (
     groups_left,
@@ -24,6 +24,7 @@ from ssl_lightning.publishing.measuring import (
     open_test_split,
     outputs,
 )
+from ssl_lightning.publishing.settings import in_json
 from ssl_lightning.publishing.timing import measure_latency, measure_speedups, zero_groups
 from ssl_lightning.suggest import shortened
 from ssl_lightning.zoo.cards import CARD, CONFIG, GOLDEN, MODEL, Card
@@ -219,7 +220,7 @@ def check_settings(card: Card, files: dict[str, bytes]) -> list[Check]:
     """Compare the card with the plan and the config beside it."""
     recipe, config = read_recipe(files), parse_yaml(files[CONFIG], CONFIG)
     try:
-        model, seed = config["model"], config["seed_everything"]
+        model, seed = in_json(config["model"]), config["seed_everything"]
         epochs, penalties = config["trainer"]["max_epochs"], model.get("penalties") or []
         settings = {what: model.get(what) for what in ("optimizer", "lr_scheduler")}
     except (KeyError, TypeError, AttributeError) as error:

@@ -10,15 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
-from ssl_lightning.callbacks.peers import PEERS
 from ssl_lightning.compaction.store import RECIPE, WEIGHTS, save_compact
 from ssl_lightning.data import DATA_MODULES
-from ssl_lightning.files import appearing
+from ssl_lightning.files import appearing, in_turn, restore
 from ssl_lightning.measure.sparse_record import SparseRecord
 from ssl_lightning.progress import steps, track
+from ssl_lightning.publishing.controls import Place, measure_control
 from ssl_lightning.publishing.evaluations import evaluated
 from ssl_lightning.publishing.measuring import (
     groups_left,
@@ -32,12 +33,12 @@ from ssl_lightning.publishing.runs import (
     FinishedRun,
     as_stored,
     check_same_config,
-    differences,
     golden_images,
     measure_run,
     portable_config,
     read_run,
 )
+from ssl_lightning.publishing.settings import arguments_of, budget_of, in_json
 from ssl_lightning.publishing.timing import (
     ROUNDS,
     check_layers,
@@ -51,10 +52,12 @@ from ssl_lightning.publishing.timing import (
 from ssl_lightning.report.training_log import read_log
 from ssl_lightning.suggest import pick
 from ssl_lightning.zoo.cards import CARD, CONFIG, CURVES, GOLDEN, PAGE, Card, check_name
-from ssl_lightning.zoo.listing import write_table
+from ssl_lightning.zoo.claims import check_paper
+from ssl_lightning.zoo.entries import card as read_card
+from ssl_lightning.zoo.entries import list_models
+from ssl_lightning.zoo.listing import check_page, write_table
 from ssl_lightning.zoo.records import (
     CONTROLS,
-    Control,
     DataSet,
     Latency,
     SeedResult,
@@ -72,7 +75,6 @@ REASONS = {
     "curves": "the run's folder has no metrics.csv with all epochs",
 }
 """Field of a card -> why it is null or empty, if it is."""
-Place = str | Path
 
 
 def publish(
@@ -113,21 +115,45 @@ def publish(
             the message says how.
     """
     target, number = vacant(Path(root), name), table4_row(paper)
+    check_before(root, paper, controls or {})
     with steps(f"publishing {name}", 2 + len(controls or {})) as part:
         run, seeds = median_run([runs] if isinstance(runs, (str, Path)) else runs, dtype, number)
         rows = []
         for kind, others in (controls or {}).items():
             part.advance()
-            rows.append(measure_control(kind, others, run.config["data"], str(run.folder)))
+            rows.append(measure_control(kind, others, described(run, str(run.folder)), run.config))
         part.advance()
         given: dict[str, Any] = {"paper": dict(paper) if paper else None, "remark": remark}
         given |= {"controls": tuple(rows), "seeds": seeds}
-        with appearing(target) as folder:
-            stored = write_files(run, name, folder, Weights(dtype), weights)
-            fields = {**described(run, name), **measured(run, threads, number), **given}
-            write_card(new_card({**fields, "weights": stored}, folder), folder)
-    write_table(root)
+        given |= measured(run, threads, number)
+        with in_turn(Path(root)):
+            with appearing(target) as folder:
+                stored = write_files(run, name, folder, Weights(dtype), weights)
+                fields = {**described(run, name), **given, "weights": stored}
+                write_card(new_card(fields, folder), folder)
+            write_table(root)
     return target
+
+
+def check_before(
+    root: Place, paper: Mapping[str, Any] | None, controls: Mapping[str, Sequence[Place]]
+) -> None:
+    """Refuse what would be noticed only after everything was measured.
+
+    Raises:
+        FileExistsError: if the folder has a page that is not of a zoo.
+        ValueError: if an entry there cannot be read, the paper's row is none, or a kind of control
+            is unknown.
+    """
+    check_page(root)
+    if Path(root).is_dir():
+        with in_turn(Path(root)):
+            restore(Path(root))
+            for entry in list_models(root):
+                read_card(entry, root)
+    check_paper(paper)
+    for kind in controls:
+        pick("kind of control", kind, CONTROLS)
 
 
 def vacant(root: Path, name: str) -> Path:
@@ -176,33 +202,6 @@ def median_run(
     return next(run for run in finished if run.seed == median_result(seeds).seed), seeds
 
 
-def measure_control(
-    kind: str, folders: Sequence[Place], data: Mapping[str, Any], of: str
-) -> Control:
-    """Measure the runs of a control.
-
-    Args:
-        kind: of control.
-        folders: of the runs.
-        data: section of the config of what they are compared with, which is called ``of``.
-        of: its name.
-
-    Raises:
-        ValueError: if the kind is unknown, the runs differ in more than their seed, or they were
-            trained on other data.
-    """
-    pick("kind of control", kind, CONTROLS)
-    finished = [as_stored(read_run(Path(folder)), "float32") for folder in folders]
-    check_same_config(finished)
-    for control in finished:
-        if found := differences(control.config, {"data": data}, "data"):
-            raise ValueError(
-                f"Cannot compare {control.folder} with {of}: their configs differ in {found}. "
-                "Train the control on the same images."
-            )
-    return Control(kind, tuple(measure_run(control) for control in track(finished, kind)))
-
-
 def write_files(run: FinishedRun, name: str, folder: Path, weights: Weights, keep: bool) -> Weights:
     """Write all files of an entry but its page and card; return how the weights are stored."""
     (folder / RECIPE).write_bytes((run.folder / "compact" / RECIPE).read_bytes())
@@ -218,9 +217,11 @@ def write_files(run: FinishedRun, name: str, folder: Path, weights: Weights, kee
 
 
 def weights_file(run: FinishedRun, dtype: str) -> bytes:
-    """Return the content of the file of weights; in float32 the run's own."""
-    if dtype == "float32":
-        return (run.folder / "compact" / WEIGHTS).read_bytes()
+    """Return the content of the file of weights; the run's own if it has this type."""
+    content = (run.folder / "compact" / WEIGHTS).read_bytes()
+    kinds = {t.dtype for t in parse_tensors(content).values() if t.is_floating_point()}
+    if kinds == {getattr(torch, dtype)} == {torch.float32}:
+        return content
     model, recipe = copy.deepcopy(run.compact).to(getattr(torch, dtype)), run.recipe
     with TemporaryDirectory() as folder:
         save_compact(folder, model, recipe.plans, recipe.backbone, recipe.arguments)
@@ -239,45 +240,13 @@ def described(run: FinishedRun, name: str) -> dict[str, Any]:
         "data": DataSet(set_name, run.data.normalize, *splits),
         "epochs": run.epochs,
         "training_seconds": run.seconds,
-        "optimizer": settings.get("optimizer"),
-        "lr_scheduler": settings.get("lr_scheduler"),
-        "penalties": tuple(settings.get("penalties") or ()),
-        "budget": budget_of(run.config),
+        "optimizer": in_json(settings.get("optimizer")),
+        "lr_scheduler": in_json(settings.get("lr_scheduler")),
+        "penalties": tuple(in_json(settings.get("penalties") or [])),
+        "budget": in_json(budget_of(run.config)),
         "teacher": (arguments_of(run.config, "Distill") or {}).get("teacher"),
         "licence": LICENCE,
     }
-
-
-def budget_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of a config's budget; of one of another library, with its class.
-
-    Example:
-        >>> peer = {"class_path": "my.PATBudget", "init_args": {"macs": 1}}
-        >>> budget_of({"budget": peer})
-        {'macs': 1, 'class': 'PATBudget'}
-    """
-    found = arguments_of(config, "Budget")
-    for name in (kind.__name__ for kind in PEERS):
-        if found is None and (given := arguments_of(config, name)) is not None:
-            found = {**given, "class": name}
-    return found
-
-
-def arguments_of(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Return the arguments that a config gives a callback of the library, if it has it.
-
-    Example:
-        >>> arguments_of({"budget": {"class_path": "Budget", "init_args": {"macs": 0.5}}}, "Budget")
-        {'macs': 0.5}
-        >>> arguments_of({"budget": {"class_path": "my.OtherBudget"}}, "Budget") is None
-        True
-    """
-    callbacks = [config.get("budget"), *(config.get("trainer", {}).get("callbacks") or [])]
-    for callback in callbacks:
-        path = callback.get("class_path") if isinstance(callback, Mapping) else None
-        if str(path).rpartition(".")[2] == name:
-            return {k: v for k, v in (callback.get("init_args") or {}).items() if v is not None}
-    return None
 
 
 def measured(run: FinishedRun, threads: int, number: int | None) -> dict[str, Any]:

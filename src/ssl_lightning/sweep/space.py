@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_lightning.files import parse_yaml
+from ssl_lightning.parsing import parse_yaml
 from ssl_lightning.suggest import nearest, shortened
 from ssl_lightning.sweep.paths import get_at, set_at
 

@@ -26,7 +26,8 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.engine import URL, make_url
 
-from ssl_lightning.files import FolderLock, in_turn, parse_json, replacing
+from ssl_lightning.files import FolderLock, in_turn, replacing
+from ssl_lightning.parsing import parse_json
 from ssl_lightning.publishing.agreeing import unequal
 from ssl_lightning.suggest import first_line, nearest
 

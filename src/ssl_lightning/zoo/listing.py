@@ -17,6 +17,7 @@ from ssl_lightning.zoo.records import CONTROLS, median_result
 from ssl_lightning.zoo.wording import left_of, paper_groups, share, table
 
 PICTURE, ENTRIES = "errors_", "entries"
+TITLE = "# The zoo"
 Network = tuple[str, float, float]
 INTRODUCTION = (
     "Compact networks and their figures; of several seeds the one with the median validation "
@@ -58,7 +59,7 @@ def table_page(cards: Sequence[Card]) -> str:
         "the paper",
     )
     pictures = "".join(map(picture_text, families(cards)))
-    return f"# The zoo\n\n{INTRODUCTION}\n\n{table(head, rows)}\n{pictures}"
+    return f"{TITLE}\n\n{INTRODUCTION}\n\n{table(head, rows)}\n{pictures}"
 
 
 def families(cards: Iterable[Card]) -> list[Family]:
@@ -123,8 +124,30 @@ def picture_text(family: Family) -> str:
     return f"\n## {title}\n\n![{words}]({family.picture})\n"
 
 
-def write_pictures(cards: Iterable[Card], root: Path) -> None:
-    """Draw error over cost for each family, and remove pictures of families that are no more."""
+def check_page(root: str | Path) -> str:
+    """Return the text of a folder's page, empty if there is none.
+
+    Raises:
+        FileExistsError: if it was not written here: it would be lost.
+    """
+    path = Path(root) / PAGE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if text.strip() and not text.startswith(TITLE):
+        raise FileExistsError(
+            f"{path} is not the page of a zoo (`{TITLE}`), and would be replaced by one. Give a "
+            "folder of its own for the entries, such as zoo, or move the file."
+        )
+    return text
+
+
+def write_pictures(cards: Iterable[Card], root: Path, before: str) -> None:
+    """Draw error over cost for each family, and remove pictures of families that are no more.
+
+    Args:
+        cards: of all entries.
+        root: folder of the entries.
+        before: text of the page, whose pictures these are.
+    """
     from ssl_lightning.report import networks_chart
 
     found = families(cards)
@@ -136,7 +159,7 @@ def write_pictures(cards: Iterable[Card], root: Path) -> None:
         drawn = {cost: series for cost, series in panels.items() if series}
         networks_chart(drawn, root / family.picture, f"{family.backbone} on {family.data}")
     for old in root.glob(f"{PICTURE}*.png"):
-        if old.name not in {family.picture for family in found}:
+        if old.name not in {family.picture for family in found} and f"]({old.name})" in before:
             old.unlink()
 
 
@@ -167,12 +190,13 @@ def write_table(root: str | Path) -> Path:
         The path of the page.
 
     Raises:
+        FileExistsError: if there is a page that was not written here.
         ValueError: if a card is damaged.
     """
-    path = Path(root) / PAGE
+    path, before = Path(root) / PAGE, check_page(root)
     cards = [card(name, root) for name in list_models(root)]
     text = table_page(cards)
-    write_pictures(cards, Path(root))
+    write_pictures(cards, Path(root), before)
     with replacing(path) as temporary:
         temporary.write_text(text)
     return path

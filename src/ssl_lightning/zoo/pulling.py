@@ -7,11 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ssl_lightning.files import appearing
+from ssl_lightning.files import appearing, in_turn
 from ssl_lightning.suggest import first_line
 from ssl_lightning.zoo.cards import CARD, FILES, Card
 from ssl_lightning.zoo.entries import checked_file
-from ssl_lightning.zoo.listing import write_table
+from ssl_lightning.zoo.listing import check_page, write_table
 
 
 def pull(repository: str, root: str | Path, revision: str | None = None, hub: Any = None) -> Path:
@@ -30,12 +30,13 @@ def pull(repository: str, root: str | Path, revision: str | None = None, hub: An
         The folder of the entry.
 
     Raises:
-        FileExistsError: if there is an entry of that name already.
+        FileExistsError: if there is an entry of that name already, or another page than a zoo's.
         FileNotFoundError: if the repository or a file in it does not exist.
         ValueError: if the card or a file is damaged.
     """
     from huggingface_hub import HfApi
 
+    check_page(root)
     api = HfApi() if hub is None else hub
     with TemporaryDirectory() as place:
         card = Card.read(fetch(api, repository, CARD, revision, place))
@@ -47,10 +48,11 @@ def pull(repository: str, root: str | Path, revision: str | None = None, hub: An
             )
         for file in (file for file in FILES if file in card.files):
             checked_file(fetch(api, repository, file, revision, place), card.files[file])
-        with appearing(target) as folder:
-            for file in (CARD, *card.files):
-                shutil.copyfile(Path(place, file), folder / file)
-    write_table(root)
+        with in_turn(Path(root)):
+            with appearing(target) as folder:
+                for file in (CARD, *card.files):
+                    shutil.copyfile(Path(place, file), folder / file)
+            write_table(root)
     return target
 
 

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.files import parse_json
 from ssl_lightning.measure.record import Run
+from ssl_lightning.parsing import parse_json
 from ssl_lightning.report.engines import reasons
 from ssl_lightning.report.html.page import Figure, code, picture, write_page
 from ssl_lightning.report.html.plots import EXTRA, PACKAGES

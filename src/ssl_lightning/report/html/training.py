@@ -41,9 +41,8 @@ def training(folder: Path) -> Training:
     names = {name: label for name, label in (LOSSES | ERRORS).items() if name in curves}
     if "macs/left" in curves:
         names["macs/left"] = "multiply-adds left, %"
-    shown = {
-        name: name for name in curves if name.startswith("sparsity/") and max(curves[name]) > 0
-    }
+    sparse = [name for name in curves if name.startswith("sparsity/")]
+    shown = {name: name for name in sparse if any(value > 0 for value in curves[name])}
     return Training(training_figures(curves), epochs_table(curves, names | shown), "")
 
 
