@@ -25,6 +25,7 @@ from ssl_lightning import (
     SaveCompact,
     SparsityMonitor,
     SSLLightningModule,
+    StructuredSparsity,
     ThresholdPruning,
     compact,
     count_macs,
@@ -91,6 +92,42 @@ def test_contract(trainer, name):
         callback.on_fit_start = partial(callback.setup, stage="fit")
     with pytest.raises(MisconfigurationException, match=f"{name}: expected a LightningModule with"):
         getattr(callback, hook)(run, Foreign())
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_callbacks_are_copied_after_a_run(trainer, tmp_path, name):
+    """As `copy.deepcopy` of a trainer and processes that are spawned do."""
+    pictures = {"folder": str(tmp_path)} if name.endswith("Pictures") else {}
+    of_lenet = name in ("Distill", "PruneLike")
+    shape = (1, 28, 28) if of_lenet else (1, 8, 8)
+    callback = CALLBACKS[name](**{**ARGUMENTS[name], **pictures})
+    if name == "Sparsify":
+        module = PlainModule()
+    else:
+        net = create_backbone("lenet") if of_lenet else None
+        penalties = [{**FILTERS, "kind": "shape"}] if name == "PruneLike" else [FILTERS, DEPTH]
+        penalties = {"Distill": [], "LowRank": [FILTERS]}.get(name, penalties)
+        module = toy_module(*penalties, net=net)
+    run = trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path)
+    run.fit(module, toy_loader(16, shape=shape))
+    state = callback.state_dict()
+    for again in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        assert type(again) is type(callback)
+        assert again.state_dict() == state
+
+
+class PlainModule(StructuredSparsity, LightningModule):
+    """Of a user."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = make_toy()
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.backbone(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 @pytest.mark.parametrize("name", ["ThresholdPruning", "DepthCollapse", "PruneLike"])

@@ -573,7 +573,7 @@ MISTAKES = [
      "of its own, name that in PYTHONPATH."),
     ("budget", {"mac": 0.5}, "`budget`: Budget has no argument 'mac'. Did you mean macs?"),
     ("budget", {"macs": "x"}, "`budget`: Budget: `macs`: expected float or None, got 'x'."),
-    ("budget", 0.5, "`budget`: expected arguments of Budget, `{NAME: VALUE}`, got '0.5'."),
+    ("budget", 0.5, "`budget`: expected arguments of Budget such as `{macs: 0.5}`, got '0.5'."),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,13 @@ from ssl_lightning import (
     ThresholdPruning,
     resolve_groups,
 )
-from ssl_lightning.callbacks.measuring import SHARES, change, check_comparable
+from ssl_lightning.callbacks.measuring import (
+    SHARES,
+    Call,
+    change,
+    changes_of_outputs,
+    check_comparable,
+)
 from ssl_lightning.groups import group_norms
 from ssl_lightning.measure.sensitivity_record import Rises
 from ssl_lightning.prune import prune_
@@ -402,3 +409,19 @@ def test_one_budget_serves_several_runs_and_says_when_it_was_not_reached(trainer
     run = trainer(max_epochs=30, limit_val_batches=0, callbacks=callbacks)
     with pytest.warns(UserWarning, match=r"before end=20: macs=0\.6 was not reached"):
         run.fit(module, toy_loader(64), toy_loader(8))
+
+
+@pytest.mark.parametrize(("silent", "says"), [(0.0, True), (1e9, False)])
+def test_a_long_measurement_says_so_before(
+    monkeypatch: pytest.MonkeyPatch, silent: float, says: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ssl_lightning.callbacks.measuring.rank_zero_info", said.append)
+    monkeypatch.setattr("ssl_lightning.callbacks.measuring.SILENT", silent)
+    net = make_toy().eval()
+    sets = resolve_groups(net, [{"kind": "filter", "layers": "conv1"}], torch.zeros(1, 1, 8, 8))
+    calls = [Call((torch.randn(2, 1, 8, 8),), {})]
+    changes_of_outputs(nullcontext, net, sets, calls)
+    assert [text.startswith("Budget: measuring what the outputs lose") for text in said] == (
+        [True] if says else []
+    )

@@ -520,7 +520,7 @@ def test_the_search_finds_the_smallest_number_within(goal: int, power: float) ->
         ({"fraction": 0.1, "kind": "couple"}, "kind 'couple'. Did you mean coupled"),
         ({"fraction": 0.1, "groups": []}, "to hold group sets or selectors, got none"),
         ({"fraction": 0.1, "groups": [GroupSet("x", "filter", (Member("x.w", (2,), (0,)),))]},
-         "LeNet has no parameter `x.w`"),
+         "expected LeNet to have a parameter `x.w`"),
     ],
 )  # fmt: skip
 def test_errors_leave_the_model_unchanged(settings: dict[str, Any], message: str) -> None:

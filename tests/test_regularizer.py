@@ -124,15 +124,18 @@ def test_one_step_of_crossing_and_nesting_kinds_goes_from_small_to_large() -> No
     torch.testing.assert_close(model.conv1.weight.detach(), expected)
     sets = [
         [t.name for t, _ in stage]
-        for stage in disjoint_stages([(t, 1.0) for t in regularizer.terms])
+        for stage in disjoint_stages(
+            [(t, 1.0) for t in regularizer.terms], regularizer.parameters()
+        )
     ]
     assert sets == [[f"conv1:{kind}"] for kind in ("l1", "shape", "kernel", "filter", "channel")]
 
 
 def test_stages_share_no_parameter_and_keep_the_order() -> None:
     penalties = [{"kind": k, "strength": 1.0} for k in ("filter", "channel", "kernel", "l1")]
-    terms = [(term, 1.0) for term in Regularizer(net(), penalties, INPUT).terms]
-    stages = disjoint_stages(terms)
+    regularizer = Regularizer(net(), penalties, INPUT)
+    terms = [(term, 1.0) for term in regularizer.terms]
+    stages = disjoint_stages(terms, regularizer.parameters())
     assert len(stages) == 4
     for stage in stages:
         touched = [name for term, _ in stage for name in term.parameters()]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.groups import GroupSet, Member, zero_groups_
+from ssl_lightning.groups.resolve import splits
 from ssl_lightning.suggest import shortened
 
 
@@ -209,15 +210,23 @@ class GroupLocks:
             for part in ("members", "companions")
         )
         for member in (*members, *companions):
-            check_shape(member.parameter, member.shape, shapes)
+            check_shape(member.parameter, member.shape, shapes, split=True)
         group_set = GroupSet(entry["layer"], entry["kind"], members, companions)
         mask = torch.zeros(group_set.num_groups, dtype=torch.bool)
         mask[entry["locked"]] = True
         self._locked[group_set.name] = (group_set, mask)
 
 
-def check_shape(name: Any, found: Any, shapes: Mapping[str, Sequence[int]] | None) -> None:
+def check_shape(
+    name: Any, found: Any, shapes: Mapping[str, Sequence[int]] | None, split: bool = False
+) -> None:
     """Make sure that a parameter has the shape that a file says.
+
+    Args:
+        name: of the parameter.
+        found: the shape in the file.
+        shapes: parameter -> its shape; None: nothing is compared.
+        split: whether dimensions may be split, such as rows into groups and rows in each.
 
     Raises:
         ValueError: if it has another, or there is no such parameter.
@@ -231,7 +240,8 @@ def check_shape(name: Any, found: Any, shapes: Mapping[str, Sequence[int]] | Non
     if shapes is None:
         return
     wanted = tuple(shapes[name]) if name in shapes else "of the network"
-    if wanted != tuple(found):
+    same = wanted == tuple(found)
+    if not (same or (split and name in shapes and splits(tuple(found), tuple(shapes[name])))):
         raise ValueError(
             f"expected {shortened(name)} with the shape {wanted}, got {shortened(found)}"
         )

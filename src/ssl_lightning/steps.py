@@ -155,6 +155,25 @@ def step_sizes(
     return {name: found[id(p)] for name, p in parameters.items() if id(p) in found}
 
 
+def idle_parameters(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """Return the names of parameters that have no gradient while others of the optimizer have one.
+
+    The layers of these were not used in the step: LayerDrop, experts, heads of other tasks. Where
+    none has one, the gradients were cleared.
+
+    Example:
+        >>> w, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        >>> w.sum().backward()
+        >>> idle_parameters(SGD([w, b], lr=0.1), {"w": w, "b": b})
+        {'b'}
+    """
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    if all(p.grad is None for p in members):
+        return set()
+    idle = {id(p) for p in members if p.grad is None}
+    return {name for name, parameter in parameters.items() if id(parameter) in idle}
+
+
 def is_shared(sizes: Sequence[StepSize]) -> bool:
     """Whether all step sizes are the same number, or the same tensor of one element."""
     first = sizes[0]

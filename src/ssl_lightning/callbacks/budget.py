@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -21,7 +20,7 @@ from ssl_lightning.callbacks.landing import landing_text, removal_text, warn_abo
 from ssl_lightning.callbacks.measuring import MEASUREMENTS, measurement_for
 from ssl_lightning.callbacks.methods import METHODS, Method, Window, groups_of
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
-from ssl_lightning.callbacks.when import EpochStartCallback, check_reached, example_of
+from ssl_lightning.callbacks.when import EpochStartCallback, LastModule, check_reached, example_of
 from ssl_lightning.compaction import check_sliceable
 from ssl_lightning.costs import Costs, parse_targets
 from ssl_lightning.graph import working_copy
@@ -143,7 +142,7 @@ class Budget(EpochStartCallback):
         self._window: Window | None = None
         self._due: str | None = None
         self._measured = measurement_for(importance)
-        self._module: weakref.ref[pl.LightningModule] | None = None
+        self._last = LastModule()
 
     @property
     def state_key(self) -> str:
@@ -156,9 +155,8 @@ class Budget(EpochStartCallback):
             return
         refuse_strategies(trainer.strategy, "Budget")
         refuse_compiled(pl_module, "Budget")
-        if self._module is not None and self._module() is not pl_module:
+        if self._last.replaced_by(pl_module):
             self.begin_anew()
-        self._module = weakref.ref(pl_module)
 
     def begin_anew(self) -> None:
         """Forget another module's run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,7 +15,7 @@ from ssl_lightning.callbacks.during_fit import (
     replace_in_place_,
 )
 from ssl_lightning.callbacks.other_uses import refuse_other_uses
-from ssl_lightning.callbacks.when import EpochStartCallback, Occasions, example_of
+from ssl_lightning.callbacks.when import EpochStartCallback, LastModule, Occasions, example_of
 from ssl_lightning.compaction import Plan, check_sliceable
 from ssl_lightning.compaction.factor_layers import METHODS
 from ssl_lightning.low_rank import Factorised, LowRankReport, factorise, factorised
@@ -78,7 +77,7 @@ class LowRank(EpochStartCallback):
         self.at = at
         self.plan: Plan | None = None
         self.report: LowRankReport | None = None
-        self._module: weakref.ref[pl.LightningModule] | None = None
+        self._last = LastModule()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what would hold the old parameters."""
@@ -89,9 +88,8 @@ class LowRank(EpochStartCallback):
         if METHODS[self.settings["method"]].spatial:
             require_tensorly("LowRank")
         self.occasions.check(trainer)
-        if self._module is not None and self._module() is not pl_module:
+        if self._last.replaced_by(pl_module):
             self.plan = self.report = None
-        self._module = weakref.ref(pl_module)
 
     def before_penalties(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Factorise, if this is at epoch 0; called before the penalties are bound.

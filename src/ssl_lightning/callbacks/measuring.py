@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ssl_lightning.callbacks.methods import Window
 from ssl_lightning.groups import GroupSet
+from ssl_lightning.progress import SILENT
 from ssl_lightning.prune import Rises, measure_rises
 from ssl_lightning.prune.scores import Scores, fits
 from ssl_lightning.prune.taylor import Expansion
@@ -285,17 +286,29 @@ def changes_of_outputs(
 
     @torch.no_grad()
     def changed(network: nn.Module) -> float:
+        start = time.perf_counter()
         with context():
             outputs = [call.of(network) for call in calls]
         if not expected:
             check_comparable(outputs)
             expected.extend(outputs)
+            announce(time.perf_counter() - start, group_sets)
         return sum(map(change, outputs, expected)) / len(calls)
 
     number = len(calls)
     batches = "1 training batch" if number == 1 else f"{number} training batches"
     conditions = f"relative squared change of the outputs on {batches}"
     return measure_rises(network, group_sets, changed, shares=SHARES, conditions=conditions)
+
+
+def announce(seconds: float, group_sets: Sequence[GroupSet]) -> None:
+    """Say how long a measurement takes, from the time of one evaluation, if it is worth saying."""
+    expected = seconds * sum(min(len(SHARES), s.num_groups) for s in group_sets)
+    if expected > SILENT:
+        rank_zero_info(
+            f"Budget: measuring what the outputs lose without groups of {len(group_sets)} sets, "
+            f"about {expected:.2g} s."
+        )
 
 
 def check_comparable(outputs: Sequence[Sequence[Tensor]]) -> None:

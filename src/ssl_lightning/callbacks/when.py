@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,28 @@ def check_reached(trainer: pl.Trainer, owner: str, name: str, epoch: int) -> Non
             f"{owner}: {name}={epoch} is never reached: the run has the epochs 0 to "
             f"{math.ceil(count) - 1}. Lower `{name}` or raise `trainer.{longest}`."
         )
+
+
+class LastModule:
+    """The module of the last run, which is not retained and not pickled.
+
+    Example:
+        >>> last, first = LastModule(), pl.LightningModule()
+        >>> last.replaced_by(first), last.replaced_by(first), last.replaced_by(pl.LightningModule())
+        (False, False, True)
+    """
+
+    def __init__(self) -> None:
+        self._module: weakref.ref[pl.LightningModule] | None = None
+
+    def replaced_by(self, module: pl.LightningModule) -> bool:
+        """Note the module of this run; return whether the last run had another."""
+        another = self._module is not None and self._module() is not module
+        self._module = weakref.ref(module)
+        return another
+
+    def __reduce__(self) -> tuple[type[LastModule], tuple[()]]:
+        return LastModule, ()
 
 
 class EpochStartCallback(Callback):

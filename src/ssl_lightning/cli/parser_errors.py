@@ -37,6 +37,8 @@ UNRECOGNIZED = re.compile(r"unrecognized arguments: (-*)([\w.\-]+)|ambiguous opt
 NO_VALUE = re.compile(r"argument (?:-\w/)?-*([\w.]+): expected (?:at least )?one argument")
 
 FORM = "{class_path: %s, init_args: {...}}"
+ARGUMENTS = {"Budget": "macs: 0.5"}
+"""Class whose arguments an option takes -> some of them."""
 MOST_NAMES = 20
 OF_FIT = tuple(
     "config print_config seed_everything import budget trainer model data optimizer lr_scheduler "
@@ -184,7 +186,8 @@ def explained(text: str, given: str, names: Iterable[str]) -> str:
             hint = nearest(found[1], names) if names else "Give its import path."
             return f"there is no class {found[1]!r}. {hint}"
     if union and len(of := list(names)) == 1:
-        return f"expected arguments of {of[0]}, `{{NAME: VALUE}}`, got {shortened(given)}."
+        some = ARGUMENTS.get(of[0], "NAME: VALUE")
+        return f"expected arguments of {of[0]} such as `{{{some}}}`, got {shortened(given)}."
     if union:
         return of_several_types(union[1], text, given)
     return reason_text(text, given)

@@ -36,11 +36,13 @@ from ssl_lightning.graph import (
     with_plain_weights,
     working_copy,
 )
+from ssl_lightning.graph.copies import outside_inference
 from ssl_lightning.suggest import first_line
 
 ATTEMPTS = 8
 
 
+@outside_inference
 def make_plan(model: nn.Module, example_input: ExampleInput, *, constants: bool = True) -> Plan:
     """Find what can be removed from ``model`` without changing the function it computes in eval.
 
@@ -270,6 +272,7 @@ def check_finite(model: nn.Module) -> None:
             )
 
 
+@outside_inference
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Shrink ``model`` in place as the plan says, whatever its weights; return it.
 
@@ -300,6 +303,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     return small
 
 
+@outside_inference
 def compact(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a smaller network that computes the same function in eval mode.
 
@@ -353,6 +357,7 @@ def compact(model: nn.Module, plan: Plan) -> nn.Module:
     return carried_out(model, plan)
 
 
+@outside_inference
 def carried_out(model: nn.Module, plan: Plan) -> nn.Module:
     """As :func:`compact`, without comparing: for a plan that was made for this model just now."""
     small = apply_slices(working_copy(model, apart=False), plan.modules)
@@ -360,6 +365,7 @@ def carried_out(model: nn.Module, plan: Plan) -> nn.Module:
     return small
 
 
+@outside_inference
 def plan_and_compact(
     model: nn.Module, example_input: ExampleInput, *, constants: bool = True
 ) -> tuple[Plan, nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -178,15 +178,18 @@ def profile(model: nn.Module, inputs: Inputs) -> Profile:
     layers: Counter[LayerShape] = Counter()
     elements = 0
 
-    def note(module: nn.Module, given: Sequence[Any], result: Any) -> None:
+    def note(
+        module: nn.Module, given: Sequence[Any], named: Mapping[str, Any], result: Any
+    ) -> None:
         nonlocal elements
         tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
         elements += sum(t.numel() for t in tensors)
-        if isinstance(module, WEIGHTED) and given:
-            layers[shape_of(module, given[0])] += 1
+        first = given[0] if given else named.get("input")
+        if isinstance(module, WEIGHTED) and first is not None:
+            layers[shape_of(module, first)] += 1
 
     handles = [
-        module.register_forward_hook(note)
+        module.register_forward_hook(note, with_kwargs=True)
         for module in model.modules()
         if isinstance(module, (*WEIGHTED, LayerWrapper)) or not any(module.children())
     ]

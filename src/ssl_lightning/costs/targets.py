@@ -143,6 +143,12 @@ class Costs:
             raise ValueError(cannot_run(model, inputs, first_line(error))) from error
         self.limits = {t.resource: t.limit(self.dense[t.resource]) for t in targets}
         for target in targets:
+            if not self.dense[target.resource] > 0:
+                raise ValueError(
+                    f"Expected a network that costs some {RESOURCES[target.resource].unit}, of "
+                    f"which {target} is a share, got {type(model).__name__}, for which none are "
+                    "counted. Give another target, such as parameters."
+                )
             if self.limits[target.resource] > self.dense[target.resource]:
                 raise ValueError(
                     f"Expected a target below what the dense network costs, "

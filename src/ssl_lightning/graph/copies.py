@@ -7,7 +7,8 @@ import random
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,25 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ssl_lightning.graph.inputs import check_network
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def outside_inference(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function run outside of :func:`torch.inference_mode`, without gradients.
+
+    Inside, operations are hidden from what records them, and tensors cannot be trained later.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def working_copy(

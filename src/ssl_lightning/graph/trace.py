@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ssl_lightning.graph.aliases import resolve_in_place
-from ssl_lightning.graph.copies import same_random_state, working_copy
+from ssl_lightning.graph.copies import outside_inference, same_random_state, working_copy
 from ssl_lightning.graph.inputs import ExampleInput, Inputs, as_inputs, run_checked
 from ssl_lightning.graph.layers import ANY_CHANNEL_NORM, OWN_LAYERS, class_name
 from ssl_lightning.graph.ops import LEAF_MODULES, LayerCall, Op, Ref, Trace, has_hooks
@@ -32,6 +32,7 @@ NEUTRAL = (ANY_CHANNEL_NORM, nn.modules.dropout._DropoutNd)
 """Modules that do in training what no analysis of zeros needs to know."""
 
 
+@outside_inference
 def trace(model: nn.Module, example_input: ExampleInput, *, train: bool = False) -> Trace:
     """Record the operations of ``model`` on ``example_input``; the model is unchanged.
 

@@ -88,6 +88,21 @@ class Elements(GroupKind):
         return tuple(weight.shape), tuple(range(weight.dim()))
 
 
+def without_elements(model: nn.Module) -> dict[str, str]:
+    """Return the parameters of two or more dimensions that have no groups of single elements.
+
+    Returns:
+        Name -> why.
+
+    Example:
+        >>> list(without_elements(nn.Sequential(nn.Linear(2, 3), nn.GRU(3, 4))))
+        ['1.weight_ih_l0', '1.weight_hh_l0']
+    """
+    seen = {id(module.weight) for module in model.modules() if Elements().view(module) is not None}
+    why = "single elements are groups of parameters named `weight` only"
+    return {n: why for n, p in model.named_parameters() if p.dim() > 1 and id(p) not in seen}
+
+
 class Scales(GroupKind):
     """Each scale of a batch norm is a group: what network slimming penalises."""
 

@@ -27,7 +27,7 @@ from ssl_lightning.groups.kinds import (
     layer_type,
 )
 from ssl_lightning.groups.members import members_of
-from ssl_lightning.groups.selectors import EVERY, Selector, as_selector
+from ssl_lightning.groups.selectors import EVERY, Selector, as_list, as_selector
 from ssl_lightning.groups.sets import GroupSet, Member
 from ssl_lightning.groups.surroundings import Surroundings, has_family_kind, layers_of
 
@@ -43,8 +43,9 @@ def resolve_groups(
 
     Args:
         model: any module; it is not changed.
-        selectors: :class:`Selector` objects or mappings with their fields, such as
-            ``{"kind": "filter", "layers": "conv*"}``.
+        selectors: :class:`Selector` objects, mappings with their fields, such as
+            ``{"kind": "filter", "layers": "conv*"}``, or kinds. Of layers that share a weight, the
+            first that a selector matches has its groups.
         example_input: inputs of the model. Needed for depth and coupled groups, and for filter
             and neuron groups of models with batch norm.
 
@@ -93,8 +94,8 @@ def resolve_each(
     around = around or Surroundings(model, example_input, strict)
     known: dict[str, GroupSet] = {}
     result = []
-    for selector in map(as_selector, selectors):
-        sets = make_sets(around, selector)
+    for selector in map(as_selector, as_list(selectors)):
+        sets = untied(around.model, make_sets(around, selector))
         for group_set in sets:
             if known.setdefault(group_set.name, group_set) != group_set:
                 raise ValueError(
@@ -104,6 +105,28 @@ def resolve_each(
                 )
         result.append([known[s.name] for s in sets])
     return result
+
+
+def untied(model: nn.Module, sets: Iterable[GroupSet]) -> list[GroupSet]:
+    """Leave out sets of the same slices of the same tensors: weights that layers share count once.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        >>> net[1].weight = net[0].weight
+        >>> [s.name for s in resolve_each(net, [{"kind": "neuron_out"}])[0]]
+        ['0:neuron_out']
+    """
+    tensors = named_tensors(model)
+    first: dict[Any, GroupSet] = {}
+    for group_set in sets:
+        first.setdefault(
+            tuple(
+                tuple((id(tensors[m.parameter]), m.shape, m.index_dims, m.index) for m in part)
+                for part in (group_set.members, group_set.companions)
+            ),
+            group_set,
+        )
+    return list(first.values())
 
 
 def repeated_sets(found: Iterable[GroupSet]) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ssl_lightning.groups.kinds import KINDS
-from ssl_lightning.suggest import check_keys, nearest, pick
+from ssl_lightning.suggest import check_keys, nearest, pick, shortened
 
 EVERY = "*"
 
@@ -75,10 +75,32 @@ def as_patterns(where: str, layers: str | Sequence[str]) -> list[str]:
     return list(patterns)
 
 
-def as_selector(given: Selector | Mapping[str, Any]) -> Selector:
-    """Return a selector from a mapping of its fields."""
+def as_list(given: Any) -> list[Any]:
+    """Return several group sets or selectors, or one that stands alone, as a list.
+
+    Example:
+        >>> as_list("filter"), as_list([{"kind": "ffn"}])
+        (['filter'], [{'kind': 'ffn'}])
+    """
+    single = isinstance(given, (str, Mapping, Selector)) or not isinstance(given, Iterable)
+    return [given] if single else list(given)
+
+
+def as_selector(given: Selector | Mapping[str, Any] | str) -> Selector:
+    """Return a selector from a mapping of its fields, or from a kind.
+
+    Raises:
+        ValueError: for anything else, or what it holds.
+    """
     if isinstance(given, Selector):
         return given
+    if isinstance(given, str):
+        return Selector(given)
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"Group selector: expected a kind, such as 'filter', or a mapping such as {{'kind': "
+            f"'filter', 'layers': 'conv*'}}, got {shortened(given)}. Correct it."
+        )
     check_keys("Group selector", given, ["kind", "layers", "members"])
     if "kind" not in given:
         raise ValueError(f"Group selector {dict(given)} has no kind. {nearest('', KINDS)}")

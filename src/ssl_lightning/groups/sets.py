@@ -115,8 +115,10 @@ class Member:
         if not runs:
             return view.to(dtype).abs().reshape(-1)
         view = reorder(view, order)
-        if len(runs) == 1 and runs[0][-1] == view.dim() - 1:
-            norms: Tensor = torch.linalg.vector_norm(view, dim=runs[0], keepdim=True, dtype=dtype)
+        differentiated = view.requires_grad and torch.is_grad_enabled()
+        if differentiated or (len(runs) == 1 and runs[0][-1] == view.dim() - 1):
+            dims = [dim for run in runs for dim in run]  # its gradient at 0 is 0, a root's is none
+            norms: Tensor = torch.linalg.vector_norm(view, dim=dims, keepdim=True, dtype=dtype)
         else:
             norms = sum_of_squares(view, runs, dtype).sqrt()
         return reorder(norms, inverse(order)).reshape(-1)

@@ -46,6 +46,7 @@ from ssl_lightning.hugging_face.parts import (
 from ssl_lightning.measure import num_parameters
 from ssl_lightning.penalties import Regularizer
 from ssl_lightning.penalties.attach import Attachment
+from ssl_lightning.penalties.specs import parse_penalties
 from ssl_lightning.prune import prune_
 from ssl_lightning.prune.one_shot import resolve
 from ssl_lightning.prune.scores import find_importance
@@ -93,7 +94,8 @@ class SparsityCallback(TrainerCallback, ExportableState):
     Raises:
         ValueError: for no budget, or a number or name out of range; when training begins, for an
             optimizer whose state cannot be sliced, several processes or devices, or a compiled
-            model; when it is time, if the budget cannot be reached or the model has no such groups.
+            model; in its second step, if the model has no such groups; when it is time, if the
+            budget cannot be reached.
 
     Example:
         >>> callback = SparsityCallback(macs=0.5)
@@ -119,6 +121,12 @@ class SparsityCallback(TrainerCallback, ExportableState):
             )
         parse_targets("SparsityCallback", budget)
         find_importance(importance, MEASURED)
+        if multiple is not None and (type(multiple) is not int or multiple < 1):
+            raise ValueError(
+                "SparsityCallback: expected a whole number >= 1 as multiple, or None, got "
+                f"{multiple!r}. Give 8 or 16, say."
+            )
+        parse_penalties(penalties or ())
         if not 0 <= at < 1:
             raise ValueError(
                 "SparsityCallback: expected `at` to be a share of the run's steps, at least 0 and "
@@ -131,7 +139,7 @@ class SparsityCallback(TrainerCallback, ExportableState):
         self.calls = TrainingCalls()
         self._given = {"at": at, "groups": groups, "penalties": penalties, **budget}
         self._given |= {"importance": importance, "multiple": multiple}
-        self._due = False
+        self._due = self._checked = False
         self._model: weakref.ref[nn.Module] | None = None
         self._attachment: Attachment | None = None
 
@@ -206,6 +214,10 @@ class SparsityCallback(TrainerCallback, ExportableState):
             forget_best(state)
         elif due or not self.calls.calls:
             self.calls.begin_step(model)
+        elif not self._checked:  # now, not when it is time
+            with plain_forward(model):
+                self.group_sets(model, self.example(model))
+            self._checked = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

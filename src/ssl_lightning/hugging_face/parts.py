@@ -15,7 +15,7 @@ from transformers import TrainerState, TrainingArguments
 
 from ssl_lightning.callbacks.measuring import Call
 from ssl_lightning.groups import GroupSet
-from ssl_lightning.groups.selectors import as_selector
+from ssl_lightning.groups.selectors import as_list, as_selector
 
 KEPT = ("forward", "_original_forward")
 """Attributes that accelerate gives a model for mixed precision; they call the model itself."""
@@ -36,9 +36,7 @@ def as_selectors(groups: Sequence[Any] | None) -> list[Any] | None:
     """
     if groups is None:
         return None
-    given = [groups] if isinstance(groups, (str, dict)) else groups
-    named = [{"kind": g} if isinstance(g, str) else g for g in given]
-    return [g if isinstance(g, GroupSet) else as_selector(g) for g in named]
+    return [g if isinstance(g, GroupSet) else as_selector(g) for g in as_list(groups)]
 
 
 def is_plain(value: Any) -> bool:

@@ -70,6 +70,9 @@ def decompose_cp(weight: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     from tensorly.decomposition import parafac
 
     sizes = [size for size in weight.shape[2:] if size > 1]
+    if not bool(weight.any()):  # which has no directions to begin with
+        zeros = [weight.new_zeros(ranks[0], size) for size in (weight.shape[1], *sizes)]
+        return [*zeros, weight.new_zeros(len(weight), ranks[0])]
     _, found = quietly(
         parafac,
         weight.reshape(*weight.shape[:2], *sizes),

@@ -21,6 +21,7 @@ from ssl_lightning.graph import (
     with_plain_weights,
     working_copy,
 )
+from ssl_lightning.graph.copies import outside_inference
 from ssl_lightning.measure.macs import count_macs
 
 Answer = TypeVar("Answer")
@@ -52,6 +53,7 @@ class CompactForm:
         self.constants = constants
         self._traced: tuple[nn.Module, nn.Module, Trace] | None = None
 
+    @outside_inference
     def ask(self, model: nn.Module, question: Callable[[nn.Module], Answer]) -> Answer:
         """Return what a question about the compact form of a network is answered.
 

@@ -61,11 +61,12 @@ def count_macs(
         {'0': 72, '2': 80}
     """
     inputs = as_inputs(example_input)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mm: _product_flops})
+    counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
     copied = working_copy(model).requires_grad_(False).eval()  # hooks fail on views that need them
     with ExitStack() as stack:
         stack.enter_context(same_random_state())
-        stack.enter_context(_countable_attention())
+        recurrent = any(isinstance(module, nn.RNNBase) for module in copied.modules())
+        stack.enter_context(_countable_products(recurrent))
         stack.enter_context(torch.no_grad())
         own = stack.enter_context(_own_flops(copied, counter)) if per_layer else {}
         stack.enter_context(counter)
@@ -118,6 +119,15 @@ def _product_flops(first: Any, second: Any, *_: Any, **__: Any) -> int:
 _product_flops._get_raw = True  # type: ignore[attr-defined]  # given tensors, not their shapes
 
 
+def _vector_flops(matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of the product of a matrix and a vector, whose shapes are given."""
+    return 2 * int(matrix[0]) * int(vector[0])
+
+
+PRODUCTS = {torch.ops.aten.mm: _product_flops, torch.ops.aten.mv: _vector_flops}
+"""Operators of torch -> how their FLOPs are counted here."""
+
+
 @contextmanager
 def _own_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
     """Charge what the counter gained since the last change of module to the innermost module."""
@@ -163,15 +173,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _countable_attention() -> Iterator[None]:
-    """Make attention run as matrix products: the counter does not know its fused operators."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
+def _countable_products(recurrent: bool) -> Iterator[None]:
+    """Make attention and recurrent layers run as products: fused operators are not counted."""
+    attention = torch.backends.mha.get_fastpath_enabled()
+    # slower without these libraries, whose recurrent layers are one operator
+    libraries: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn] if recurrent else []
+    enabled = [library.enabled for library in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
+    for library in libraries:
+        library.enabled = False
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch.backends.mha.set_fastpath_enabled(attention)
+        for library, value in zip(libraries, enabled, strict=True):
+            library.enabled = value
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.locks import GroupLocks
 from ssl_lightning.penalties.specs import Penalty
 from ssl_lightning.penalties.terms import Term, refuse_metric
@@ -38,6 +39,7 @@ AT_WORK: WeakKeyDictionary[Optimizer, WeakSet[Attachment]] = WeakKeyDictionary()
 class Acting(Protocol):
     """What an attachment asks of a :class:`~ssl_lightning.Regularizer`."""
 
+    model: nn.Module
     penalties: list[Penalty]
     terms: list[Term]
 
@@ -179,7 +181,7 @@ class Attachment:
         if stepped is not False:
             self.regularizer.proximal_step_(optimizer, self.epoch())
             if self.locks:
-                self.locks.enforce_(self.regularizer.parameters())
+                self.locks.enforce_(named_tensors(self.regularizer.model))
 
 
 def warn_of_others(attachment: Attachment, optimizers: Iterable[Optimizer]) -> None:

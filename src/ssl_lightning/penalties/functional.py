@@ -132,8 +132,18 @@ def prox_group_lasso_metric(
 
 
 def single(weight: Tensor, index_dims: tuple[int, ...]) -> GroupSet:
-    """Return the group set of one tensor."""
-    return GroupSet("", "", (Member("w", tuple(weight.shape), tuple(sorted(index_dims))),))
+    """Return the group set of one tensor.
+
+    Raises:
+        ValueError: for dims that the tensor does not have, or one twice.
+    """
+    dims = sorted({d + weight.dim() if d < 0 else d for d in index_dims})
+    if len(dims) < len(index_dims) or any(not 0 <= d < weight.dim() for d in dims):
+        raise ValueError(
+            f"Expected `index_dims` to be different dimensions of a tensor of the shape "
+            f"{tuple(weight.shape)}, got {index_dims}. Give (0,) for rows, say."
+        )
+    return GroupSet("", "", (Member("w", tuple(weight.shape), tuple(dims)),))
 
 
 def check_threshold(where: str, value: float) -> None:

@@ -349,9 +349,9 @@ def check_argument(where: str, name: str, value: object, above: float, usual: fl
 
 
 def positive(threshold: StepSize) -> StepSize:
-    """Return a threshold; one in a tensor as at least the smallest number, so that 0 / 0 is 0."""
+    """Return a threshold as at least the smallest number: a norm of 0 divided by it is 0."""
     if not isinstance(threshold, Tensor):
-        return threshold
+        return max(threshold, torch.finfo(torch.float32).tiny)
     return threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
 
 

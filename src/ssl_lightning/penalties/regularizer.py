@@ -34,8 +34,9 @@ from ssl_lightning.penalties.terms import (
     disjoint_stages,
     proximal_maps_,
     say_left_out,
+    warn_of_weights_without,
 )
-from ssl_lightning.steps import has_stepped, step_sizes
+from ssl_lightning.steps import has_stepped, idle_parameters, step_sizes
 from ssl_lightning.suggest import shortened
 
 
@@ -106,6 +107,7 @@ class Regularizer:
                     f"penalties have all of its groups ({self.left_out[sets[0].name]}, ...), so "
                     "it would do nothing. Take it out."
                 )
+        warn_of_weights_without(model, self.penalties)
         self.group_sets = list({s.name: s for sets in resolved for s in sets}.values())
         terms = [
             Term(index, p, p.group_strength(s, full_sizes.get(s.name)), s)
@@ -363,11 +365,13 @@ class Regularizer:
                 f"parameters ({active[0][0].parameters()[0]}, ...). Call it with the optimizer "
                 "that trains them."
             )
+        idle = idle_parameters(optimizer, parameters)  # sets of which nothing was used
+        active = [(term, s) for term, s in active if not idle.issuperset(term.parameters())]
         frozen = (name for name in wanted if not parameters[name].requires_grad)
         steps.update(dict.fromkeys(frozen))  # held by an optimizer or not, they do not step
         stepped = has_stepped(optimizer)
         where = stepped if isinstance(stepped, Tensor) else None
-        for stage in disjoint_stages(active):
+        for stage in disjoint_stages(active, parameters):
             proximal_maps_(stage, parameters, steps, where)
 
     def _active(self, mode: str, epoch: float) -> Active:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.groups import GroupSet
+from ssl_lightning.groups.kinds import KINDS, Elements, without_elements
+from ssl_lightning.groups.selectors import EVERY
 from ssl_lightning.penalties.functional import (
     any_norms,
     inverse_norms,
@@ -82,14 +85,14 @@ def add_subgradient_(
             member.store_(weight.grad, part)
 
 
-def disjoint_stages(active: Active) -> list[Active]:
+def disjoint_stages(active: Active, parameters: Mapping[str, nn.Parameter]) -> list[Active]:
     """Split terms into stages that share no parameter, keeping their order on each parameter."""
     stages: list[Active] = []
-    reached: dict[str, int] = {}
+    reached: dict[int, int] = {}
     for term, strength in active:
-        names = term.parameters()
-        stage = max(reached.get(name, 0) for name in names)
-        reached.update(dict.fromkeys(names, stage + 1))
+        keys = [id(parameters[name]) for name in term.parameters()]  # layers may share one
+        stage = max(reached.get(key, 0) for key in keys)
+        reached.update(dict.fromkeys(keys, stage + 1))
         stages.extend([] for _ in range(stage + 1 - len(stages)))
         stages[stage].append((term, strength))
     return stages
@@ -180,6 +183,17 @@ def say_left_out(pairs: tuple[tuple[str, str], ...]) -> None:
             "slices, such as %s to %s.",
             len(pairs),
             *pairs[0],
+        )
+
+
+def warn_of_weights_without(model: nn.Module, penalties: Sequence[Penalty]) -> None:
+    """Warn where single elements of all layers are penalised, and some weights have no groups."""
+    chosen = [p for p in penalties if isinstance(KINDS[p.kind], Elements) and p.layers == EVERY]
+    if chosen and (names := list(without_elements(model))):
+        warnings.warn(
+            f"Regularizer: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} are not "
+            f"penalised: only parameters named `weight` have {chosen[0].kind} groups.",
+            stacklevel=3,
         )
 
 

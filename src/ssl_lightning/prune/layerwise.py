@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.compaction.planning import check_finite
 from ssl_lightning.graph import ExampleInput, working_copy
+from ssl_lightning.graph.copies import outside_inference
 from ssl_lightning.groups import GroupSet, Selector
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.groups.surroundings import Surroundings
@@ -28,6 +29,7 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 WHERE = "sensitivity"
 
 
+@outside_inference
 def sensitivity(
     model: nn.Module,
     example_input: ExampleInput,
@@ -117,6 +119,7 @@ def sensitivity(
     )
 
 
+@outside_inference
 def measure_rises(
     model: nn.Module,
     group_sets: Sequence[GroupSet],

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from ssl_lightning.compaction.planning import check_finite
 from ssl_lightning.costs import Costs, LatencyMeter, Target, parse_targets
 from ssl_lightning.graph import ExampleInput, missing_heads, trace
+from ssl_lightning.graph.copies import outside_inference
 from ssl_lightning.groups import (
     GroupSet,
     Selector,
     resolve_each,
 )
-from ssl_lightning.groups.kinds import COUPLED_KINDS, HEAD
-from ssl_lightning.groups.resolve import make_sets, named_tensors
+from ssl_lightning.groups.kinds import COUPLED_KINDS, HEAD, KINDS, Elements, without_elements
+from ssl_lightning.groups.resolve import make_sets, named_tensors, splits
+from ssl_lightning.groups.selectors import as_list
 from ssl_lightning.groups.surroundings import Surroundings
 from ssl_lightning.measure import count_macs
 from ssl_lightning.measure.left import CompactForm
@@ -95,6 +97,7 @@ class PruneReport:
         return "\n".join([*lines, *reasons(self.retained)])
 
 
+@outside_inference
 def prune_(
     model: nn.Module,
     example_input: ExampleInput,
@@ -185,6 +188,8 @@ def prune_(
     around = Surroundings(model, example_input, strict=True)
     group_sets = resolve(model, around, groups, kind)
     retained = around.retained | ({} if kind == HEAD or groups else whole_heads(around))
+    if groups is None and isinstance(KINDS[kind], Elements):
+        retained |= without_elements(model)
     if not group_sets:
         return nothing_to_prune(model, example_input, kind, targets, retained)
     meter = meter_of(engine, model, example_input)
@@ -334,7 +339,7 @@ def resolve(
     """
     if groups is None and kind in COUPLED_KINDS:
         return make_sets(around, Selector(kind)) if around.has_kind(kind) else []
-    given = [Selector(kind)] if groups is None else list(groups)
+    given = [Selector(kind)] if groups is None else as_list(groups)
     sets = [g for g in given if isinstance(g, GroupSet)]
     selectors = [g for g in given if not isinstance(g, GroupSet)]
     resolved = [s for part in resolve_each(model, selectors, around=around) for s in part]
@@ -343,11 +348,14 @@ def resolve(
         raise ValueError(f"{where}: expected `groups` to hold group sets or selectors, got none.")
     parameters = named_tensors(model)
     for group_set in found.values():
-        for name in group_set.parameters():
-            if name not in parameters:
+        for part in (*group_set.members, *group_set.companions):
+            tensor = parameters.get(part.parameter)
+            if tensor is None or not splits(part.shape, tuple(tensor.shape)):
+                got = "none" if tensor is None else f"one of the shape {tuple(tensor.shape)}"
                 raise ValueError(
-                    f"{where}: {type(model).__name__} has no parameter `{name}`, which the groups "
-                    f"{group_set.name} need. Resolve the groups on this model."
+                    f"{where}: expected {type(model).__name__} to have a parameter "
+                    f"`{part.parameter}` that can be viewed as {part.shape}, which the groups "
+                    f"{group_set.name} need, got {got}. Resolve the groups on this model."
                 )
     return list(found.values())
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graph import ExampleInput
+from ssl_lightning.graph import ExampleInput, same_random_state
 from ssl_lightning.groups import GroupSet, Selector
 from ssl_lightning.groups.resolve import named_tensors
 from ssl_lightning.groups.sets import norm_dtype
@@ -104,6 +105,22 @@ class Expansion:
         return Scores(title, f"{CONDITIONS} in {self.steps} training steps", values)
 
 
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give a network its gradients and buffers (statistics of norms) back afterwards."""
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name]
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers:  # some are made when a network is run first
+                    buffer.copy_(buffers[name])
+
+
 def taylor(
     model: nn.Module,
     example_input: ExampleInput,
@@ -128,7 +145,7 @@ def taylor(
         What ``prune_(model, ..., importance=found)`` takes for the same groups.
 
     Raises:
-        ValueError: if there are no batches or no such groups.
+        ValueError: if there are no batches, no finite gradients or no such groups.
 
     Example:
         >>> from ssl_lightning import create_backbone, prune_
@@ -147,16 +164,17 @@ def taylor(
             f"taylor: expected {kind} groups that compaction could remove, got none in "
             f"{type(model).__name__}. Give other groups."
         )
-    before = {name: parameter.grad for name, parameter in model.named_parameters()}
-    found = Expansion(sets)
-    try:
-        for batch in batches:
+    found, number = Expansion(sets), 0
+    with unchanged(model), same_random_state():
+        for number, batch in enumerate(batches, 1):  # noqa: B007 - their number is read below
             model.zero_grad(set_to_none=True)
             loss(model, batch).backward()
             found.add(named_tensors(model))
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.grad = before[name]
-    if not found.steps:
+    if not number:
         raise ValueError("taylor: expected at least one batch, got none. Give training data.")
+    if not found.steps:
+        raise ValueError(
+            f"taylor: expected finite gradients, got none in {number} batches. Give a network and "
+            "a loss that are finite."
+        )
     return found.scores(type(model).__name__)
