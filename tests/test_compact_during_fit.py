@@ -181,7 +181,9 @@ STATEFUL = {
 }
 
 
-@pytest.mark.parametrize("kind", SLICEABLE, ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kind", [k for k in SLICEABLE if k.__module__.startswith("torch.")], ids=lambda k: k.__name__
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_optimizer_state_is_the_slice_of_the_old_one(trainer, kind, channels_last):
     old = {}
