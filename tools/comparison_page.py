@@ -64,7 +64,12 @@ def engines_table(record: BenchmarkResult) -> str:
         cells = [f"{times[n].median_ms:.2f} ± {times[n].iqr_ms:.2f}" for n in (dense, compact)]
         ratio = times[compact].median_ms / times[dense].median_ms
         rows.append((engine, *cells, f"{ratio:.2f}"))
-    head = ("engine", "dense, ms", "compact, ms", "ratio of medians")
+    head = (
+        f"engine, on {record.machine.processor}",
+        "dense, ms",
+        "compact, ms",
+        "ratio of medians",
+    )
     return table(head, rows) + "\n"
 
 
