@@ -74,8 +74,8 @@ class Compared:
             images: which these are, in plain values.
         """
         form = [getattr(self.data, name, None) for name in ("normalize", "mean", "std")]
-        told = json.dumps([tuple(self.example.shape), form, images], default=str)
-        found = hashlib.sha256(told.encode())
+        text = json.dumps([tuple(self.example.shape), form, images], default=str)
+        found = hashlib.sha256(text.encode())
         for name, value in self.model.state_dict().items():
             found.update(name.encode())
             if isinstance(value, Tensor):
